@@ -1,0 +1,220 @@
+"""How a job starts and ends: settings, logging, Ray, the run folder, the report, the exit code."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ray
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    EnvSettingsSource,
+    InitSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+from rich.console import Console
+from rich.table import Table
+
+from adbooster.errors import AdboosterError, ConfigError
+from adbooster.objects import Root
+from adbooster.report import percent
+
+log = logging.getLogger("adbooster")
+SHARED = ("root_uri", "run_id", "dry_run")
+
+
+def main(config_class: type[BaseModel], job: Callable[[Any], BaseModel], argv: list[str] | None = None) -> None:
+    """Run one job as a program: exit code 0 only if it did all it promised; its report is the last line of stdout."""
+    logging.basicConfig(
+        level=os.environ.get("ADBOOSTER_LOG", "INFO"), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        config = load(config_class, sys.argv[1:] if argv is None else argv)
+        report = run(config, job)
+    except AdboosterError as e:
+        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(e, ConfigError) else 1) from None
+    print(report.model_dump_json(), flush=True)
+
+
+def load(config_class: type[BaseModel], argv: list[str]) -> Any:
+    """The job's settings from the YAML file named by --config, environment (ADBOOSTER_...) and flags, in rising order.
+
+    A file may hold one section a job; what stands beside the sections is shared by those that know it. Paths in the
+    file are relative to the file.
+    raises ConfigError that names the first setting that cannot work
+    """
+    path, rest = _config_flag(argv)
+    from_file = _from_file(config_class, path) if path else {}
+
+    class Settings(config_class, BaseSettings):
+        model_config = SettingsConfigDict(
+            env_prefix="ADBOOSTER_",
+            env_nested_delimiter="__",
+            extra="forbid",
+            frozen=True,
+            cli_kebab_case=True,
+            cli_implicit_flags=True,
+        )
+
+        @classmethod
+        def settings_customise_sources(cls, settings_cls, **_):
+            flags = CliSettingsSource(settings_cls, cli_parse_args=rest, cli_use_class_docs_for_groups=True)
+            return flags, EnvSettingsSource(settings_cls), InitSettingsSource(settings_cls, from_file)
+
+    Settings.__doc__ = config_class.__doc__
+    try:
+        values = Settings().model_dump()
+    except ValidationError as e:
+        raise ConfigError(_first_error(e)) from e
+    except SettingsError as e:
+        raise ConfigError(f"{e}; `--help` lists the settings") from e
+    values["run_id"] = values.get("run_id") or datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return config_class.model_validate(values)
+
+
+def _config_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
+    rest, path, args = [], None, iter(argv)
+    for arg in args:
+        if arg == "--config":
+            path = next(args, "")
+        elif arg.startswith("--config="):
+            path = arg.removeprefix("--config=")
+        else:
+            rest.append(arg)
+    if path is not None and not Path(path).is_file():
+        raise ConfigError(f"there is no config file {path!r}")
+    return path and Path(path), rest
+
+
+def _from_file(config_class: type[BaseModel], path: Path) -> dict:
+    try:
+        found = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{path} is not YAML: {e}") from e
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} should hold settings (name: value) and holds a {type(found).__name__}")
+    found = _relative_to(path.resolve().parent, found)
+    section = config_class.__name__.removesuffix("Config").lower()
+    if isinstance(found.get(section), dict):
+        return {k: found[k] for k in SHARED if k in found} | found[section]
+    return found
+
+
+def _relative_to(folder: Path, value: Any) -> Any:
+    """Values that start with ./ or ../ as absolute paths."""
+    if isinstance(value, dict):
+        return {k: _relative_to(folder, v) for k, v in value.items()}
+    if isinstance(value, str) and value.startswith(("./", "../")):
+        return str((folder / value).resolve())
+    return value
+
+
+def _first_error(e: ValidationError) -> str:
+    first = e.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or "settings"
+    flag = "--" + name.replace("_", "-")
+    if first["type"] == "missing":
+        return f"{flag} is required and has no default; give it as a flag or in the file named by --config"
+    if first["type"] == "extra_forbidden":
+        return f"there is no setting {name!r}; `--help` lists them"
+    return f"{flag} {str(first['input'])[:200]!r}: {first['msg']}"
+
+
+def run(config: Any, job: Callable[[Any], BaseModel]) -> BaseModel:
+    """Check what can be checked, start Ray, run the job, and leave config.json and report.json in the run's folder."""
+    module = sys.modules[job.__module__]
+    module.check(config)
+    root = Root(config.root_uri)
+    if not config.dry_run:
+        root.write_json(f"runs/{config.run_id}/{module.__name__.split('.')[-1]}.config.json", _provenance(config))
+    _start_ray(module)
+    report = job(config)
+    if not config.dry_run:
+        root.write_json(f"runs/{config.run_id}/report.json", report.model_dump(mode="json"))
+    if sys.stderr.isatty() or os.environ.get("ADBOOSTER_SUMMARY"):
+        _summary(report.model_dump())
+    return report
+
+
+def _start_ray(module: ModuleType) -> None:
+    """The cluster that RAY_ADDRESS names (a submitted job has it), or one of this machine alone."""
+    if module.__name__.endswith(".cohorts") or ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False)
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # this machine alone; otherwise Ray leaves a token in the home
+    cpus = int(os.environ.get("ADBOOSTER_LOCAL_CPUS", 0)) or max(8, os.cpu_count() or 1)
+    ray.init(
+        address="local",
+        num_cpus=cpus,  # logical: actors wait on files and each other more than they compute
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        _temp_dir=tempfile.mkdtemp(prefix="adb-", dir="/tmp"),
+    )
+
+
+def _provenance(config: BaseModel) -> dict:
+    packages = ("adbooster", "ray", "torch", "diffusers", "transformers", "open_clip_torch", "deltalake", "onnxruntime")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "config": config.model_dump(mode="json"),
+        "versions": versions | {"python": platform.python_version()},
+        "git_commit": git.stdout.strip() or None,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _summary(report: dict) -> None:
+    """The night in a few lines on the terminal (stderr; stdout is for the report)."""
+    console = Console(stderr=True)
+    uplift = (report.get("generate") or report).get("uplift")
+    if uplift:
+        table = Table(
+            "family",
+            "creatives",
+            "CLIP score",
+            "product on white",
+            "uplift",
+            title="Winners against the product on white",
+        )
+        for family, u in uplift.items():
+            table.add_row(
+                family,
+                str(u["creatives"]),
+                f"{u['clip_score']:.3f}",
+                f"{u['neutral_score']:.3f}",
+                percent(u["uplift_share"]),
+            )
+        console.print(table)
+    if report.get("gallery_uri"):
+        console.print(f"gallery: {report['gallery_uri']}", soft_wrap=True)
+    console.print(f"{report['job']} took {report['seconds']:.0f} s")
+
+
+def read_report(line: str) -> dict:
+    """The report from the last line of a job's output."""
+    return json.loads(line)

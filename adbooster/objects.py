@@ -1,0 +1,143 @@
+"""Object storage: a root folder or bucket, objects named by their content, model folders brought to the node."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.fs
+from fsspec.core import url_to_fs
+
+from adbooster.errors import ConfigError
+
+
+class Root:
+    """Everything below `root_uri` (a local folder or `s3://bucket/prefix`); paths are relative, with `/`.
+
+    Credentials and endpoint come from the environment (AWS_ENDPOINT_URL and the usual AWS names), never from config.
+    """
+
+    def __init__(self, uri: str):
+        self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).absolute())
+        self.fs, self.base = _filesystem(self.uri)
+
+    def __reduce__(self):
+        return Root, (self.uri,)
+
+    def path(self, relative: str) -> str:
+        return f"{self.base}/{relative}"
+
+    def read(self, relative: str) -> bytes:
+        return self.fs.cat_file(self.path(relative))
+
+    def exists(self, relative: str) -> bool:
+        return self.fs.exists(self.path(relative))
+
+    def write(self, relative: str, content: bytes) -> None:
+        """Replace one object whole: readers see the old one or the new one."""
+        path = self.path(relative)
+        if not _is_local(self.fs):
+            self.fs.pipe_file(path, content)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".part-")
+        with os.fdopen(handle, "wb") as f:
+            f.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+
+    def write_json(self, relative: str, content: Any) -> None:
+        self.write(relative, (json.dumps(content, indent=2, default=str) + "\n").encode())
+
+    def put(self, content: bytes, extension: str) -> str:
+        """Store content under the name that follows from it; returns `objects/ab/<sha256>.<ext>`. Twice is once."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        relative = f"objects/{sha256[:2]}/{sha256}.{extension}"
+        if not self.exists(relative):
+            self.write(relative, content)
+        return relative
+
+    def put_folder(self, folder: Path, relative: str) -> None:
+        """Copy a local folder below the root; its `card.json`, which says it is whole, goes last."""
+        files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: (p.name == "card.json", str(p)))
+        for path in files:
+            self.write(f"{relative}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+    def names(self, folder: str) -> list[str]:
+        """Names directly below a folder, sorted; none if there is no such folder."""
+        if not self.exists(folder):
+            return []
+        return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in self.fs.ls(self.path(folder), detail=False))
+
+    def check_writable(self) -> None:
+        """raises ConfigError if nothing can be written here"""
+        probe = "runs/.writable"
+        try:
+            self.write(probe, b"")
+            self.fs.rm_file(self.path(probe))
+        except (OSError, PermissionError) as e:
+            raise ConfigError(f"root_uri {self.uri} cannot be written: {e}") from e
+
+    def arrow(self) -> pyarrow.fs.PyFileSystem:
+        """The same storage as a pyarrow filesystem, for Ray Data."""
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs))
+
+
+def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    options = {"use_listings_cache": False} if uri.startswith("s3://") else {}
+    fs, base = url_to_fs(uri, **options)
+    return fs, base.rstrip("/")
+
+
+def _is_local(fs) -> bool:
+    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+
+
+def local_copy(uri: str) -> Path:
+    """A model file or folder as a local path: itself, or copied once to this node's cache.
+
+    raises ConfigError if there is nothing at `uri`
+    """
+    fs, path = _filesystem(uri)
+    if not fs.exists(path):
+        raise ConfigError(f"there is no model at {uri}")
+    if _is_local(fs):
+        return Path(path)
+    cache = Path(os.environ.get("ADBOOSTER_CACHE", Path(tempfile.gettempdir()) / f"adbooster-cache-{os.getuid()}"))
+    name = hashlib.sha256(uri.encode()).hexdigest()[:16] + "-" + path.rsplit("/", 1)[-1]
+    target = cache / name
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        staging = Path(tempfile.mkdtemp(dir=cache))
+        fs.get(path, str(staging / name), recursive=fs.isdir(path))
+        try:
+            (staging / name).rename(target)
+        except OSError:  # another process of this node was first
+            if not target.exists():
+                raise
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def content_hash(path: Path) -> str:
+    """16 hex digits over names and bytes of a file, or of a folder without its card.json."""
+    hasher = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name != "card.json")
+    for file in files:
+        hasher.update(file.relative_to(path).as_posix().encode() + b"\0")
+        with file.open("rb") as f:
+            hasher.update(hashlib.file_digest(f, "sha256").digest())
+    return hasher.hexdigest()[:16]
+
+
+def refuse_pickles(path: Path) -> None:
+    """raises ConfigError if a model folder holds weights only in a format that can run code"""
+    bad = [p.name for p in path.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+    good = any(p.suffix in (".safetensors", ".onnx") for p in [path, *path.rglob("*")])
+    if bad or not good:
+        found = f"holds {', '.join(bad)}" if bad else "holds no weights"
+        raise ConfigError(f"the model {path} {found}; give safetensors or ONNX")

@@ -1,0 +1,31 @@
+"""From a cohort and a product to text."""
+
+import unicodedata
+
+NEGATIVE_PROMPT = "people, person, face, hands, text, logo, watermark"
+
+
+def clean(text: str) -> str:
+    """One line without control characters or repeated spaces: text from feeds and files is data."""
+    kept = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    return " ".join(kept.split())
+
+
+def interest(query: str, context: str) -> str:
+    """The text a creative is scored against: what the user looks for and the situation, the paper's Q and C."""
+    return ", ".join(part for part in (clean(query), clean(context)) if part)
+
+
+def prompt_qc(product: str, query: str, context: str, template: str = "{product}, {query}, {context}") -> str:
+    """The paper's z_QC: a plain concatenation; `product` is its caption without the photo's background, or its title."""
+    return template.format(product=clean(product), query=clean(query), context=clean(context))
+
+
+def product_words(caption: str, title: str) -> str:
+    """What the product is: the caption up to where it starts on the surroundings, or the title if there is no caption."""
+    words = clean(caption).split()
+    for i, word in enumerate(words):
+        if i and word in ("on", "in", "at", "with", "against"):
+            words = words[:i]
+            break
+    return " ".join(words) or clean(title)

@@ -1,0 +1,137 @@
+"""The tables: the contract between the jobs. Rows in flight only grow to the right and edit nothing but `reject`."""
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from adbooster.errors import SchemaError
+
+# Why a picture was not used, or a request not filled. One fixed word each; null means usable.
+REJECTS = (
+    "missing_id",
+    "duplicate_id",
+    "missing_image",
+    "unreachable_image",
+    "oversized_image",
+    "unreadable_image",
+    "image_too_small",
+    "mask_empty",
+    "mask_full",
+    "mask_touches_border",
+    "caption_empty",
+    "not_painted",
+)
+
+ROLES = ("main", "additional", "lifestyle")
+
+
+def _schema(base: pa.Schema | None = None, **columns: pa.DataType) -> pa.Schema:
+    fields = [f for f in base or [] if f.name not in columns]
+    return pa.schema(fields + [pa.field(name, kind) for name, kind in columns.items()])
+
+
+_TEXTS = pa.list_(pa.string())
+
+# One row a picture of a product, as the feed names it.
+PICTURES = _schema(
+    sample_id=pa.string(),
+    product_id=pa.string(),
+    role=pa.string(),
+    title=pa.string(),
+    category=pa.string(),
+    image_uri=pa.string(),
+    reject=pa.string(),
+)
+FETCHED = _schema(
+    PICTURES,
+    photo_uri=pa.string(),
+    photo_sha256=pa.string(),
+    width=pa.int32(),
+    height=pa.int32(),
+    fingerprint=pa.string(),
+)
+MASKED = _schema(FETCHED, mask_uri=pa.string(), mask_area_share=pa.float32())
+CAPTIONED = _schema(MASKED, caption=pa.string())
+JUDGED = _schema(CAPTIONED, background=pa.string())
+SAMPLES = _schema(JUDGED, retired_at=pa.timestamp("us", tz="UTC"))
+
+COHORTS = _schema(
+    cohort_id=pa.string(),
+    family=pa.string(),
+    query=pa.string(),
+    context=pa.string(),
+    interests=_TEXTS,
+    size=pa.int64(),
+    version=pa.string(),
+)
+
+# One product x one cohort under one recipe, with all that painting it needs but the pixels.
+REQUESTS = _schema(
+    request_id=pa.string(),
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    family=pa.string(),
+    text=pa.string(),
+    prompt=pa.string(),
+    photo_uri=pa.string(),
+    photo_sha256=pa.string(),
+    mask_uri=pa.string(),
+    own_photo_uris=_TEXTS,
+    reject=pa.string(),
+)
+
+LAYOUT = pa.struct([(name, pa.int32()) for name in ("x_px", "y_px", "width_px", "height_px")])
+GATES = pa.struct([("product_max_diff", pa.int32())])
+
+CREATIVES = _schema(
+    creative_id=pa.string(),
+    request_id=pa.string(),
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    rank=pa.int32(),
+    prompt=pa.string(),
+    negative_prompt=pa.string(),
+    seed=pa.int64(),
+    layout=LAYOUT,
+    recipe_id=pa.string(),
+    weights_revision=pa.string(),
+    clip_score=pa.float32(),
+    neutral_score=pa.float32(),
+    margin=pa.float32(),
+    gates=GATES,
+    fallback=pa.bool_(),
+    uri=pa.string(),
+    sha256=pa.string(),
+    width=pa.int32(),
+    height=pa.int32(),
+    size_bytes=pa.int64(),
+    gpu_s=pa.float32(),
+    run_id=pa.string(),
+)
+STAGED = _schema(CREATIVES, reject=pa.string())
+
+
+def check(table: pa.Table, wanted: pa.Schema, what: str = "table") -> pa.Table:
+    """The table with exactly the wanted columns in the wanted order; SchemaError names the first that is off."""
+    for field in wanted:
+        if field.name not in table.column_names:
+            raise SchemaError(f"{what} lacks the column {field.name!r}; it has {', '.join(table.column_names)}")
+        found = table.schema.field(field.name).type
+        if found != field.type and not pa.types.is_null(found):
+            raise SchemaError(f"{what}: column {field.name!r} should be {field.type} and is {found}")
+    return table.select(wanted.names).cast(wanted)
+
+
+def fill(table: pa.Table, wanted: pa.Schema) -> pa.Table:
+    """The table with exactly the wanted columns: those it lacks as nulls, those not wanted dropped."""
+    columns = {
+        f.name: table[f.name] if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in wanted
+    }
+    return pa.table(columns).cast(wanted)
+
+
+def extend(table: pa.Table, wanted: pa.Schema, **columns: Iterable) -> pa.Table:
+    """The table grown to `wanted` by `columns` (lists of Python values); a stage's last line."""
+    kept = {name: table[name] for name in table.column_names if name in wanted.names}
+    new = {name: pa.array(list(values), wanted.field(name).type) for name, values in columns.items()}
+    return check(pa.table(kept | new), wanted)

@@ -1,0 +1,194 @@
+"""The embedded models' architectures, built fresh (random weights) and saved in the formats of the big ones."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionInpaintPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.attention_processor import AttnProcessor
+from open_clip import CLIP
+from safetensors.torch import save_file
+from transformers import (
+    BertTokenizerFast,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessor,
+    BlipProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
+
+from adbooster.tiny.texts import CONTEXT_LENGTH
+
+SIDE_PX = 128
+TEXT_WIDTH = 128
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+CLIPS = {
+    "rank": {
+        "embed_dim": 128,
+        "vision_cfg": {"image_size": 64, "layers": 4, "width": 192, "head_width": 48, "patch_size": 8},
+        "text_cfg": {"context_length": CONTEXT_LENGTH, "width": 128, "heads": 4, "layers": 2},
+    },
+    "judge": {
+        "embed_dim": 96,
+        "vision_cfg": {"image_size": 96, "layers": [1, 1, 2, 1], "width": 24, "head_width": 24},
+        "text_cfg": {"context_length": CONTEXT_LENGTH, "width": 160, "heads": 5, "layers": 2},
+    },
+}
+
+
+def new_vae() -> AutoencoderKL:
+    """Factor 4, 4 latent channels: 128 px <-> 32x32."""
+    widths = (16, 32, 64)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=widths,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=SIDE_PX,
+        mid_block_add_attention=False,
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """10.7 M parameters; cross-attention on the lower two levels only (see the README on what that saves)."""
+    unet = UNet2DConditionModel(
+        sample_size=SIDE_PX // 4,
+        in_channels=9,
+        out_channels=4,
+        block_out_channels=(32, 64, 128, 192),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    unet.set_attn_processor(AttnProcessor())
+    return unet
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer, clip: CLIP) -> CLIPTextModel:
+    """A CLIP text model that starts from an open_clip text tower of the same shape, as Stable Diffusion's does."""
+    tower = CLIPS["rank"]["text_cfg"]
+    model = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=tower["width"],
+            intermediate_size=4 * tower["width"],
+            num_hidden_layers=tower["layers"],
+            num_attention_heads=tower["heads"],
+            max_position_embeddings=CONTEXT_LENGTH,
+            hidden_act="gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    model.load_state_dict(_text_tower(clip), strict=False)
+    return model
+
+
+def _text_tower(clip: CLIP) -> dict[str, torch.Tensor]:
+    """open_clip's names of the text tower's weights to those of transformers."""
+    found = {k.removeprefix("text."): v for k, v in clip.state_dict().items()}
+    out = {
+        "embeddings.token_embedding.weight": found["token_embedding.weight"],
+        "embeddings.position_embedding.weight": found["positional_embedding"],
+    }
+    names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    names |= {"attn.out_proj": "self_attn.out_proj"}
+    for kind in ("weight", "bias"):
+        out[f"final_layer_norm.{kind}"] = found[f"ln_final.{kind}"]
+        for i in range(CLIPS["rank"]["text_cfg"]["layers"]):
+            ours, theirs = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
+            out |= {f"{ours}.{new}.{kind}": found[f"{theirs}.{old}.{kind}"] for old, new in names.items()}
+            parts = found[f"{theirs}.attn.in_proj_{kind}"].chunk(3)
+            out |= {f"{ours}.self_attn.{n}_proj.{kind}": part for n, part in zip("qkv", parts, strict=True)}
+    return out
+
+
+def new_scheduler() -> DPMSolverMultistepScheduler:
+    """v-prediction with zero terminal SNR, sampled by DPM-Solver++."""
+    return DPMSolverMultistepScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
+
+
+def new_blip(tokenizer: BertTokenizerFast) -> BlipForConditionalGeneration:
+    text = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=160,
+        encoder_hidden_size=160,
+        intermediate_size=480,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT_LENGTH,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        bos_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = dict(
+        hidden_size=160, intermediate_size=480, num_hidden_layers=4, num_attention_heads=4, image_size=96, patch_size=12
+    )
+    return BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision, projection_dim=64))
+
+
+def blip_processor(tokenizer: BertTokenizerFast) -> BlipProcessor:
+    images = BlipImageProcessor(size={"height": 96, "width": 96}, image_mean=CLIP_MEAN, image_std=CLIP_STD)
+    return BlipProcessor(images, tokenizer)
+
+
+def new_clip(name: str, tokenizer: CLIPTokenizer) -> CLIP:
+    cfg = CLIPS[name]
+    text = {**cfg["text_cfg"], "vocab_size": len(tokenizer)}
+    return CLIP(embed_dim=cfg["embed_dim"], vision_cfg=cfg["vision_cfg"], text_cfg=text)
+
+
+def save_pipeline(folder: Path, vae, unet, text_encoder, tokenizer) -> None:
+    """The whole outpainter as the stock pipeline class saves it, fp16 safetensors."""
+    scale = vae.config.scaling_factor
+    pipe = StableDiffusionInpaintPipeline(
+        vae, text_encoder, tokenizer, unet, new_scheduler(), None, None, requires_safety_checker=False
+    )
+    assert pipe.vae.config.scaling_factor == scale
+    pipe.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+
+
+def save_blip(folder: Path, model: BlipForConditionalGeneration, processor: BlipProcessor) -> None:
+    model.half().save_pretrained(folder, safe_serialization=True)
+    processor.save_pretrained(folder)
+
+
+def save_clip(folder: Path, name: str, model: CLIP, tokenizer: CLIPTokenizer) -> None:
+    """A folder that open_clip loads as `local-dir:<folder>`: config, tokenizer and fp16 weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    cfg = CLIPS[name]
+    text = {**cfg["text_cfg"], "vocab_size": len(tokenizer), "hf_tokenizer_name": "local"}
+    config = {
+        "model_cfg": {**cfg, "text_cfg": text},
+        "preprocess_cfg": {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "squash"},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
+    weights = {
+        k: v.half().contiguous() if v.is_floating_point() else v.contiguous() for k, v in model.state_dict().items()
+    }
+    save_file(weights, folder / "open_clip_model.safetensors")

@@ -1,0 +1,175 @@
+"""The tiny world: pictures of products in scenes, with the true mask and the true caption of each.
+
+Product and prop renders (Fluent Emoji 3D, see NOTICE) are composed over a gradient sky and ground; all but the
+product is blurred as by a lens with a shallow depth of field. Everything follows from one integer seed.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+
+import numpy as np
+import yaml
+from PIL import Image, ImageDraw, ImageFilter
+
+_HERE = resources.files("adbooster.tiny")
+RENDER_PX = 256
+WHITE = "on a white background"
+
+
+@dataclass(frozen=True)
+class Product:
+    """One render; `name` goes into captions, `queries` are what shoppers type."""
+
+    key: str
+    name: str
+    queries: tuple[str, ...]
+    category: str
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene; `name` goes into captions, `contexts` and `words` are other ways to say it."""
+
+    key: str
+    family: str
+    name: str
+    contexts: tuple[str, ...]
+    words: tuple[str, ...]
+    colours: tuple[str, str, str, str]
+    horizon: tuple[str, ...]
+    ground: tuple[str, ...]
+    air: tuple[str, ...]
+
+
+def _load(name: str) -> dict:
+    return yaml.safe_load((_HERE / name).read_text())
+
+
+def _frozen(entry: dict) -> dict:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+
+
+SCENES = {k: Scene(key=k, **_frozen(v)) for k, v in _load("scenes.yaml").items()}
+PRODUCTS = {
+    k: Product(key=k, held_out=v.pop("held_out", False), **_frozen(v)) for k, v in _load("products.yaml").items()
+}
+SEEN = [k for k, p in PRODUCTS.items() if not p.held_out]
+HELD_OUT = [k for k, p in PRODUCTS.items() if p.held_out]
+FAMILIES = ("seasons", "events", "sports")
+
+
+def article(noun: str) -> str:
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def caption(product: str, scene: str | None) -> str:
+    """The canonical caption, as the captioner is taught it; no scene means a packshot."""
+    return f"{article(PRODUCTS[product].name)} {SCENES[scene].name if scene else WHITE}"
+
+
+@lru_cache(maxsize=4096)
+def render(kind: str, key: str, side_px: int) -> Image.Image:
+    """One render as RGBA, its transparent margin cropped away, longer side scaled to `side_px` (never up)."""
+    with (_HERE / "renders" / kind / f"{key}.webp").open("rb") as f:
+        full = Image.open(f).convert("RGBA")
+    full = full.crop(full.getchannel("A").point(lambda a: 255 * (a > 8)).getbbox())
+    scale = min(1.0, side_px / max(full.size))
+    return full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale))), Image.LANCZOS)
+
+
+def compose(scene: str, product: str, side_px: int, seed: int, hue: bool = False):
+    """One lifestyle picture.
+
+    returns  (image uint8 [S,S,3], mask uint8 [S,S], 255 = product)
+    `hue` turns the product's colours, so that training sees more products than there are renders.
+    """
+    rng = np.random.default_rng(seed)
+    canvas = backdrop(SCENES[scene], side_px, rng)
+    blur_px = side_px * rng.uniform(0.015, 0.022)
+    canvas = canvas.filter(ImageFilter.GaussianBlur(blur_px))
+    item = render("products", product, min(RENDER_PX, round(side_px * rng.uniform(0.38, 0.6))))
+    if hue:
+        item = _turn_hue(item, int(rng.integers(256)))
+    item = _lit(item, SCENES[scene].colours[1], rng.uniform(0, 0.12))
+    x = round((side_px - item.width) * rng.uniform(0.15, 0.85))
+    y = round(side_px * rng.uniform(0.76, 0.94)) - item.height
+    _shadow(canvas, x, y + item.height, item.width)
+    return _stand(canvas, item, x, max(0, y))
+
+
+def packshot(product: str, side_px: int, seed: int | None = None, hue: bool = False):
+    """One product on white: centred and at the render's own size, or varied by `seed`; returns like `compose`."""
+    rng = np.random.default_rng(seed)
+    share = 0.5 if seed is None else rng.uniform(0.4, 0.8)
+    item = render("products", product, min(RENDER_PX, round(side_px * share)))
+    if hue:
+        item = _turn_hue(item, int(rng.integers(256)))
+    canvas = Image.new("RGB", (side_px, side_px), "white")
+    dx, dy = (0.5, 0.5) if seed is None else rng.uniform(0.3, 0.7, 2)
+    return _stand(canvas, item, round((side_px - item.width) * dx), round((side_px - item.height) * dy))
+
+
+def backdrop(scene: Scene, side_px: int, rng: np.random.Generator) -> Image.Image:
+    """The scene without a product, still sharp."""
+    horizon = round(side_px * rng.uniform(0.55, 0.68))
+    sky_top, sky_low, far, near = (_jitter(c, rng) for c in scene.colours)
+    rows = np.concatenate([np.linspace(sky_top, sky_low, horizon), np.linspace(far, near, side_px - horizon)])
+    canvas = Image.fromarray(np.repeat(rows[:, None].clip(0, 255).astype(np.uint8), side_px, 1))
+    for x in _spread(rng, len(scene.air) + int(rng.integers(2, 4))):
+        _put(canvas, _pick(scene.air, rng), x, rng.uniform(0.2, 0.36), rng.uniform(0.11, 0.18))
+    far_props = int(rng.integers(2, 4))
+    for x in _spread(rng, far_props):
+        _put(canvas, _pick(scene.horizon, rng), x, horizon / side_px + 0.03, rng.uniform(0.3, 0.44))
+    near_props = [(horizon / side_px + rng.uniform(0.06, 0.3), x) for x in _spread(rng, int(rng.integers(3, 5)))]
+    for y, x in sorted(near_props):
+        _put(canvas, _pick(scene.ground, rng), x, y, 0.08 + 0.42 * (y - horizon / side_px + 0.08))
+    return canvas
+
+
+def _pick(keys: tuple[str, ...], rng) -> str:
+    return keys[int(rng.integers(len(keys)))]
+
+
+def _spread(rng, n: int) -> np.ndarray:
+    """n positions in [0,1], one in each n-th of the width, in random order of depth."""
+    return rng.permutation((np.arange(n) + rng.uniform(0.1, 0.9, n)) / n)
+
+
+def _put(canvas: Image.Image, prop: str, x: float, base_y: float, size: float) -> None:
+    side_px = canvas.width
+    item = render("props", prop, max(4, round(side_px * size)))
+    canvas.paste(item, (round(x * side_px - item.width / 2), round(base_y * side_px - item.height)), item)
+
+
+def _stand(canvas: Image.Image, item: Image.Image, x: int, y: int):
+    mask = Image.new("L", canvas.size)
+    mask.paste(item.getchannel("A"), (x, y))
+    canvas.paste(item, (x, y), item)
+    return np.asarray(canvas), np.asarray(mask)
+
+
+def _shadow(canvas: Image.Image, x: int, base_y: int, width: int) -> None:
+    layer = Image.new("L", canvas.size)
+    high = max(2, width // 9)
+    ImageDraw.Draw(layer).ellipse([x + width * 0.06, base_y - high * 0.75, x + width * 0.94, base_y + high * 0.5], 110)
+    canvas.paste((12, 12, 24), mask=layer.filter(ImageFilter.GaussianBlur(width / 22)))
+
+
+def _jitter(colour: str, rng) -> np.ndarray:
+    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], float)
+    return rgb * rng.uniform(0.93, 1.05) + rng.normal(0, 4, 3)
+
+
+def _lit(item: Image.Image, colour: str, share: float) -> Image.Image:
+    tinted = Image.blend(item.convert("RGB"), Image.new("RGB", item.size, colour), share)
+    tinted.putalpha(item.getchannel("A"))
+    return tinted
+
+
+def _turn_hue(item: Image.Image, turn: int) -> Image.Image:
+    h, s, v = item.convert("RGB").convert("HSV").split()
+    out = Image.merge("HSV", (h.point(lambda p: (p + turn) % 256), s, v)).convert("RGB")
+    out.putalpha(item.getchannel("A"))
+    return out

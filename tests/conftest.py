@@ -1,0 +1,141 @@
+"""One Ray and one S3 server for the whole session; small pictures and models that tests share."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_worker_niceness"] = "0"  # tests share two cores with their own workers
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+os.environ.update(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_REGION="us-east-1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import ray
+
+from adbooster import images, schema
+from adbooster.objects import Root
+from adbooster.tiny import world
+
+MODELS = Path(world.__file__).parent / "models"
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    with tempfile.TemporaryDirectory(prefix="adb", dir="/tmp") as scratch:
+        ray.init(
+            address="local", num_cpus=8, include_dashboard=False, _temp_dir=scratch, log_to_driver=False, logging_level="ERROR"
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    """A moto server as a subprocess, over real HTTP; the environment points at it for the session."""
+    port = 5000 + os.getpid() % 5000
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    endpoint = f"http://127.0.0.1:{port}"
+    for _ in range(150):
+        try:
+            urllib.request.urlopen(endpoint, timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.2)
+    else:
+        raise RuntimeError("moto did not start")
+    os.environ["AWS_ENDPOINT_URL"] = endpoint
+    yield endpoint
+    del os.environ["AWS_ENDPOINT_URL"]
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture
+def s3_root(s3_endpoint, request):
+    import s3fs
+
+    bucket = f"shop-{abs(hash(request.node.name)) % 10**8}"
+    s3fs.S3FileSystem(endpoint_url=s3_endpoint).mkdir(bucket)
+    return f"s3://{bucket}/adbooster"
+
+
+@pytest.fixture
+def root(tmp_path):
+    return Root(str(tmp_path / "root"))
+
+
+@pytest.fixture(scope="session")
+def packshot():
+    """(photo uint8 [256,256,3], true mask uint8 [256,256]) of a held-out product on white."""
+    return world.packshot("teapot", 256)
+
+
+@pytest.fixture
+def tiny_feed(tmp_path):
+    """A feed of two products with a packshot and a scene each, beside its pictures; returns its path."""
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    lines = ["id\ttitle\timage_link\tlifestyle_image_link\tgoogle_product_category"]
+    for i, key in enumerate(("teapot", "running-shoe")):
+        write_png(folder / f"{key}.png", world.packshot(key, 256)[0])
+        scene, _ = world.compose("halloween", key, 256, 10**7 + i)
+        write_png(folder / f"{key}-scene.png", scene)
+        lines.append(f"P{i}\tA {key}\t{key}.png\t{key}-scene.png\tHome")
+    path = folder / "feed.tsv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_png(path: Path, image_u8: np.ndarray) -> None:
+    path.write_bytes(images.encode_mask(image_u8))
+
+
+def row(wanted, **values) -> dict:
+    """A row of a schema with nulls for all that is not given."""
+    assert set(values) <= set(wanted.names)
+    return dict.fromkeys(wanted.names) | values
+
+
+@pytest.fixture
+def stocked(root, packshot):
+    """A root whose tables hold one product with a true mask, and two cohorts."""
+    import pyarrow as pa
+
+    from adbooster import tables
+
+    photo, mask = packshot
+    photo_uri = root.put(images.encode_lossless(photo), "photo")
+    mask_uri = root.put(images.encode_mask(mask), "png")
+    sample = row(
+        schema.SAMPLES,
+        sample_id="s1",
+        product_id="P1",
+        role="main",
+        title="Teapot",
+        category="Home",
+        image_uri="teapot.png",
+        photo_uri=photo_uri,
+        photo_sha256=photo_uri.rsplit("/", 1)[-1].split(".")[0],
+        width=256,
+        height=256,
+        mask_uri=mask_uri,
+        mask_area_share=0.2,
+        caption="a teapot on a white background",
+        background="plain",
+        fingerprint="f1",
+    )
+    tables.merge(root, "samples", pa.Table.from_pylist([sample], schema.SAMPLES), "sample_id", None, {})
+    cohorts = [
+        row(schema.COHORTS, cohort_id=name, family=family, query="teapot", context=context, interests=[], size=1, version=name)
+        for name, family, context in (("c1", "events", "a halloween night"), ("c2", "seasons", "a snowy winter day"))
+    ]
+    tables.merge(root, "cohorts", pa.Table.from_pylist(cohorts, schema.COHORTS), "cohort_id", None, {})
+    return root

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from adbooster import images, layout
+
+
+@pytest.fixture(scope="module")
+def cutout(packshot):
+    return layout.cut(*packshot)
+
+
+def test_product_pixels_survive_to_the_stored_file(packshot, cutout):
+    """The first promise, on stored bytes: inside the eroded mask they are the photo's, at 1:1."""
+    photo, mask = packshot
+    height, width = cutout.alpha.shape
+    box = layout.Box(30, 40, width, height)
+    background = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+    stored = images.decode(images.encode_lossless(layout.compose(background, cutout, box)))
+    ys, xs = np.nonzero(mask > layout.ON)
+    solid = ndimage.binary_erosion(mask == 255, iterations=2)[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    assert solid.sum() > 2000
+    original = photo[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    assert np.array_equal(stored[box.slices][solid], original[solid])
+    assert layout.product_difference(stored, cutout, box) == 0
+
+
+def test_an_altered_product_is_found_out(cutout):
+    height, width = cutout.alpha.shape
+    box = layout.Box(0, 0, width, height)
+    picture = layout.compose(np.zeros((512, 512, 3), np.uint8), cutout, box)
+    y, x = np.argwhere(cutout.alpha == 255)[50]
+    picture[y, x, 1] ^= 1
+    assert layout.product_difference(picture, cutout, box) == 1
+
+
+def test_no_white_halo_on_a_dark_scene(packshot, cutout):
+    """Along the soft edge the product's own colours show, not the white page it was photographed on."""
+    photo, mask = packshot
+    dark = np.full((512, 512, 3), 10, np.uint8)
+    box = layout.Box(100, 100, cutout.alpha.shape[1], cutout.alpha.shape[0])
+    edge = (cutout.alpha > 40) & (cutout.alpha < 215)
+    ours = layout.compose(dark, cutout, box)[box.slices][edge].astype(float)
+    alpha = cutout.alpha[edge, None] / 255
+    naive = cutout.pixels[edge] * alpha + 10 * (1 - alpha)
+    inside = cutout.pixels[cutout.alpha == 255].max(axis=1).mean()
+    assert naive.mean() > ours.mean() + 10
+    assert ours.max(axis=1).mean() < inside
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_placed_inside_and_never_enlarged(cutout, seed):
+    box = layout.place(cutout, 512, seed, (0.4, 0.6), (0.8, 0.93))
+    assert box.width_px <= cutout.alpha.shape[1]
+    assert box.height_px <= cutout.alpha.shape[0]
+    assert 0 <= box.x_px <= 512 - box.width_px
+    assert 0 <= box.y_px <= 512 - box.height_px
+    assert layout.place(cutout, 512, seed, (0.4, 0.6), (0.8, 0.93)) == box
+
+
+def test_scaled_down_stays_the_scaled_photo(cutout):
+    small = cutout.scaled(40, 30)
+    assert np.array_equal(small.pixels, images.resize(cutout.pixels, 40, 30))
+    assert np.array_equal(small.colours[small.alpha == 255], small.pixels[small.alpha == 255])
+
+
+def test_model_sees_the_product_where_it_will_stand(cutout):
+    box = layout.place(cutout, 512, 3, (0.4, 0.6), (0.8, 0.93))
+    image, mask = layout.paint_inputs(cutout, box, 512, 128)
+    assert image.shape == (128, 128, 3)
+    assert set(np.unique(mask)) == {0, 255}
+    ys, xs = np.nonzero(mask)
+    assert abs(xs.min() - box.x_px / 4) <= 2
+    assert abs(ys.max() - (box.y_px + box.height_px) / 4) <= 2
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_training_crop_holds_the_product(packshot, seed):
+    _, mask = packshot
+    box = layout.training_crop(mask, seed)
+    assert (mask[box.slices] > layout.ON).sum() == (mask > layout.ON).sum()
+    assert box.width_px == box.height_px

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from adbooster.errors import ConfigError
+from adbooster.mask import U2Net, refine
+from adbooster.tiny import world
+from tests.conftest import MODELS
+
+
+@pytest.fixture(scope="module")
+def net():
+    return U2Net(MODELS / "mask" / "u2netp.onnx", "cpu")
+
+
+def iou(mask, true):
+    return ((mask > 127) & (true > 127)).sum() / ((mask > 127) | (true > 127)).sum()
+
+
+def test_a_packshot_is_cut_at_its_edge(net):
+    photo, true = world.packshot("teapot", 512)
+    refined = net.mask(photo)
+    rough = net.probabilities(photo)
+    assert iou(refined, true) > 0.98
+    assert np.abs(refined / 255.0 - true / 255.0).mean() < 0.5 * np.abs(rough - true / 255.0).mean()
+
+
+def test_no_product_is_an_empty_mask(net):
+    """A per-image stretch would make a full one, and NaN of a constant picture."""
+    for level in (0, 128, 255):
+        mask = net.mask(np.full((200, 300, 3), level, np.uint8))
+        assert mask.shape == (200, 300)
+        assert (mask > 127).mean() < 0.01
+
+
+def test_refine_without_a_sure_product_keeps_the_map():
+    probability = np.full((50, 50), 0.4, np.float32)
+    assert (refine(np.zeros((50, 50, 3), np.uint8), probability, 2) == 102).all()
+
+
+def test_only_onnx(tmp_path):
+    (tmp_path / "u2net.pth").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"not an \.onnx file"):
+        U2Net(tmp_path / "u2net.pth", "cpu")
+
+
+def test_no_silent_fall_back_to_cpu():
+    with pytest.raises(ConfigError, match="asked to run on cuda"):
+        U2Net(MODELS / "mask" / "u2netp.onnx", "cuda")

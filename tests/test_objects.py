@@ -1,0 +1,66 @@
+import pickle
+
+import pytest
+
+from adbooster.errors import ConfigError
+from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
+
+
+def test_objects_are_named_by_content_and_stored_once(root):
+    first = root.put(b"pixels", "webp")
+    assert root.put(b"pixels", "webp") == first
+    assert root.read(first) == b"pixels"
+    assert root.names("objects") == [first.split("/")[1]]
+    assert root.put(b"other", "webp") != first
+
+
+def test_a_root_travels(root):
+    root.write("a/b.json", b"{}")
+    assert pickle.loads(pickle.dumps(root)).read("a/b.json") == b"{}"
+
+
+def test_a_root_on_s3(s3_root, tmp_path):
+    root = Root(s3_root)
+    root.check_writable()
+    name = root.put(b"\x00pixels\x00", "webp")
+    assert root.read(name) == b"\x00pixels\x00"
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "w.safetensors").write_bytes(b"w")
+    (tmp_path / "m" / "card.json").write_bytes(b"{}")
+    root.put_folder(tmp_path / "m", "weights/1")
+    copy = local_copy(f"{s3_root}/weights/1")
+    assert (copy / "w.safetensors").read_bytes() == b"w"
+    assert content_hash(copy) == content_hash(tmp_path / "m")
+
+
+def test_a_root_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        Root(str(tmp_path / "file" / "root")).check_writable()
+
+
+def test_content_hash_sees_names_and_bytes_but_not_the_card(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"1")
+    before = content_hash(tmp_path)
+    (tmp_path / "card.json").write_text("{}")
+    assert content_hash(tmp_path) == before
+    (tmp_path / "a.safetensors").write_bytes(b"2")
+    assert content_hash(tmp_path) != before
+    (tmp_path / "a.safetensors").write_bytes(b"1")
+    (tmp_path / "a.safetensors").rename(tmp_path / "b.safetensors")
+    assert content_hash(tmp_path) != before
+
+
+def test_pickles_and_empty_folders_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no weights"):
+        refuse_pickles(tmp_path)
+    (tmp_path / "ok.safetensors").write_bytes(b"")
+    refuse_pickles(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"pytorch_model\.bin"):
+        refuse_pickles(tmp_path)
+
+
+def test_a_missing_model_is_named():
+    with pytest.raises(ConfigError, match="/no/such/model"):
+        local_copy("/no/such/model")
