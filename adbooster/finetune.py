@@ -223,9 +223,7 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
     root = Root(config.root_uri)
     version = tables.version(root, "samples")
     rows = scenic_samples(root)
-    shares = [int(digest("held out", p)[:8], 16) / 16**8 for p in rows["product_id"].to_pylist()]
-    held = pa.array([s < config.held_out_share for s in shares], pa.bool_())
-    training, held_out = rows.filter(pc.invert(held)), rows.filter(held)
+    training, held_out = _split(rows, config.held_out_share)
     if not training.num_rows or not held_out.num_rows:
         raise ConfigError(
             f"tables/samples has {training.num_rows} pictures with a scene to train on and {held_out.num_rows} to validate; "
@@ -258,6 +256,14 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
     done.loss_before, done.loss_after = (round(metrics[k], 5) for k in ("loss_before", "loss_after"))
     done.seconds = round(time.monotonic() - started, 1)
     return done
+
+
+def _split(rows: pa.Table, held_out_share: float) -> tuple[pa.Table, pa.Table]:
+    """Rows to train on and rows of held-out products: those whose hash is low, and at least the lowest."""
+    shares = {p: int(digest("held out", p)[:8], 16) / 16**8 for p in rows["product_id"].to_pylist()}
+    bound = max(held_out_share, min(shares.values(), default=0))
+    held = pa.array([shares[p] <= bound for p in rows["product_id"].to_pylist()], pa.bool_())
+    return rows.filter(pc.invert(held)), rows.filter(held)
 
 
 def _name(config: FinetuneConfig, rows: pa.Table) -> str:

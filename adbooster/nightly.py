@@ -7,7 +7,11 @@ from typing import Any
 from pydantic import BaseModel, Field, model_validator
 
 from adbooster import cohorts, finetune, generate, prepare
+from adbooster.cohorts import CohortsConfig, CohortsReport
+from adbooster.finetune import FinetuneConfig, FinetuneReport
+from adbooster.generate import GenerateConfig, GenerateReport
 from adbooster.objects import Root
+from adbooster.prepare import PrepareConfig, PrepareReport
 from adbooster.settings import JobConfig
 
 log = logging.getLogger(__name__)
@@ -19,13 +23,13 @@ class NightlyConfig(JobConfig):
 
     train: bool = True
     """Fine-tune before generating; off: `generate.weights` are used as they are."""
-    prepare: prepare.PrepareConfig
+    prepare: PrepareConfig
     """Feed to samples."""
-    cohorts: cohorts.CohortsConfig
+    cohorts: CohortsConfig
     """Cohort file to cohorts."""
-    finetune: finetune.FinetuneConfig | None = None
+    finetune: FinetuneConfig | None = None
     """Samples to weights."""
-    generate: generate.GenerateConfig
+    generate: GenerateConfig
     """Samples x cohorts x weights to creatives."""
 
     @model_validator(mode="before")
@@ -43,10 +47,10 @@ class NightlyReport(BaseModel):
 
     job: str = "nightly"
     run_id: str
-    prepare: prepare.PrepareReport
-    cohorts: cohorts.CohortsReport
-    finetune: finetune.FinetuneReport | None
-    generate: generate.GenerateReport | None
+    prepare: PrepareReport
+    cohorts: CohortsReport
+    finetune: FinetuneReport | None
+    generate: GenerateReport | None
     gallery_uri: str | None
     seconds: float = Field(ge=0)
 

@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusionInpaintPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from adbooster.errors import ConfigError
 
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
 INPAINT_CHANNELS = 9  # noisy latents 4, paint mask 1, masked-image latents 4
 
 

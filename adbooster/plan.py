@@ -106,7 +106,7 @@ def staged(root: Root, run_id: str, recipe_id: str) -> pa.Table:
     first: dict[str, int] = {}
     for i, creative_id in enumerate(found["creative_id"].to_pylist()):
         first.setdefault(creative_id, i)
-    return found.take(list(first.values()))
+    return found.take(pa.array(list(first.values()), pa.int64()))
 
 
 def without(rows: pa.Table, *done: pa.Table) -> pa.Table:

@@ -1,10 +1,11 @@
 """Delta tables below a root: read one version, and merge a run's rows in one commit."""
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
-import pyarrow.dataset as pad
+import pyarrow.parquet as pap
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
@@ -12,6 +13,7 @@ from adbooster import schema
 from adbooster.errors import PublishConflict
 from adbooster.objects import Root
 
+log = logging.getLogger(__name__)
 TABLES = {"samples": schema.SAMPLES, "cohorts": schema.COHORTS, "creatives": schema.CREATIVES}
 
 
@@ -96,9 +98,14 @@ def _merge_into(table: DeltaTable, rows: pa.Table, on: str, commit: CommitProper
 
 
 def read_staged(root: Root, folder: str, wanted: pa.Schema) -> pa.Table:
-    """The rows of all Parquet parts in a folder of a run; empty if there are none."""
-    parts = [f"{root.path(folder)}/{name}" for name in root.names(folder) if name.endswith(".parquet")]
-    if not parts:
-        return wanted.empty_table()
-    found = pad.dataset(parts, filesystem=root.arrow(), format="parquet", schema=wanted).to_table()
-    return schema.check(found, wanted, folder)
+    """The rows of all whole Parquet parts in a folder of a run; a part that a killed run left cut short has none."""
+    parts = [_part(root, f"{folder}/{name}") for name in root.names(folder) if name.endswith(".parquet")]
+    return pa.concat_tables([schema.check(p, wanted, folder) for p in parts if p is not None] or [wanted.empty_table()])
+
+
+def _part(root: Root, relative: str) -> pa.Table | None:
+    try:
+        return pap.read_table(pa.BufferReader(root.read(relative)))
+    except pa.ArrowInvalid as e:
+        log.warning("leaving out the part %s, cut short by a killed run: %s", relative, e)
+        return None

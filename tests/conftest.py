@@ -26,7 +26,7 @@ MODELS = Path(world.__file__).parent / "models"
 
 
 @pytest.fixture(scope="session")
-def local_ray():
+def local_ray(s3_endpoint):  # workers inherit the environment that stands when Ray starts
     with tempfile.TemporaryDirectory(prefix="adb", dir="/tmp") as scratch:
         ray.init(
             address="local", num_cpus=8, include_dashboard=False, _temp_dir=scratch, log_to_driver=False, logging_level="ERROR"

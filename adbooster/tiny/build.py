@@ -61,6 +61,7 @@ def build(stage: str, minutes: float, pictures: train.Pictures, work: Path, devi
     fitted = {"minutes": minutes, "lr": RATES[stage], "work": work, "device": device}
     if stage == "vae":
         vae, state = train.fit("vae", vae := nets.new_vae(), train.vae_loss(vae, pictures, device), **fitted)
+        nets.narrow_posterior(vae)
         vae.register_to_config(scaling_factor=_scaling_factor(vae, pictures, device))
         vae.save_pretrained(work / "vae")
     elif stage in nets.CLIPS:

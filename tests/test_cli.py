@@ -1,0 +1,100 @@
+"""What an operator meets: flags, files, exit codes, the last line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adbooster.cli import load
+from adbooster.cohorts import CohortsConfig
+from adbooster.errors import ConfigError
+from adbooster.generate import GenerateConfig
+from adbooster.nightly import NightlyConfig
+from adbooster.prepare import PrepareConfig
+from adbooster.tiny import world
+
+REPO = Path(__file__).parents[1]
+DEMO = Path(world.__file__).parent / "demo.yaml"
+
+
+def job(name: str, *flags: str, **env) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"jobs.{name}", *flags], cwd=REPO, capture_output=True, text=True, timeout=120, env=os.environ | env
+    )
+
+
+def test_flags_over_environment_over_file(tmp_path, monkeypatch):
+    (tmp_path / "c.yaml").write_text("root_uri: from-file\ncohorts_uri: ./c.yaml\nrun_id: file\n")
+    monkeypatch.setenv("ADBOOSTER_ROOT_URI", "from-env")
+    monkeypatch.setenv("ADBOOSTER_RUN_ID", "env")
+    config = load(CohortsConfig, ["--config", str(tmp_path / "c.yaml"), "--run-id", "flag"])
+    assert (config.run_id, config.root_uri) == ("flag", "from-env")
+    assert config.cohorts_uri == str(tmp_path / "c.yaml"), "paths in a file are relative to it"
+
+
+def test_one_file_serves_every_job():
+    night = load(NightlyConfig, ["--config", str(DEMO), "--run-id", "n", "--root-uri", "/r"])
+    assert night.generate.root_uri == "/r"
+    assert night.finetune.run_id == "n"
+    alone = load(GenerateConfig, ["--config", str(DEMO), "--root-uri", "/r", "--recipe.candidates", "9"])
+    assert alone.recipe.candidates == 9
+    assert alone.weights == night.generate.weights
+    assert load(PrepareConfig, ["--config", str(DEMO), "--max-reject-share", "0.5"]).max_reject_share == 0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--root-uri", "x"], "--cohorts-uri is required"),
+        (["--config", "/nowhere.yaml"], "there is no config file '/nowhere.yaml'"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(flags, says):
+    with pytest.raises(ConfigError, match=says):
+        load(CohortsConfig, flags)
+
+
+def test_a_setting_nobody_knows_in_a_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("root_uri: x\ncohorts_uri: y\nchorts: z\n")
+    with pytest.raises(ConfigError, match="no setting 'chorts'"):
+        load(CohortsConfig, ["--config", str(tmp_path / "c.yaml")])
+
+
+def test_the_last_line_is_the_report_and_the_run_folder_tells_how(tmp_path):
+    done = job("cohorts", "--config", str(DEMO), "--root-uri", str(tmp_path / "root"), "--run-id", "r1")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert (report["job"], report["cohorts"]) == ("cohorts", 30)
+    run = tmp_path / "root" / "runs" / "r1"
+    assert json.loads((run / "report.json").read_text()) == report
+    told = json.loads((run / "cohorts.config.json").read_text())
+    assert told["config"]["run_id"] == "r1"
+    assert told["versions"]["ray"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "says"),
+    [
+        ("prepare", ["--feed-uri", "/nowhere.tsv"], "there is no feed at /nowhere.tsv"),
+        ("prepare", ["--feed-uri", str(DEMO)], "lacks the column 'id'"),
+        ("prepare", ["--caption-model", "/nowhere"], "there is no model at /nowhere"),
+        ("generate", ["--weights", str(DEMO.parent)], "diffusers layout"),
+        ("nightly", ["--generate.weights", "/nowhere"], "there is no model at /nowhere"),
+    ],
+)
+def test_one_sentence_and_not_zero_before_anything_starts(tmp_path, name, flags, says):
+    done = job(name, "--config", str(DEMO), "--root-uri", str(tmp_path / "root"), *flags)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "root" / "tables").exists()
+
+
+def test_help_explains_every_flag():
+    done = job("prepare", "--help")
+    assert done.returncode == 0
+    for text in ("--allowed-file-root", "--max-reject-share", "--dry-run", "Folder below which local pictures may lie"):
+        assert text in done.stdout

@@ -1,0 +1,194 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from adbooster import generate, images, layout, plan, schema, tables
+from adbooster.errors import ConfigError, CoverageTooLow
+from adbooster.recipe import Recipe
+from tests.conftest import MODELS, row
+
+RECIPE = {"candidates": 2, "num_inference_steps": 2, "guidance_scale": 2.0, "size_px": 256, "paint_px": 64}
+
+
+def config(root, run_id="r1", **changes):
+    settings = {
+        "root_uri": root.uri,
+        "run_id": run_id,
+        "weights": str(MODELS / "outpaint"),
+        "rank_model": str(MODELS / "rank"),
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": 2,
+        "paint_batch": 4,
+        "recipe": RECIPE,
+    }
+    return generate.GenerateConfig(**settings | changes)
+
+
+def painter(root, **changes):
+    return generate.Painter(root, config(root, **changes), "recipe", "weights")
+
+
+def requests(root, recipe=None, name="recipe"):
+    return plan.requests(root, recipe or Recipe(**RECIPE), name, plan.Targeting(), "")
+
+
+class Stub:
+    """A ranker whose answers a test sets, so that the choice among candidates can be checked alone."""
+
+    def __init__(self, scores, own):
+        self.scores, self.own = scores, own
+
+    def embed_texts(self, texts):
+        return np.ones((len(texts), 1), np.float32)
+
+    def embed_images(self, images_u8):
+        given = self.scores if len(images_u8) > 1 else [self.own]
+        return np.float32(given)[:, None]
+
+
+def test_the_stored_products_are_the_photos_pixels(stocked):
+    """The first promise, end to end: read every stored creative back and compare it with the packshot."""
+    stage = painter(stocked)
+    stage.ranker = Stub([0.4, 0.9], own=0.1)
+    done = stage(requests(stocked)).to_pylist()
+    assert len(done) == 2
+    for creative in done:
+        sample = tables.read(stocked, "samples").to_pylist()[0]
+        cutout = layout.cut(
+            images.decode(stocked.read(sample["photo_uri"])), images.decode_mask(stocked.read(sample["mask_uri"]))
+        )
+        stored = images.decode(stocked.read(creative["uri"]))
+        box = layout.Box(**creative["layout"])
+        scaled = cutout.scaled(box.width_px, box.height_px)
+        solid = scaled.alpha == 255
+        assert solid.sum() > 500
+        assert np.array_equal(stored[box.slices][solid], scaled.pixels[solid])
+        assert creative["gates"]["product_max_diff"] == 0
+        assert stored.shape == (256, 256, 3)
+        assert (stored[0] != 255).any(), "the background is painted"
+
+
+def test_same_request_same_bytes_in_any_batch(stocked):
+    rows, stage = requests(stocked), painter(stocked)
+    stage.ranker = Stub([0.4, 0.9], own=0.1)
+    together, alone = stage(rows).to_pylist(), stage(rows.slice(1, 1)).to_pylist()
+    assert not alone[0]["fallback"]
+    assert alone[0]["sha256"] == next(r for r in together if r["request_id"] == alone[0]["request_id"])["sha256"]
+
+
+def test_the_best_by_score_wins_and_ties_go_to_the_first(stocked):
+    stage = painter(stocked, keep=2)
+    stage.ranker = Stub([0.4, 0.9], own=0.1)
+    first = stage(requests(stocked).slice(0, 1)).to_pylist()
+    assert [r["rank"] for r in first] == [0, 1]
+    assert [round(r["clip_score"], 2) for r in first] == [0.9, 0.4]
+    assert round(first[0]["margin"], 2) == 0.8
+    stage.ranker = Stub([0.5, 0.5], own=0.1)
+    tied = stage(requests(stocked).slice(0, 1)).to_pylist()
+    assert [r["seed"] for r in tied] == [r["seed"] for r in first][::-1]
+
+
+def test_when_nothing_beats_the_original_it_is_the_creative(stocked):
+    stage = painter(stocked)
+    stage.ranker = Stub([0.1, 0.2], own=0.3)
+    creative = stage(requests(stocked).slice(0, 1)).to_pylist()[0]
+    photo_uri = tables.read(stocked, "samples").to_pylist()[0]["photo_uri"]
+    assert creative["fallback"]
+    assert creative["uri"] == photo_uri
+    assert creative["margin"] == 0
+
+
+def test_a_night_costs_only_what_changed(local_ray, stocked):
+    first = generate.generate(config(stocked))
+    assert (first.requests, first.painted, first.published, first.coverage) == (2, 2, 2, 1.0)
+    assert stocked.exists("runs/r1/report.html")
+    before = tables.read(stocked, "creatives")
+    stocked.write("runs/r1/report.json", b"{}")
+
+    again = generate.generate(config(stocked, "r2"))
+    assert (again.already_live, again.painted, again.published) == (2, 0, 0)
+    assert again.creatives_version == first.creatives_version
+    assert again.uplift.keys() == {"all", "events", "seasons"}
+
+    # A cohort's text changes: its request alone is painted anew and replaces the old creative.
+    cohorts = tables.read(stocked, "cohorts").to_pylist()
+    changed = [c | {"context": "a beach", "version": "2"} for c in cohorts if c["cohort_id"] == "c2"]
+    tables.merge(stocked, "cohorts", pa.Table.from_pylist(changed, schema.COHORTS), "cohort_id", 0, {})
+    third = generate.generate(config(stocked, "r3"))
+    assert (third.already_live, third.painted, third.retired) == (1, 1, 1)
+    after = tables.read(stocked, "creatives")
+    assert after.num_rows == 2
+    kept = set(before["creative_id"].to_pylist()) & set(after["creative_id"].to_pylist())
+    assert len(kept) == 1
+
+    # A cohort is gone: its creative is retired, nothing is painted.
+    tables.merge(stocked, "cohorts", schema.COHORTS.empty_table(), "cohort_id", 1, {}, delete=["c2"])
+    fourth = generate.generate(config(stocked, "r4"))
+    assert (fourth.painted, fourth.retired) == (0, 1)
+    assert tables.read(stocked, "creatives")["cohort_id"].to_pylist() == ["c1"]
+    assert tables.read(stocked, "creatives", version=first.creatives_version).num_rows == 2
+
+
+def test_what_a_killed_run_staged_is_not_painted_again(local_ray, stocked):
+    """A run that died after staging one of two requests: the next paints the other and publishes both."""
+    undisturbed = painter(stocked)(requests(stocked))
+    whole = config(stocked, "r2")
+    recipe = generate.generate(whole.model_copy(update={"dry_run": True})).recipe_id
+    wanted = requests(stocked, name=recipe)
+    done = generate.Painter(stocked, config(stocked, "killed"), recipe, "weights")(wanted.slice(0, 1))
+    stocked.fs.makedirs(stocked.path(plan.staged_folder("killed", recipe)))
+    import pyarrow.parquet as pap
+
+    pap.write_table(done, stocked.path(plan.staged_folder("killed", recipe)) + "/part-0.parquet")
+    stocked.write(plan.staged_folder("killed", recipe) + "/part-1.parquet", b"PAR1 cut short")
+    report = generate.generate(whole)
+    assert (report.already_staged, report.painted, report.published) == (1, 1, 2)
+    assert tables.read(stocked, "creatives").num_rows == undisturbed.num_rows
+
+
+def test_too_little_coverage_publishes_nothing(stocked):
+    base = generate.GenerateReport(**dict.fromkeys(
+        ("requests", "already_live", "already_staged", "painted", "rejected", "fallbacks", "published", "retired"), 0
+    ), run_id="r", recipe_id="q", weights_revision="w", coverage=0, uplift={}, creatives_version=None, gallery_uri=None,
+        gpu_s=0, seconds=0)
+    none = schema.STAGED.empty_table()
+    with pytest.raises(CoverageTooLow, match="0.0% of 2 requests"):
+        generate.publish(config(stocked), stocked, None, tables.read(stocked, "creatives"), requests(stocked), none, base, 0.0)
+    assert tables.version(stocked, "creatives") is None
+
+
+def test_every_part_of_a_request_changes_its_name(stocked):
+    one = set(requests(stocked)["request_id"].to_pylist())
+    other = set(requests(stocked, name="other recipe")["request_id"].to_pylist())
+    assert len(one | other) == 4
+
+
+def test_no_cohorts_and_no_products_are_said(root, stocked):
+    tables.merge(stocked, "cohorts", schema.COHORTS.empty_table(), "cohort_id", 0, {}, delete=["c1", "c2"])
+    with pytest.raises(ConfigError, match="no cohort; run jobs.cohorts first"):
+        requests(stocked)
+    from adbooster.objects import Root
+
+    with pytest.raises(ConfigError, match="no usable main picture"):
+        requests(Root(root.uri + "-empty"))
+
+
+def test_weights_without_weights(stocked, tmp_path):
+    with pytest.raises(ConfigError, match="there is no model at"):
+        generate.check(config(stocked, weights=str(tmp_path / "none")))
+    with pytest.raises(ConfigError, match="diffusers layout"):
+        generate.check(config(stocked, weights=str(tmp_path)))
+
+
+def test_uplift_by_family_by_hand():
+    rows = [
+        row(schema.CREATIVES, cohort_id=c, rank=0, clip_score=s, neutral_score=n)
+        for c, s, n in (("a", 0.6, 0.5), ("a", 0.4, 0.3), ("b", 0.3, -0.1))
+    ]
+    found = generate.uplift(pa.Table.from_pylist(rows, schema.CREATIVES), {"a": "events", "b": "sports"})
+    assert found["events"].uplift_share == 0.25
+    assert found["sports"].uplift_share is None
+    assert found["all"].creatives == 3
+    assert pc.sum(pa.array([u.creatives for u in found.values()])).as_py() == 6

@@ -1,0 +1,87 @@
+"""The whole night, on disk and on S3, with real models and a feed with a broken row."""
+
+import pytest
+
+from adbooster import nightly, tables
+from adbooster.objects import Root
+from adbooster.tiny import world
+from tests.conftest import MODELS
+
+SAME = ("creative_id", "request_id", "product_id", "cohort_id", "rank", "prompt", "seed", "uri", "sha256", "weights_revision")
+
+
+def config(root_uri: str, feed, tmp_path) -> nightly.NightlyConfig:
+    cohorts = tmp_path / "cohorts.yaml"
+    cohorts.write_text(
+        "- {id: h, family: events, query: a cup, context: a spooky halloween night}\n"
+        "- {id: b, family: seasons, query: sneakers, context: a tropical beach holiday}\n"
+    )
+    return nightly.NightlyConfig.model_validate(
+        {
+            "root_uri": root_uri,
+            "run_id": "night",
+            "prepare": {
+                "feed_uri": str(feed),
+                "mask_model": str(MODELS / "mask" / "u2netp.onnx"),
+                "caption_model": str(MODELS / "caption"),
+                "device": "cpu",
+            },
+            "cohorts": {"cohorts_uri": str(cohorts)},
+            "finetune": {
+                "base": str(MODELS / "outpaint"),
+                "device": "cpu",
+                "workers": 0,
+                "threads": 1,
+                "size_px": 64,
+                "steps": 2,
+                "batch": 1,
+                "held_out_share": 0.01,
+            },
+            "generate": {
+                "weights": str(MODELS / "outpaint"),
+                "rank_model": str(MODELS / "rank"),
+                "device": "cpu",
+                "dtype": "float32",
+                "paint_batch": 4,
+                "recipe": {"candidates": 2, "num_inference_steps": 2, "size_px": 256, "paint_px": 64},
+            },
+        }
+    )
+
+
+def live(root_uri: str) -> list[dict]:
+    return sorted(tables.read(Root(root_uri), "creatives", list(SAME)).to_pylist(), key=lambda r: r["creative_id"])
+
+
+@pytest.mark.timeout(400)
+def test_a_night_on_s3_is_the_night_on_disk(local_ray, tmp_path, tiny_feed, s3_root):
+    with tiny_feed.open("a") as feed:
+        feed.write("P9\tA broken one\tgone.png\t\t\n")
+    (tiny_feed.parent / "cut.png").write_bytes((tiny_feed.parent / "teapot.png").read_bytes()[:2000])
+    with tiny_feed.open("a") as feed:
+        feed.write("P8\tA cut one\tcut.png\t\t\n")
+    disk = str(tmp_path / "disk")
+    reports = {}
+    for uri in (disk, s3_root):
+        settings = config(uri, tiny_feed, tmp_path)
+        settings = settings.model_copy(update={"prepare": settings.prepare.model_copy(update={"max_reject_share": 0.5})})
+        nightly.check(settings)
+        reports[uri] = nightly.nightly(settings)
+        samples = {r["product_id"]: r["reject"] for r in tables.read(Root(uri), "samples").to_pylist()}
+        assert samples == {"P0": None, "P1": None, "P9": "missing_image", "P8": "unreadable_image"}
+    assert reports[disk].generate.painted == 4
+    assert reports[disk].generate.coverage == 1.0
+    assert set(reports[disk].generate.uplift) == {"all", "events", "seasons"}
+    assert live(disk) == live(s3_root)
+    assert len(live(disk)) == 4
+    for creative in live(s3_root):
+        assert Root(s3_root).read(creative["uri"]) == Root(disk).read(creative["uri"])
+    page = Root(s3_root).read("runs/night/report.html").decode()
+    assert "spooky halloween night" in page
+
+
+def test_the_demo_is_a_night_that_can_start():
+    from adbooster.cli import load
+
+    demo = load(nightly.NightlyConfig, ["--config", world.__file__.replace("world.py", "demo.yaml")])
+    nightly.check(demo.model_copy(update={"root_uri": "/tmp/adbooster-demo-check"}))
