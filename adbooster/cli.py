@@ -60,7 +60,7 @@ def load(config_class: type[BaseModel], argv: list[str]) -> Any:
     path, rest = _config_flag(argv)
     from_file = _from_file(config_class, path) if path else {}
 
-    class Settings(config_class, BaseSettings):
+    class Settings(config_class, BaseSettings):  # pyright: ignore[reportGeneralTypeIssues]
         model_config = SettingsConfigDict(
             env_prefix="ADBOOSTER_",
             env_nested_delimiter="__",
@@ -97,7 +97,7 @@ def _config_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
             rest.append(arg)
     if path is not None and not Path(path).is_file():
         raise ConfigError(f"there is no config file {path!r}")
-    return path and Path(path), rest
+    return (Path(path) if path else None), rest
 
 
 def _from_file(config_class: type[BaseModel], path: Path) -> dict:

@@ -100,60 +100,11 @@ class Placer:
         return image.tobytes(), mask.tobytes()
 
 
-class Inpainting:
-    """The parts of an inpainting model in training: frozen VAE and text encoder, the UNet that learns, and the loss."""
-
-    def __init__(self, config: FinetuneConfig, path: Path):
-        import torch
-        from diffusers import DDPMScheduler, StableDiffusionInpaintPipeline
-
-        torch.set_num_threads(config.threads)
-        self.torch, self.config, self.device = torch, config, config.device
-        self.pipe = StableDiffusionInpaintPipeline.from_pretrained(
-            path, torch_dtype=torch.float32, use_safetensors=True, safety_checker=None, requires_safety_checker=False
-        )
-        self.pipe.to(config.device)
-        self.unet = self.pipe.unet
-        for part in (self.pipe.vae, self.pipe.text_encoder):
-            part.requires_grad_(False).eval()
-        self.noising = DDPMScheduler.from_config(self.pipe.scheduler.config)
-
-    def loss(self, unet, rows: dict, seed: int, empty_text_share: float):
-        """Mean squared error of the UNet's prediction on one batch; noise, timesteps and empty texts follow from `seed`.
-
-        rows  image, mask: raw bytes; caption: text
-        """
-        torch, pipe, size = self.torch, self.pipe, self.config.size_px
-        n, rng = len(rows["caption"]), np.random.default_rng(seed)
-        image = torch.from_numpy(np.stack([np.frombuffer(b, np.uint8).reshape(size, size, 3) for b in rows["image"]]))
-        mask = torch.from_numpy(np.stack([np.frombuffer(b, np.uint8).reshape(size, size) for b in rows["mask"]]))
-        image = image.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        paint_mask = (mask.to(self.device)[:, None] < 128).float()
-        words = ["" if rng.uniform() < empty_text_share else str(c) for c in rows["caption"]]
-        ids = pipe.tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        noise_rng = torch.Generator().manual_seed(seed)
-        with torch.no_grad(), torch.autocast(self.device, torch.bfloat16):
-            states = pipe.text_encoder(ids.to(self.device))[0]
-            x = pipe.vae.encode(image).latent_dist.mode().float() * pipe.vae.config.scaling_factor
-            masked = (
-                pipe.vae.encode(image * (paint_mask < 0.5)).latent_dist.mode().float() * pipe.vae.config.scaling_factor
-            )
-        noise = torch.randn(x.shape, generator=noise_rng).to(self.device)
-        t = torch.randint(self.noising.config.num_train_timesteps, (n,), generator=noise_rng).to(self.device)
-        noisy = self.noising.add_noise(x, noise, t)
-        small = torch.nn.functional.interpolate(paint_mask, size=x.shape[-2:])
-        target = noise if self.noising.config.prediction_type == "epsilon" else self.noising.get_velocity(x, noise, t)
-        with torch.autocast(self.device, torch.bfloat16):
-            predicted = unet(torch.cat([noisy, small, masked], 1), t, states, return_dict=False)[0]
-        return torch.nn.functional.mse_loss(predicted.float(), target)
-
-    def validation(self, batches: list[dict]) -> float:
-        """Mean loss over the held-out products with the same noise and timesteps each time."""
-        self.unet.eval()
-        with self.torch.no_grad():
-            losses = [self.loss(self.unet, rows, 10**6 + i, 0.0).item() for i, rows in enumerate(batches)]
-        self.unet.train()
-        return float(np.mean(losses))
+def examples(rows: dict, size_px: int) -> dict:
+    """Rows of EXAMPLES as the arrays that the loss takes."""
+    image = np.stack([np.frombuffer(b, np.uint8).reshape(size_px, size_px, 3) for b in rows["image"]])
+    mask = np.stack([np.frombuffer(b, np.uint8).reshape(size_px, size_px) for b in rows["mask"]])
+    return {"image": image, "mask": mask, "caption": rows["caption"]}
 
 
 def train_worker(settings: dict) -> None:
@@ -161,18 +112,22 @@ def train_worker(settings: dict) -> None:
     import torch
     from ray.train.torch import prepare_model
 
+    from adbooster.outpaint import Inpainting
+
     config = FinetuneConfig.model_validate(settings["config"])
     rank, workers = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    model = Inpainting(config, local_copy(config.base))
+    model = Inpainting(local_copy(config.base), config.device, config.threads)
     unet = prepare_model(model.unet, move_to_device=config.device == "cuda") if workers > 1 else model.unet
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=1e-2)
-    held_out = settings["held_out"]
+    held_out = [examples(batch, config.size_px) for batch in settings["held_out"]]
     before = model.validation(held_out) if rank == 0 else None
     unet.train()
     for step, rows in enumerate(_batches(config, rank)):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
-        loss = model.loss(unet, rows, (config.seed * 10**6 + step) * 1000 + rank, config.empty_text_share)
+        loss = model.loss(
+            unet, examples(rows, config.size_px), (config.seed * 10**6 + step) * 1000 + rank, config.empty_text_share
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -197,12 +152,12 @@ def _batches(config: FinetuneConfig, rank: int):
         )
 
 
-def _save_weights(config: FinetuneConfig, model: Inpainting, card: dict) -> str:
+def _save_weights(config: FinetuneConfig, model, card: dict) -> str:
     """Write weights/<revision>/ whole, its card last; the revision is a hash of the content."""
     root = Root(config.root_uri)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "weights"
-        model.pipe.to("cpu", dtype=model.torch.float16).save_pretrained(folder, safe_serialization=True)
+        model.save(folder)
         revision = content_hash(folder)
         (folder / "card.json").write_text(json.dumps(card | {"revision": revision}, indent=2) + "\n")
         if not root.exists(f"weights/{revision}/card.json"):

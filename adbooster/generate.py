@@ -48,17 +48,6 @@ class GenerateConfig(JobConfig):
     """Creatives shown on the page."""
 
 
-class Uplift(BaseModel):
-    """CLIP scores of the winners against the product on white, means over requests."""
-
-    creatives: int
-    clip_score: float
-    neutral_score: float
-    difference: float
-    uplift_share: float | None
-    """clip_score / neutral_score - 1; null where the neutral score is not positive"""
-
-
 class GenerateReport(BaseModel):
     """What `jobs.generate` did."""
 
@@ -75,7 +64,7 @@ class GenerateReport(BaseModel):
     published: int
     retired: int
     coverage: float
-    uplift: dict[str, Uplift]
+    uplift: dict[str, report.Uplift]
     creatives_version: int | None
     gallery_uri: str | None
     gpu_s: float
@@ -276,28 +265,10 @@ def publish(
         gone = [c for c in gone if c not in kept]
         done.creatives_version = tables.merge(root, "creatives", rows, "creative_id", base, metadata, delete=gone)
     families = dict(zip(wanted["cohort_id"].to_pylist(), wanted["family"].to_pylist(), strict=True))
-    done.uplift = uplift(after, families)
+    done.uplift = report.uplift(after, families)
     done.seconds = round(time.monotonic() - started, 1)
     done.gallery_uri = report.write_gallery(root, config.run_id, after, wanted, done.model_dump(), config.gallery)
     return done
-
-
-def uplift(creatives: pa.Table, families: dict[str, str]) -> dict[str, Uplift]:
-    """By family and over `all`: the winners' mean CLIP score against the product's own picture on white."""
-    best = [r for r in creatives.to_pylist() if r["rank"] == 0]
-    groups = {f: [r for r in best if families[r["cohort_id"]] == f] for f in sorted(set(families.values()))}
-    return {name: _uplift(rows) for name, rows in {**groups, "all": best}.items() if rows}
-
-
-def _uplift(rows: list[dict]) -> Uplift:
-    score, neutral = (float(np.mean([r[c] for r in rows])) for c in ("clip_score", "neutral_score"))
-    return Uplift(
-        creatives=len(rows),
-        clip_score=round(score, 4),
-        neutral_score=round(neutral, 4),
-        difference=round(score - neutral, 4),
-        uplift_share=round(score / neutral - 1, 4) if neutral > 0 else None,
-    )
 
 
 def check(config: GenerateConfig) -> None:

@@ -36,7 +36,7 @@ class U2Net:
         small = Image.fromarray(image_u8).resize((self.side_px, self.side_px), Image.Resampling.BILINEAR)
         x_HWC = np.asarray(small, np.float32)
         x_HWC = (x_HWC / max(float(x_HWC.max()), 1e-6) - MEAN) / STD
-        fused = self.session.run(None, {self.input.name: x_HWC.transpose(2, 0, 1)[None]})[0][0, 0]
+        fused = np.asarray(self.session.run(None, {self.input.name: x_HWC.transpose(2, 0, 1)[None]})[0])[0, 0]
         height, width = image_u8.shape[:2]
         return np.asarray(Image.fromarray(fused).resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
 
@@ -56,7 +56,7 @@ def refine(image_u8: np.ndarray, probability: np.ndarray, band_px: int) -> np.nd
     """
     disc = ndimage.generate_binary_structure(2, 1)
     product = ndimage.binary_erosion(probability > 0.9, disc, iterations=band_px)
-    background = ~ndimage.binary_dilation(probability > 0.1, disc, iterations=band_px)
+    background = np.logical_not(ndimage.binary_dilation(probability > 0.1, disc, iterations=band_px))
     if not product.any() or not background.any():
         return (probability * 255).round().astype(np.uint8)
     trimap = np.where(product, 1.0, np.where(background, 0.0, 0.5))

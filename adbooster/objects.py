@@ -32,7 +32,7 @@ class Root:
         return f"{self.base}/{relative}"
 
     def read(self, relative: str) -> bytes:
-        return self.fs.cat_file(self.path(relative))
+        return bytes(self.fs.cat_file(self.path(relative)))
 
     def exists(self, relative: str) -> bool:
         return self.fs.exists(self.path(relative))

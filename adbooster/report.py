@@ -1,9 +1,11 @@
-"""The gallery: one static page a run, with every text from feeds and cohorts escaped."""
+"""What a run achieved: its uplift by family, and the gallery, one static page with every text escaped."""
 
 import base64
 import html
 
+import numpy as np
 import pyarrow as pa
+from pydantic import BaseModel
 
 from adbooster import images
 from adbooster.objects import Root
@@ -23,6 +25,35 @@ img {{ width: 100%; display: block; aspect-ratio: 1; object-fit: contain; }}
 figcaption {{ padding: .5rem .7rem; font-size: .82rem; overflow-wrap: anywhere; }} small {{ opacity: .7; }}
 </style><body><h1>Creatives of run {run}</h1><p>{summary}</p>
 <table><tr><th>family<th>creatives<th>CLIP score<th>product on white<th>uplift</tr>{rows}</table>{sections}"""
+
+
+class Uplift(BaseModel):
+    """CLIP scores of the winners against the product on white, means over requests."""
+
+    creatives: int
+    clip_score: float
+    neutral_score: float
+    difference: float
+    uplift_share: float | None
+    """clip_score / neutral_score - 1; null where the neutral score is not positive"""
+
+
+def uplift(creatives: pa.Table, families: dict[str, str]) -> dict[str, Uplift]:
+    """By family and over `all`: the winners' mean CLIP score against the product's own picture on white."""
+    best = [r for r in creatives.to_pylist() if r["rank"] == 0]
+    groups = {f: [r for r in best if families[r["cohort_id"]] == f] for f in sorted(set(families.values()))}
+    return {name: _uplift(rows) for name, rows in {**groups, "all": best}.items() if rows}
+
+
+def _uplift(rows: list[dict]) -> Uplift:
+    score, neutral = (float(np.mean([r[c] for r in rows])) for c in ("clip_score", "neutral_score"))
+    return Uplift(
+        creatives=len(rows),
+        clip_score=round(score, 4),
+        neutral_score=round(neutral, 4),
+        difference=round(score - neutral, 4),
+        uplift_share=round(score / neutral - 1, 4) if neutral > 0 else None,
+    )
 
 
 def write_gallery(root: Root, run_id: str, creatives: pa.Table, requests: pa.Table, numbers: dict, most: int) -> str:

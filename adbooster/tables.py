@@ -78,7 +78,9 @@ def merge(
         if version(root, name) == base:
             raise
         raise PublishConflict(f"another run committed to tables/{name} first; nothing of this run is live: {e}") from e
-    return version(root, name)
+    committed = version(root, name)
+    assert committed is not None
+    return committed
 
 
 def _create(root: Root, name: str, rows: pa.Table, commit: CommitProperties) -> None:

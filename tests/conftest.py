@@ -29,7 +29,12 @@ MODELS = Path(world.__file__).parent / "models"
 def local_ray(s3_endpoint):  # workers inherit the environment that stands when Ray starts
     with tempfile.TemporaryDirectory(prefix="adb", dir="/tmp") as scratch:
         ray.init(
-            address="local", num_cpus=8, include_dashboard=False, _temp_dir=scratch, log_to_driver=False, logging_level="ERROR"
+            address="local",
+            num_cpus=8,
+            include_dashboard=False,
+            _temp_dir=scratch,
+            log_to_driver=False,
+            logging_level="ERROR",
         )
         yield
         ray.shutdown()
@@ -134,7 +139,16 @@ def stocked(root, packshot):
     )
     tables.merge(root, "samples", pa.Table.from_pylist([sample], schema.SAMPLES), "sample_id", None, {})
     cohorts = [
-        row(schema.COHORTS, cohort_id=name, family=family, query="teapot", context=context, interests=[], size=1, version=name)
+        row(
+            schema.COHORTS,
+            cohort_id=name,
+            family=family,
+            query="teapot",
+            context=context,
+            interests=[],
+            size=1,
+            version=name,
+        )
         for name, family, context in (("c1", "events", "a halloween night"), ("c2", "seasons", "a snowy winter day"))
     ]
     tables.merge(root, "cohorts", pa.Table.from_pylist(cohorts, schema.COHORTS), "cohort_id", None, {})

@@ -22,7 +22,12 @@ DEMO = Path(world.__file__).parent / "demo.yaml"
 
 def job(name: str, *flags: str, **env) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", f"jobs.{name}", *flags], cwd=REPO, capture_output=True, text=True, timeout=120, env=os.environ | env
+        [sys.executable, "-m", f"jobs.{name}", *flags],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | env,
     )
 
 

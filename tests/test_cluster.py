@@ -21,6 +21,15 @@ def test_constraints_pin_every_dependency():
     lines = (REPO / "constraints.txt").read_text().split()
     assert all("==" in line and "://" not in line for line in lines)
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
-    assert {"torch", "torchvision", "ray", "diffusers", "transformers", "open-clip-torch", "deltalake", "pytest"} <= pinned
+    assert {
+        "torch",
+        "torchvision",
+        "ray",
+        "diffusers",
+        "transformers",
+        "open-clip-torch",
+        "deltalake",
+        "pytest",
+    } <= pinned
     assert "torch==2.14.1" in lines
     assert "torchvision==0.29.1" in lines

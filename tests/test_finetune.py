@@ -7,6 +7,7 @@ import pytest
 from adbooster import finetune, images, schema, tables
 from adbooster.errors import ConfigError
 from adbooster.objects import local_copy
+from adbooster.outpaint import Inpainting, check_weights
 from adbooster.tiny import world
 from tests.conftest import MODELS, row
 
@@ -64,11 +65,13 @@ def test_placed_examples_hold_the_whole_product(scenes):
 
 
 def test_loss_does_not_depend_on_the_run_and_does_on_the_picture(scenes):
-    model = finetune.Inpainting(config(scenes), local_copy(str(MODELS / "outpaint")))
-    rows = finetune.Placer(scenes, 64, 0)(finetune.scenic_samples(scenes)).to_pydict()
+    model = Inpainting(local_copy(str(MODELS / "outpaint")), "cpu", 2)
+    rows = finetune.examples(finetune.Placer(scenes, 64, 0)(finetune.scenic_samples(scenes)).to_pydict(), 64)
     batch = {k: rows[k][:3] for k in ("image", "mask", "caption")}
     other = {k: rows[k][3:] for k in ("image", "mask", "caption")}
-    losses = [model.loss(model.unet, b, seed, 0.0).item() for b, seed in ((batch, 1), (batch, 1), (other, 1), (batch, 2))]
+    losses = [
+        model.loss(model.unet, b, seed, 0.0).item() for b, seed in ((batch, 1), (batch, 1), (other, 1), (batch, 2))
+    ]
     assert losses[0] == losses[1]
     assert len(set(losses)) == 3
 
@@ -82,8 +85,6 @@ def test_training_gives_weights_that_generate_can_use_and_gives_them_once(local_
     assert card["samples_version"] == 0
     assert report.samples + report.held_out == 6
     assert report.loss_before != report.loss_after
-    from adbooster.outpaint import check_weights
-
     check_weights(local_copy(report.weights))
 
     again = finetune.finetune(config(scenes, run_id="r2"))

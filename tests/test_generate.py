@@ -1,12 +1,11 @@
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 
 from adbooster import generate, images, layout, plan, schema, tables
 from adbooster.errors import ConfigError, CoverageTooLow
 from adbooster.recipe import Recipe
-from tests.conftest import MODELS, row
+from tests.conftest import MODELS
 
 RECIPE = {"candidates": 2, "num_inference_steps": 2, "guidance_scale": 2.0, "size_px": 256, "paint_px": 64}
 
@@ -149,13 +148,26 @@ def test_what_a_killed_run_staged_is_not_painted_again(local_ray, stocked):
 
 
 def test_too_little_coverage_publishes_nothing(stocked):
-    base = generate.GenerateReport(**dict.fromkeys(
-        ("requests", "already_live", "already_staged", "painted", "rejected", "fallbacks", "published", "retired"), 0
-    ), run_id="r", recipe_id="q", weights_revision="w", coverage=0, uplift={}, creatives_version=None, gallery_uri=None,
-        gpu_s=0, seconds=0)
+    base = generate.GenerateReport(
+        **dict.fromkeys(
+            ("requests", "already_live", "already_staged", "painted", "rejected", "fallbacks", "published", "retired"),
+            0,
+        ),
+        run_id="r",
+        recipe_id="q",
+        weights_revision="w",
+        coverage=0,
+        uplift={},
+        creatives_version=None,
+        gallery_uri=None,
+        gpu_s=0,
+        seconds=0,
+    )
     none = schema.STAGED.empty_table()
     with pytest.raises(CoverageTooLow, match="0.0% of 2 requests"):
-        generate.publish(config(stocked), stocked, None, tables.read(stocked, "creatives"), requests(stocked), none, base, 0.0)
+        generate.publish(
+            config(stocked), stocked, None, tables.read(stocked, "creatives"), requests(stocked), none, base, 0.0
+        )
     assert tables.version(stocked, "creatives") is None
 
 
@@ -180,15 +192,3 @@ def test_weights_without_weights(stocked, tmp_path):
         generate.check(config(stocked, weights=str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="diffusers layout"):
         generate.check(config(stocked, weights=str(tmp_path)))
-
-
-def test_uplift_by_family_by_hand():
-    rows = [
-        row(schema.CREATIVES, cohort_id=c, rank=0, clip_score=s, neutral_score=n)
-        for c, s, n in (("a", 0.6, 0.5), ("a", 0.4, 0.3), ("b", 0.3, -0.1))
-    ]
-    found = generate.uplift(pa.Table.from_pylist(rows, schema.CREATIVES), {"a": "events", "b": "sports"})
-    assert found["events"].uplift_share == 0.25
-    assert found["sports"].uplift_share is None
-    assert found["all"].creatives == 3
-    assert pc.sum(pa.array([u.creatives for u in found.values()])).as_py() == 6

@@ -1,3 +1,4 @@
+import contextlib
 import io
 
 import numpy as np
@@ -63,7 +64,5 @@ def test_damaged_bytes_never_raise_anything_else(photo):
         for _ in range(40):
             broken = whole.copy()
             broken[rng.integers(0, len(broken), 12)] = rng.integers(0, 256, 12)
-            try:
+            with contextlib.suppress(images.UnreadableImage):
                 assert images.decode(broken.tobytes()).ndim == 3
-            except images.UnreadableImage:
-                pass

@@ -15,14 +15,23 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-HEAVY = {"ray": 3, "torch": 2, "diffusers": 2, "transformers": 2, "open_clip": 2, "onnxruntime": 2}  # lowest layer allowed
+HEAVY = {
+    "ray": 3,
+    "torch": 2,
+    "diffusers": 2,
+    "transformers": 2,
+    "open_clip": 2,
+    "onnxruntime": 2,
+}  # lowest layer allowed
 FOLDER = Path(adbooster.__file__).parent
 
 
 def imported(path: Path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [a.name for a in node.names] if node.module == "adbooster" else [node.module.removeprefix("adbooster.")]
+            names = (
+                [a.name for a in node.names] if node.module == "adbooster" else [node.module.removeprefix("adbooster.")]
+            )
             yield from ((n, node.module.startswith("adbooster")) for n in names)
         elif isinstance(node, ast.Import):
             yield from ((a.name, False) for a in node.names)

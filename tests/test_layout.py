@@ -34,9 +34,8 @@ def test_an_altered_product_is_found_out(cutout):
     assert layout.product_difference(picture, cutout, box) == 1
 
 
-def test_no_white_halo_on_a_dark_scene(packshot, cutout):
+def test_no_white_halo_on_a_dark_scene(cutout):
     """Along the soft edge the product's own colours show, not the white page it was photographed on."""
-    photo, mask = packshot
     dark = np.full((512, 512, 3), 10, np.uint8)
     box = layout.Box(100, 100, cutout.alpha.shape[1], cutout.alpha.shape[0])
     edge = (cutout.alpha > 40) & (cutout.alpha < 215)

@@ -7,7 +7,18 @@ from adbooster.objects import Root
 from adbooster.tiny import world
 from tests.conftest import MODELS
 
-SAME = ("creative_id", "request_id", "product_id", "cohort_id", "rank", "prompt", "seed", "uri", "sha256", "weights_revision")
+SAME = (
+    "creative_id",
+    "request_id",
+    "product_id",
+    "cohort_id",
+    "rank",
+    "prompt",
+    "seed",
+    "uri",
+    "sha256",
+    "weights_revision",
+)
 
 
 def config(root_uri: str, feed, tmp_path) -> nightly.NightlyConfig:
@@ -64,7 +75,9 @@ def test_a_night_on_s3_is_the_night_on_disk(local_ray, tmp_path, tiny_feed, s3_r
     reports = {}
     for uri in (disk, s3_root):
         settings = config(uri, tiny_feed, tmp_path)
-        settings = settings.model_copy(update={"prepare": settings.prepare.model_copy(update={"max_reject_share": 0.5})})
+        settings = settings.model_copy(
+            update={"prepare": settings.prepare.model_copy(update={"max_reject_share": 0.5})}
+        )
         nightly.check(settings)
         reports[uri] = nightly.nightly(settings)
         samples = {r["product_id"]: r["reject"] for r in tables.read(Root(uri), "samples").to_pylist()}

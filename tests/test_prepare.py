@@ -40,7 +40,15 @@ def test_fetcher_names_what_is_wrong_with_each_picture(root, tiny_feed, tmp_path
     (shop / "big.png").write_bytes(whole + b"\0" * 2_000_000)
     (tmp_path / "secret.png").write_bytes(whole)
     feed = with_pictures(
-        tiny_feed, "teapot.png", "cut.png", "page.html", "small.png", "big.png", "gone.png", "../secret.png", "nope://x/y.png"
+        tiny_feed,
+        "teapot.png",
+        "cut.png",
+        "page.html",
+        "small.png",
+        "big.png",
+        "gone.png",
+        "../secret.png",
+        "nope://x/y.png",
     )
     found = fetched(root, feed, prepare.Rules(max_mb=1))
     assert {uri: r["reject"] for uri, r in found.items()} == {
@@ -54,7 +62,7 @@ def test_fetcher_names_what_is_wrong_with_each_picture(root, tiny_feed, tmp_path
         "nope://x/y.png": "unreachable_image",
     }
     assert root.read(found["teapot.png"]["photo_uri"]) == whole
-    assert set(r["reject"] for r in found.values()) - {None} <= set(schema.REJECTS)
+    assert {r["reject"] for r in found.values()} - {None} <= set(schema.REJECTS)
 
 
 def test_files_below_an_allowed_root_only(root, tiny_feed, tmp_path):

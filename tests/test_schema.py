@@ -1,3 +1,4 @@
+import itertools
 import pickle
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ def test_check_names_the_wrong_type():
 
 def test_rows_only_grow_to_the_right():
     chain = [schema.PICTURES, schema.FETCHED, schema.MASKED, schema.CAPTIONED, schema.JUDGED, schema.SAMPLES]
-    for before, after in zip(chain, chain[1:], strict=False):
+    for before, after in itertools.pairwise(chain):
         assert set(before.names) < set(after.names)
 
 

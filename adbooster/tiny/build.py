@@ -20,9 +20,9 @@ from adbooster.tiny import nets, texts, train, world
 
 log = logging.getLogger(__name__)
 MODELS = Path(__file__).parent / "models"
-STAGES = ("vae", "rank", "judge", "caption", "unet")
-MINUTES = {"vae": 16, "rank": 6, "judge": 8, "caption": 10, "unet": 50}
-RATES = {"vae": 2e-3, "rank": 1e-3, "judge": 1.5e-3, "caption": 1e-3, "unet": 1e-3}
+STAGES = ("vae", "decoder", "rank", "judge", "caption", "unet")
+MINUTES = {"vae": 13, "decoder": 5, "rank": 6, "judge": 8, "caption": 10, "unet": 50}
+RATES = {"vae": 2e-3, "decoder": 1e-3, "rank": 1e-3, "judge": 1.5e-3, "caption": 1e-3, "unet": 1e-3}
 
 
 def compose_one(i: int):
@@ -64,6 +64,11 @@ def build(stage: str, minutes: float, pictures: train.Pictures, work: Path, devi
         nets.narrow_posterior(vae)
         vae.register_to_config(scaling_factor=_scaling_factor(vae, pictures, device))
         vae.save_pretrained(work / "vae")
+    elif stage == "decoder":
+        vae = nets.AutoencoderKL.from_pretrained(work / "vae").to(device)
+        half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+        _, state = train.fit("decoder", half, train.decoder_loss(vae, pictures, device), **fitted)
+        vae.save_pretrained(work / "vae")
     elif stage in nets.CLIPS:
         tokenizer = texts.clip_tokenizer(work / "tokenizer")
         model = nets.new_clip(stage, tokenizer)
@@ -100,7 +105,7 @@ def _scaling_factor(vae, pictures: train.Pictures, device: str) -> float:
 
 
 def _card(stage: str, state: dict, pictures: train.Pictures, minutes: float, device: str) -> None:
-    folder = MODELS / {"vae": "outpaint", "unet": "outpaint"}.get(stage, stage)
+    folder = MODELS / {"vae": "outpaint", "decoder": "outpaint", "unet": "outpaint"}.get(stage, stage)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "card.json"
     card = json.loads(path.read_text()) if path.exists() else {}

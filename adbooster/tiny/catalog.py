@@ -13,9 +13,18 @@ SIDE_PX = 512
 FIRST_SEED = 10**6  # training uses smaller ones
 SCENES_EACH = 2
 BRANDS = ("Aurora", "Bluefin", "Cedar & Co", "Dune", "Elmwood", "Fjord")
-COLUMNS = (
-    ["id", "title", "description", "link", "image_link", "lifestyle_image_link", "availability", "price", "brand", "google_product_category"]
-)
+COLUMNS = [
+    "id",
+    "title",
+    "description",
+    "link",
+    "image_link",
+    "lifestyle_image_link",
+    "availability",
+    "price",
+    "brand",
+    "google_product_category",
+]
 
 
 def write(folder: Path) -> None:

@@ -11,7 +11,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import AttnProcessor
-from open_clip import CLIP
+from open_clip import CLIP, CustomTextCLIP
 from safetensors.torch import save_file
 from transformers import (
     BertTokenizerFast,
@@ -33,7 +33,14 @@ CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 CLIPS = {
     "rank": {
         "embed_dim": 128,
-        "vision_cfg": {"image_size": 64, "layers": 4, "width": 192, "head_width": 48, "patch_size": 8},
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": 80,
+            "timm_model_name": "resnet10t",
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+        },
         "text_cfg": {"context_length": CONTEXT_LENGTH, "width": 128, "heads": 4, "layers": 2},
     },
     "judge": {
@@ -84,7 +91,7 @@ def new_unet() -> UNet2DConditionModel:
     return unet
 
 
-def new_text_encoder(tokenizer: CLIPTokenizer, clip: CLIP) -> CLIPTextModel:
+def new_text_encoder(tokenizer: CLIPTokenizer, clip: CLIP | CustomTextCLIP) -> CLIPTextModel:
     """A CLIP text model that starts from an open_clip text tower of the same shape, as Stable Diffusion's does."""
     tower = CLIPS["rank"]["text_cfg"]
     model = CLIPTextModel(
@@ -105,7 +112,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer, clip: CLIP) -> CLIPTextModel:
     return model
 
 
-def _text_tower(clip: CLIP) -> dict[str, torch.Tensor]:
+def _text_tower(clip: CLIP | CustomTextCLIP) -> dict[str, torch.Tensor]:
     """open_clip's names of the text tower's weights to those of transformers."""
     found = {k.removeprefix("text."): v for k, v in clip.state_dict().items()}
     out = {
@@ -164,10 +171,11 @@ def blip_processor(tokenizer: BertTokenizerFast) -> BlipProcessor:
     return BlipProcessor(images, tokenizer)
 
 
-def new_clip(name: str, tokenizer: CLIPTokenizer) -> CLIP:
+def new_clip(name: str, tokenizer: CLIPTokenizer) -> CLIP | CustomTextCLIP:
     cfg = CLIPS[name]
     text = {**cfg["text_cfg"], "vocab_size": len(tokenizer)}
-    return CLIP(embed_dim=cfg["embed_dim"], vision_cfg=cfg["vision_cfg"], text_cfg=text)
+    kind = CustomTextCLIP if cfg.get("custom_text") else CLIP
+    return kind(embed_dim=cfg["embed_dim"], vision_cfg=cfg["vision_cfg"], text_cfg=text)
 
 
 def save_pipeline(folder: Path, vae, unet, text_encoder, tokenizer) -> None:
@@ -185,7 +193,7 @@ def save_blip(folder: Path, model: BlipForConditionalGeneration, processor: Blip
     processor.save_pretrained(folder)
 
 
-def save_clip(folder: Path, name: str, model: CLIP, tokenizer: CLIPTokenizer) -> None:
+def save_clip(folder: Path, name: str, model: CLIP | CustomTextCLIP, tokenizer: CLIPTokenizer) -> None:
     """A folder that open_clip loads as `local-dir:<folder>`: config, tokenizer and fp16 weights."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)

@@ -11,7 +11,20 @@ from transformers import BertTokenizerFast, CLIPTokenizer
 from adbooster.tiny.world import PRODUCTS, SCENES, article, caption
 
 CONTEXT_LENGTH = 32
-ADJECTIVES = ["new", "stylish", "comfortable", "elegant", "modern", "classic", "light", "durable", "trendy", "everyday", "affordable", "beautiful"]
+ADJECTIVES = [
+    "new",
+    "stylish",
+    "comfortable",
+    "elegant",
+    "modern",
+    "classic",
+    "light",
+    "durable",
+    "trendy",
+    "everyday",
+    "affordable",
+    "beautiful",
+]
 TEMPLATES = ("a photo of {}", "{}", "{}", "{}", "product picture of {}")
 
 

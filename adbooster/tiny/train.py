@@ -104,11 +104,30 @@ def vae_loss(vae, pictures: Pictures, device: str, size: int = 16):
         with torch.autocast(device, torch.bfloat16):
             posterior = vae.encode(x_BCHW).latent_dist
             y_BCHW = vae.decode(posterior.sample(torch.Generator(device).manual_seed(step))).sample
-        y_BCHW = y_BCHW.float()
-        edges = sum(F.l1_loss(x_BCHW.diff(dim=d), y_BCHW.diff(dim=d)) for d in (2, 3))
-        return F.l1_loss(x_BCHW, y_BCHW) + edges + 1e-6 * posterior.kl().mean()
+        return _picture_loss(x_BCHW, y_BCHW.float()) + 1e-6 * posterior.kl().mean()
 
     return loss_of
+
+
+def decoder_loss(vae, pictures: Pictures, device: str, size: int = 24):
+    """The same on the latents' mode, for the decoder alone: what it decodes after sampling carries no encoder noise."""
+
+    def loss_of(step: int) -> torch.Tensor:
+        rng = np.random.default_rng([6, step])
+        x_BCHW = pictures.batch(rng.integers(len(pictures), size=size), device)
+        with torch.autocast(device, torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(x_BCHW).latent_dist.mode()
+            y_BCHW = vae.decode(latents).sample
+        return _picture_loss(x_BCHW, y_BCHW.float())
+
+    return loss_of
+
+
+def _picture_loss(x_BCHW: torch.Tensor, y_BCHW: torch.Tensor) -> torch.Tensor:
+    """L1 of the pixels and of their gradients: blur costs twice."""
+    edges = sum(F.l1_loss(x_BCHW.diff(dim=d), y_BCHW.diff(dim=d)) for d in (2, 3))
+    return F.l1_loss(x_BCHW, y_BCHW) + edges
 
 
 def clip_loss(model, pictures: Pictures, tokenizer, mean, std, device: str, size: int = 192):

@@ -62,7 +62,9 @@ def ours(root: Root, rows: pa.Table, threads: int):
         dtype="bfloat16",
         threads=threads,
         paint_batch=16,
-        recipe=Recipe(candidates=K, num_inference_steps=STEPS, guidance_scale=GUIDANCE, size_px=SIDE_PX, paint_px=PAINT_PX),
+        recipe=Recipe(
+            candidates=K, num_inference_steps=STEPS, guidance_scale=GUIDANCE, size_px=SIDE_PX, paint_px=PAINT_PX
+        ),
     )
     painter = generate.Painter(root, config, "bench", "bench")
     painter(rows.slice(0, 4))
@@ -74,7 +76,9 @@ def ours(root: Root, rows: pa.Table, threads: int):
 
 def theirs(root: Root, rows: pa.Table, threads: int):
     torch.set_num_threads(threads)
-    pipe = StableDiffusionInpaintPipeline.from_pretrained(MODELS / "outpaint", torch_dtype=torch.float32, safety_checker=None)
+    pipe = StableDiffusionInpaintPipeline.from_pretrained(
+        MODELS / "outpaint", torch_dtype=torch.float32, safety_checker=None
+    )
     pipe.set_progress_bar_config(disable=True)
     ranker = Ranker(MODELS / "rank", "cpu", threads)
 
@@ -118,7 +122,9 @@ def main() -> None:
         root = Root(folder)
         rows = requests(root, n)
         a, b = ours(root, rows, args.threads), theirs(root, rows, args.threads)
-    print(f"{n} requests, K={K}, {STEPS} steps, guidance {GUIDANCE}, painted at {PAINT_PX} px, published at {SIDE_PX} px")
+    print(
+        f"{n} requests, K={K}, {STEPS} steps, guidance {GUIDANCE}, painted at {PAINT_PX} px, published at {SIDE_PX} px"
+    )
     print(f"{args.threads} threads, {platform.machine()}, torch {torch.__version__}")
     print(f"ours    {a:.2f} candidates/s")
     print(f"theirs  {b:.2f} candidates/s")
