@@ -62,13 +62,13 @@ class GenerateReport(BaseModel):
     rejected: int
     fallbacks: int
     published: int
-    retired: int
-    coverage: float
-    uplift: dict[str, report.Uplift]
+    retired: int = 0
+    coverage: float = 0.0
+    uplift: dict[str, report.Uplift] = {}
     creatives_version: int | None
-    gallery_uri: str | None
+    gallery_uri: str | None = None
     gpu_s: float
-    seconds: float
+    seconds: float = 0.0
 
 
 class Painter:
@@ -221,6 +221,7 @@ def generate(config: GenerateConfig) -> GenerateReport:
         stage_parts(ds, root, plan.staged_folder(config.run_id, recipe))
     fresh = plan.without(plan.staged(root, config.run_id, recipe), live)
     fresh = fresh.filter(pc.is_in(fresh["request_id"], wanted["request_id"]))
+    missed = plan.without(to_paint, fresh).num_rows
     done = GenerateReport(
         run_id=config.run_id,
         recipe_id=recipe,
@@ -228,47 +229,56 @@ def generate(config: GenerateConfig) -> GenerateReport:
         requests=wanted.num_rows,
         already_live=wanted.num_rows - plan.without(wanted, live).num_rows,
         already_staged=len(set(earlier["request_id"].to_pylist()) & set(wanted["request_id"].to_pylist())),
-        painted=to_paint.num_rows - plan.without(to_paint, fresh).num_rows,
-        rejected=0 if config.dry_run else plan.without(to_paint, fresh).num_rows,
+        painted=to_paint.num_rows - missed,
+        rejected=0 if config.dry_run else missed,
         fallbacks=pc.sum(fresh["fallback"].cast(pa.int64())).as_py() or 0,
         published=fresh.num_rows,
-        retired=0,
-        coverage=0.0,
-        uplift={},
         creatives_version=base,
-        gallery_uri=None,
         gpu_s=round(sum({r["request_id"]: r["gpu_s"] for r in fresh.to_pylist()}.values()), 1),
-        seconds=round(time.monotonic() - started, 1),
     )
-    return done if config.dry_run else publish(config, root, base, live, wanted, fresh, done, started)
+    if not config.dry_run:
+        after = publish(config, wanted, live, fresh, done)
+        done.seconds = round(time.monotonic() - started, 1)
+        done.gallery_uri = report.write_gallery(root, config.run_id, after, wanted, done.model_dump(), config.gallery)
+    done.seconds = round(time.monotonic() - started, 1)
+    return done
 
 
 def publish(
-    config, root: Root, base, live: pa.Table, wanted: pa.Table, fresh: pa.Table, done, started
-) -> GenerateReport:
-    """One commit that adds what was painted, replaces what it supersedes and retires what nobody wants any more."""
-    pairs = lambda t: list(zip(t["product_id"].to_pylist(), t["cohort_id"].to_pylist(), strict=True))  # noqa: E731
-    asked, new = set(pairs(wanted)), set(pairs(fresh))
-    stays = [pair in asked and pair not in new for pair in pairs(live)]
-    after = pa.concat_tables([live.filter(pa.array(stays, pa.bool_())), schema.fill(fresh, schema.CREATIVES)])
-    gone = live.filter(pa.array([not s for s in stays], pa.bool_()))["creative_id"].to_pylist()
-    done.retired, done.coverage = len(gone), round(len(set(pairs(after))) / wanted.num_rows, 4)
+    config: GenerateConfig, wanted: pa.Table, live: pa.Table, fresh: pa.Table, done: GenerateReport
+) -> pa.Table:
+    """One commit that adds what was painted, replaces what it supersedes and retires what nobody wants any more.
+
+    wanted  the night's requests; live  the table at `done.creatives_version`; fresh  painted rows (schema.STAGED)
+    done    gets the figures of the publication
+    returns the rows that are live now
+    raises  CoverageTooLow, PublishConflict; nothing of this run is live then
+    """
+    asked, new = set(_pairs(wanted)), set(_pairs(fresh))
+    stays = pa.array([pair in asked and pair not in new for pair in _pairs(live)], pa.bool_())
+    fresh = schema.fill(fresh, schema.CREATIVES)
+    after = pa.concat_tables([live.filter(stays), fresh])
+    done.coverage = round(len(set(_pairs(after))) / wanted.num_rows, 4)
     if done.coverage < config.min_coverage:
         raise CoverageTooLow(
             f"{done.coverage:.1%} of {wanted.num_rows} requests are filled, min_coverage is {config.min_coverage:.1%}; "
             "nothing was published and the last night stays live"
         )
-    if fresh.num_rows or gone:
+    gone = live.filter(pc.invert(stays))
+    done.retired = gone.num_rows
+    if fresh.num_rows or gone.num_rows:
         metadata = {"run_id": config.run_id, "recipe_id": done.recipe_id, "weights_revision": done.weights_revision}
-        kept = set(fresh["creative_id"].to_pylist())
-        rows = schema.fill(fresh, schema.CREATIVES)
-        gone = [c for c in gone if c not in kept]
-        done.creatives_version = tables.merge(root, "creatives", rows, "creative_id", base, metadata, delete=gone)
+        drop = gone.filter(pc.invert(pc.is_in(gone["creative_id"], fresh["creative_id"])))["creative_id"].to_pylist()
+        done.creatives_version = tables.merge(
+            Root(config.root_uri), "creatives", fresh, "creative_id", done.creatives_version, metadata, delete=drop
+        )
     families = dict(zip(wanted["cohort_id"].to_pylist(), wanted["family"].to_pylist(), strict=True))
     done.uplift = report.uplift(after, families)
-    done.seconds = round(time.monotonic() - started, 1)
-    done.gallery_uri = report.write_gallery(root, config.run_id, after, wanted, done.model_dump(), config.gallery)
-    return done
+    return after
+
+
+def _pairs(rows: pa.Table) -> list[tuple[str, str]]:
+    return list(zip(rows["product_id"].to_pylist(), rows["cohort_id"].to_pylist(), strict=True))
 
 
 def check(config: GenerateConfig) -> None:

@@ -67,6 +67,11 @@ class Root:
         for path in files:
             self.write(f"{relative}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
+    def clear(self, folder: str) -> None:
+        """Remove a folder of a run with all in it; none is fine."""
+        if self.exists(folder):
+            self.fs.rm(self.path(folder), recursive=True)
+
     def names(self, folder: str) -> list[str]:
         """Names directly below a folder, sorted; none if there is no such folder."""
         if not self.exists(folder):

@@ -203,6 +203,7 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     if config.dry_run:
         return _report(config, wanted, [], live, base, started)
     folder = f"runs/{config.run_id}/staged/samples"
+    root.clear(folder)  # parts of an earlier try of this run
     stage_parts(_pictures_through_models(config, root, wanted, live), root, folder)
     judged = tables.read_staged(root, folder, schema.JUDGED)
     done = judged.filter(pc.invert(pc.equal(pc.fill_null(judged["reject"], ""), UNCHANGED)))

@@ -1,5 +1,6 @@
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pap
 import pytest
 
 from adbooster import generate, images, layout, plan, schema, tables
@@ -138,8 +139,6 @@ def test_what_a_killed_run_staged_is_not_painted_again(local_ray, stocked):
     wanted = requests(stocked, name=recipe)
     done = generate.Painter(stocked, config(stocked, "killed"), recipe, "weights")(wanted.slice(0, 1))
     stocked.fs.makedirs(stocked.path(plan.staged_folder("killed", recipe)))
-    import pyarrow.parquet as pap
-
     pap.write_table(done, stocked.path(plan.staged_folder("killed", recipe)) + "/part-0.parquet")
     stocked.write(plan.staged_folder("killed", recipe) + "/part-1.parquet", b"PAR1 cut short")
     report = generate.generate(whole)
@@ -148,26 +147,12 @@ def test_what_a_killed_run_staged_is_not_painted_again(local_ray, stocked):
 
 
 def test_too_little_coverage_publishes_nothing(stocked):
-    base = generate.GenerateReport(
-        **dict.fromkeys(
-            ("requests", "already_live", "already_staged", "painted", "rejected", "fallbacks", "published", "retired"),
-            0,
-        ),
-        run_id="r",
-        recipe_id="q",
-        weights_revision="w",
-        coverage=0,
-        uplift={},
-        creatives_version=None,
-        gallery_uri=None,
-        gpu_s=0,
-        seconds=0,
-    )
-    none = schema.STAGED.empty_table()
-    with pytest.raises(CoverageTooLow, match="0.0% of 2 requests"):
-        generate.publish(
-            config(stocked), stocked, None, tables.read(stocked, "creatives"), requests(stocked), none, base, 0.0
-        )
+    counts = ("requests", "already_live", "already_staged", "painted", "rejected", "fallbacks", "published", "gpu_s")
+    names = {"run_id": "r", "recipe_id": "q", "weights_revision": "w", "creatives_version": None}
+    done = generate.GenerateReport(**dict.fromkeys(counts, 0), **names)
+    live, none = tables.read(stocked, "creatives"), schema.STAGED.empty_table()
+    with pytest.raises(CoverageTooLow, match=r"0\.0% of 2 requests"):
+        generate.publish(config(stocked), requests(stocked), live, none, done)
     assert tables.version(stocked, "creatives") is None
 
 

@@ -123,7 +123,7 @@ def test_a_catalog_night_by_night(local_ray, root, tiny_feed):
     assert rows["P1", "main"]["background"] == "plain"
     assert rows["P1", "lifestyle"]["background"] == "scene"
 
-    again = prepare.prepare(config(root, tiny_feed, run_id="r2"))
+    again = prepare.prepare(config(root, tiny_feed))
     assert (again.new_or_changed, again.unchanged, again.samples_version) == (0, 4, first.samples_version)
 
     lines = tiny_feed.read_text().splitlines()
