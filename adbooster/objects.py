@@ -113,7 +113,10 @@ def local_copy(uri: str) -> Path:
     if _is_local(fs):
         return Path(path)
     cache = Path(os.environ.get("ADBOOSTER_CACHE", Path(tempfile.gettempdir()) / f"adbooster-cache-{os.getuid()}"))
-    name = hashlib.sha256(uri.encode()).hexdigest()[:16] + "-" + path.rsplit("/", 1)[-1]
+    # What is cached is named by what is there now: a model replaced in place is another model.
+    found = {name: (i["size"], str(i.get("ETag"))) for name, i in fs.find(path, detail=True).items()}
+    mark = hashlib.sha256(json.dumps([uri, found], sort_keys=True).encode()).hexdigest()[:16]
+    name = f"{mark}-{path.rsplit('/', 1)[-1]}"
     target = cache / name
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
