@@ -38,9 +38,8 @@ SHARED = ("root_uri", "run_id", "dry_run")
 
 def main(config_class: type[BaseModel], job: Callable[[Any], BaseModel], argv: list[str] | None = None) -> None:
     """Run one job as a program: exit code 0 only if it did all it promised; its report is the last line of stdout."""
-    logging.basicConfig(
-        level=os.environ.get("ADBOOSTER_LOG", "INFO"), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log.setLevel(os.environ.get("ADBOOSTER_LOG", "INFO"))
     try:
         config = load(config_class, sys.argv[1:] if argv is None else argv)
         report = run(config, job)

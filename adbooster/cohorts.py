@@ -16,7 +16,7 @@ from adbooster.errors import ConfigError
 from adbooster.objects import Root
 from adbooster.prompts import clean
 from adbooster.recipe import digest
-from adbooster.settings import Config, JobConfig
+from adbooster.settings import Config, JobConfig, Uri
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 class CohortsConfig(JobConfig):
     """Settings of `jobs.cohorts`."""
 
-    cohorts_uri: str
+    cohorts_uri: Uri
     """A file of cohorts: YAML (a list) or Parquet, with id, query, context and optionally family and size."""
 
 

@@ -19,7 +19,7 @@ from adbooster.errors import ConfigError
 from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
 from adbooster.pools import Pool, dataset, through
 from adbooster.recipe import digest
-from adbooster.settings import JobConfig
+from adbooster.settings import JobConfig, Uri
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class FinetuneConfig(JobConfig):
     """Settings of `jobs.finetune`."""
 
-    base: str
+    base: Uri
     """Weights to start from: an inpainting pipeline in diffusers layout."""
     device: str = Field("cuda", pattern="^(cuda|cpu)$")
     """Where training runs; never chosen by what is there."""
@@ -42,7 +42,7 @@ class FinetuneConfig(JobConfig):
     batch: int = Field(4, ge=1)
     """Pictures a worker and step."""
     learning_rate: float = Field(5e-6, gt=0)
-    """AdamW, constant after `warmup_steps`."""
+    """AdamW; falls linearly to zero over `steps` after `warmup_steps`."""
     warmup_steps: int = Field(10, ge=0)
     """Linear from zero."""
     empty_text_share: float = Field(0.1, ge=0, le=1)
@@ -124,7 +124,7 @@ def train_worker(settings: dict) -> None:
     unet.train()
     for step, rows in enumerate(_batches(config, rank)):
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+            group["lr"] = config.learning_rate * min((step + 1) / (config.warmup_steps + 1), 1 - step / config.steps)
         loss = model.loss(
             unet, examples(rows, config.size_px), (config.seed * 10**6 + step) * 1000 + rank, config.empty_text_share
         )
@@ -137,6 +137,7 @@ def train_worker(settings: dict) -> None:
     metrics = {"loss_before": before, "loss_after": model.validation(held_out) if rank == 0 else None}
     if rank == 0:
         metrics["revision"] = _save_weights(config, model, settings["card"] | metrics)
+        Root(config.root_uri).write_json(settings["result"], metrics)  # Ray Train keeps none without a checkpoint
     ray.train.report(metrics)
 
 
@@ -204,8 +205,8 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
         return done
     else:
         card = {"settings": config.model_dump(mode="json", exclude={"run_id", "dry_run"}), "samples_version": version}
-        metrics = _train(config, root, name, training, held_out, card)
-        root.write_json(known, metrics)
+        _train(config, root, name, training, held_out, {"card": card, "result": known})
+        metrics = json.loads(root.read(known))
     done.weights_revision = metrics["revision"]
     done.weights = f"{root.uri}/weights/{metrics['revision']}"
     done.loss_before, done.loss_after = (round(metrics[k], 5) for k in ("loss_before", "loss_after"))
@@ -230,7 +231,7 @@ def _name(config: FinetuneConfig, rows: pa.Table) -> str:
     return digest(json.dumps(settings, sort_keys=True), content_hash(local_copy(config.base)), data)[:16]
 
 
-def _train(config: FinetuneConfig, root: Root, name: str, training: pa.Table, held_out: pa.Table, card: dict) -> dict:
+def _train(config: FinetuneConfig, root: Root, name: str, training: pa.Table, held_out: pa.Table, told: dict) -> None:
     # Enough different placements that a short run does not see the same square twice.
     epochs = -(-config.steps * config.batch * max(1, config.workers) // training.num_rows)
     placements = [
@@ -253,7 +254,7 @@ def _train(config: FinetuneConfig, root: Root, name: str, training: pa.Table, he
     ]
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"config": config.model_dump(mode="json"), "held_out": batches, "card": card},
+        train_loop_config={"config": config.model_dump(mode="json"), "held_out": batches, **told},
         datasets={"train": placements[0].union(*placements[1:]).materialize()},
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.device == "cuda"),
         run_config=RunConfig(
@@ -263,7 +264,7 @@ def _train(config: FinetuneConfig, root: Root, name: str, training: pa.Table, he
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
-    return dict(trainer.fit().metrics)
+    trainer.fit()
 
 
 def check(config: FinetuneConfig) -> None:

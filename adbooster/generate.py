@@ -14,7 +14,7 @@ from adbooster.errors import AdboosterError, ConfigError, CoverageTooLow
 from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
 from adbooster.pools import Pool, dataset, preflight, stage_parts, through
 from adbooster.recipe import Recipe, digest, recipe_id, seed_of
-from adbooster.settings import JobConfig
+from adbooster.settings import JobConfig, Uri
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 class GenerateConfig(JobConfig):
     """Settings of `jobs.generate`."""
 
-    weights: str
+    weights: Uri
     """The outpainter: a folder in diffusers layout, local or s3://."""
-    rank_model: str
+    rank_model: Uri
     """The CLIP that scores and ranks: a folder that open_clip saved."""
     device: str = Field("cuda", pattern="^(cuda|cpu)$")
     """Where the models run; never chosen by what is there."""

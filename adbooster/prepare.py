@@ -19,7 +19,7 @@ from adbooster.errors import ConfigError, TooManyRejects
 from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
 from adbooster.pools import Pool, dataset, preflight, stage_parts, through
 from adbooster.recipe import digest
-from adbooster.settings import Config, JobConfig
+from adbooster.settings import Config, JobConfig, Uri
 
 log = logging.getLogger(__name__)
 UNCHANGED = "unchanged"  # travels in the reject column to skip the models; never reaches a table
@@ -45,13 +45,13 @@ class Rules(Config):
 class PrepareConfig(JobConfig):
     """Settings of `jobs.prepare`."""
 
-    feed_uri: str
+    feed_uri: Uri
     """The product feed: Google Merchant, tab-delimited (also .gz) or Parquet."""
-    allowed_file_root: str = ""
+    allowed_file_root: Uri = ""
     """Folder below which local pictures may lie; empty: the feed's own folder."""
-    mask_model: str
+    mask_model: Uri
     """U2-Net family model, an .onnx file."""
-    caption_model: str
+    caption_model: Uri
     """BLIP model, a folder in transformers layout."""
     device: str = Field("cuda", pattern="^(cuda|cpu)$")
     """Where the models run; never chosen by what is there."""

@@ -1,6 +1,17 @@
 """The base of every configuration: frozen, strict, and documented by the line under each field."""
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri or not uri else str(Path(uri).absolute())
+
+
+Uri = Annotated[str, AfterValidator(_absolute)]
+"""A local path or `scheme://...`; paths are made absolute where they are read, for workers run in other folders."""
 
 
 class Config(BaseModel):
@@ -12,7 +23,7 @@ class Config(BaseModel):
 class JobConfig(Config):
     """What every job is told."""
 
-    root_uri: str
+    root_uri: Uri
     """Where tables and objects live: a local folder or s3://bucket/prefix."""
     run_id: str = ""
     """Name of this run; empty: made from date and time."""

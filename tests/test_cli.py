@@ -36,7 +36,7 @@ def test_flags_over_environment_over_file(tmp_path, monkeypatch):
     monkeypatch.setenv("ADBOOSTER_ROOT_URI", "from-env")
     monkeypatch.setenv("ADBOOSTER_RUN_ID", "env")
     config = load(CohortsConfig, ["--config", str(tmp_path / "c.yaml"), "--run-id", "flag"])
-    assert (config.run_id, config.root_uri) == ("flag", "from-env")
+    assert (config.run_id, config.root_uri) == ("flag", str(Path("from-env").absolute()))
     assert config.cohorts_uri == str(tmp_path / "c.yaml"), "paths in a file are relative to it"
 
 

@@ -76,8 +76,12 @@ def test_loss_does_not_depend_on_the_run_and_does_on_the_picture(scenes):
     assert len(set(losses)) == 3
 
 
-def test_training_gives_weights_that_generate_can_use_and_gives_them_once(local_ray, scenes):
-    report = finetune.finetune(config(scenes))
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_gives_weights_that_generate_can_use_and_gives_them_once(local_ray, scenes, workers, monkeypatch):
+    """In this process, and in a Ray Train worker, which runs in another folder than the one that paths are relative to."""
+    monkeypatch.chdir(scenes.base.rsplit("/", 1)[0])
+    settings = {"root_uri": "root", "workers": workers}
+    report = finetune.finetune(config(scenes, **settings))
     folder = f"weights/{report.weights_revision}"
     card = json.loads(scenes.read(f"{folder}/card.json"))
     assert report.weights == f"{scenes.uri}/{folder}"
@@ -87,7 +91,7 @@ def test_training_gives_weights_that_generate_can_use_and_gives_them_once(local_
     assert report.loss_before != report.loss_after
     check_weights(local_copy(report.weights))
 
-    again = finetune.finetune(config(scenes, run_id="r2"))
+    again = finetune.finetune(config(scenes, run_id="r2", **settings))
     assert again.reused
     assert again.weights_revision == report.weights_revision
     assert scenes.names("weights") == [report.weights_revision]

@@ -32,7 +32,9 @@ def test_a_root_on_s3(s3_root, tmp_path):
     assert (copy / "w.safetensors").read_bytes() == b"w"
     assert content_hash(copy) == content_hash(tmp_path / "m")
     root.write("weights/1/w.safetensors", b"x")
-    assert (local_copy(f"{s3_root}/weights/1") / "w.safetensors").read_bytes() == b"x", "replaced in place, fetched anew"
+    assert (local_copy(f"{s3_root}/weights/1") / "w.safetensors").read_bytes() == b"x", (
+        "replaced in place, fetched anew"
+    )
 
 
 def test_a_root_that_cannot_be_written(tmp_path):
