@@ -1,6 +1,5 @@
 """How a job starts and ends: settings, logging, Ray, the run folder, the report, the exit code."""
 
-import json
 import logging
 import os
 import platform
@@ -212,8 +211,3 @@ def _summary(report: dict) -> None:
     if report.get("gallery_uri"):
         console.print(f"gallery: {report['gallery_uri']}", soft_wrap=True)
     console.print(f"{report['job']} took {report['seconds']:.0f} s")
-
-
-def read_report(line: str) -> dict:
-    """The report from the last line of a job's output."""
-    return json.loads(line)

@@ -1,6 +1,6 @@
 """One picture of what a root holds: `python -m adbooster.tiny.sheet <root_uri> <file>` puts live creatives in rows.
 
-A row is a product: its photo, then its creatives by cohort. The products with the widest choice of families come first.
+A row is a product: its photo, then its creatives by cohort. Product ids after the file choose the rows.
 """
 
 import sys
