@@ -74,6 +74,7 @@ def _picture_rows(feed: pa.Table) -> Iterator[dict]:
             "product_id": product_id or f"(row {number + 1})",
             "title": clean(product["title"] or "")[: MAX_LENGTH["title"]],
             "category": clean(product.get("google_product_category") or product.get("product_type") or ""),
+            "brand": clean(product.get("brand") or ""),
         }
         if reject:  # a name of its own, so that the row is kept beside the one it repeats
             yield shared | _picture("main", product["image_link"] or "", f"{shared['product_id']}\x1f{number}", reject)

@@ -13,10 +13,12 @@ from adbooster import images, layout, plan, report, schema, tables
 from adbooster.errors import AdboosterError, ConfigError, CoverageTooLow
 from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
 from adbooster.pools import Pool, dataset, preflight, stage_parts, through
+from adbooster.prompting import Prompting
 from adbooster.recipe import Recipe, digest, recipe_id, seed_of
 from adbooster.settings import JobConfig, Uri
 
 log = logging.getLogger(__name__)
+SHARED = ("request_id", "product_id", "cohort_id", "prompt", "negative_prompt", "prompt_style")  # request -> creative
 
 
 class GenerateConfig(JobConfig):
@@ -38,6 +40,8 @@ class GenerateConfig(JobConfig):
     """Paintings in one pass of the network; always filled, so that a picture does not depend on its neighbours."""
     recipe: Recipe = Recipe()
     """What decides the pixels."""
+    prompts: Prompting = Prompting()
+    """How a product and a cohort become text."""
     targeting: plan.Targeting = plan.Targeting()
     """Which cohorts a product is painted for."""
     keep: int = Field(1, ge=1)
@@ -113,7 +117,7 @@ class Painter:
         for seed in self._seeds(request):
             box = layout.place(cutout, recipe.size_px, seed, recipe.product_scale, recipe.ground_line)
             image, mask = layout.paint_inputs(cutout, box, recipe.size_px, recipe.paint_px)
-            out.append((box, Painting(image, mask, request["prompt"], recipe.negative_prompt, seed)))
+            out.append((box, Painting(image, mask, request["prompt"], request["negative_prompt"], seed)))
         return out
 
     def _seeds(self, request: dict) -> list[int]:
@@ -127,8 +131,8 @@ class Painter:
         text = self.ranker.embed_texts([request["text"]])[0]
         scores = self.ranker.embed_images(pictures) @ text
         own = [float(self.embedded(uri) @ text) for uri in request["own_photo_uris"]]
-        shared = {key: request[key] for key in ("request_id", "product_id", "cohort_id", "prompt")} | self.names
-        shared |= {"neutral_score": own[0], "negative_prompt": self.recipe.negative_prompt}
+        shared = {key: request[key] for key in SHARED} | self.names
+        shared |= {"neutral_score": own[0]}
         if scores.max() <= max(own):
             return [shared | self._original(request, own)]
         best = sorted(range(len(scores)), key=lambda k: (-scores[k], k))[: self.config.keep]
@@ -202,7 +206,7 @@ def generate(config: GenerateConfig) -> GenerateReport:
     recipe = recipe_id(config.recipe, revision, content_hash(local_copy(config.rank_model)))
     base = tables.version(root, "creatives")
     live = tables.read(root, "creatives")
-    wanted = plan.requests(root, config.recipe, recipe, config.targeting, config.rank_model)
+    wanted = plan.requests(root, config.prompts, recipe, config.targeting, config.rank_model)
     earlier = plan.staged(root, config.run_id, recipe)
     to_paint = plan.without(wanted, live, earlier)
     log.info("%d requests, %d to paint", wanted.num_rows, to_paint.num_rows)

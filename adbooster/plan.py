@@ -11,8 +11,9 @@ from pydantic import Field
 from adbooster import schema, tables
 from adbooster.errors import ConfigError
 from adbooster.objects import Root, local_copy
-from adbooster.prompts import interest, product_words, prompt_qc
-from adbooster.recipe import Recipe, digest
+from adbooster.prompting import Prompting, write_prompts
+from adbooster.prompts import interest, product_words
+from adbooster.recipe import digest
 from adbooster.settings import Config
 
 
@@ -44,7 +45,7 @@ def usable_products(root: Root) -> list[dict]:
     ]
 
 
-def requests(root: Root, recipe: Recipe, recipe_id: str, targeting: Targeting, rank_model: str) -> pa.Table:
+def requests(root: Root, prompting: Prompting, recipe_id: str, targeting: Targeting, rank_model: str) -> pa.Table:
     """All requests of the night (schema.REQUESTS), in an order that follows from their names alone.
 
     raises ConfigError if there is no usable product or no cohort
@@ -56,7 +57,10 @@ def requests(root: Root, recipe: Recipe, recipe_id: str, targeting: Targeting, r
     if not cohorts:
         raise ConfigError(f"{root.uri}/tables/cohorts has no cohort; run jobs.cohorts first")
     chosen = _targeted(products, cohorts, targeting, rank_model)
-    rows = [_request(p, cohorts[c], recipe, recipe_id) for p, near in zip(products, chosen, strict=True) for c in near]
+    pairs = [(p, cohorts[c]) for p, near in zip(products, chosen, strict=True) for c in near]
+    texts = pa.Table.from_pylist([{name: (p | c)[name] for name in schema.PAIRS.names} for p, c in pairs], schema.PAIRS)
+    prompted = write_prompts(root, texts, prompting).select(["prompt", "negative_prompt", "prompt_style"]).to_pylist()
+    rows = [_request(p, c, recipe_id, texts) for (p, c), texts in zip(pairs, prompted, strict=True)]
     return pa.Table.from_pylist(rows, schema.REQUESTS)
 
 
@@ -73,15 +77,17 @@ def _targeted(products: list[dict], cohorts: list[dict], targeting: Targeting, r
     return [sorted(row.tolist()) for row in order[:, : targeting.n]]
 
 
-def _request(product: dict, cohort: dict, recipe: Recipe, recipe_id: str) -> dict:
-    made_of = digest(product["product_id"], product["photo_sha256"], product["mask_uri"], product["words"])
-    return {
-        "request_id": digest(made_of, digest(cohort["cohort_id"], cohort["version"]), recipe_id),
+def _request(product: dict, cohort: dict, recipe_id: str, texts: dict) -> dict:
+    """Named by all that decides its creative: the product's pixels, the cohort's text, the prompts, the recipe."""
+    text = interest(cohort["query"], cohort["context"])
+    made_of = digest(product["product_id"], product["photo_sha256"], product["mask_uri"])
+    wanted = digest(cohort["cohort_id"], text, texts["prompt"], texts["negative_prompt"])
+    return texts | {
+        "request_id": digest(made_of, wanted, recipe_id),
         "product_id": product["product_id"],
         "cohort_id": cohort["cohort_id"],
         "family": cohort["family"],
-        "text": interest(cohort["query"], cohort["context"]),
-        "prompt": prompt_qc(product["words"], cohort["query"], cohort["context"], recipe.prompt_template),
+        "text": text,
         "photo_uri": product["photo_uri"],
         "photo_sha256": product["photo_sha256"],
         "mask_uri": product["mask_uri"],

@@ -5,7 +5,6 @@ import json
 
 from pydantic import Field
 
-from adbooster.prompts import NEGATIVE_PROMPT
 from adbooster.settings import Config
 
 
@@ -18,10 +17,6 @@ class Recipe(Config):
     """Sampler steps a painting."""
     guidance_scale: float = Field(5.0, ge=1.0)
     """Classifier-free guidance; 1 is none and half the cost."""
-    prompt_template: str = "{product}, {query}, {context}"
-    """z_QC as a template of product, query and context."""
-    negative_prompt: str = NEGATIVE_PROMPT
-    """What must not be painted."""
     size_px: int = Field(512, ge=64, le=4096)
     """Side of the published picture."""
     paint_px: int = Field(512, ge=64, le=2048)

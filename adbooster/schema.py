@@ -39,6 +39,7 @@ PICTURES = _schema(
     role=pa.string(),
     title=pa.string(),
     category=pa.string(),
+    brand=pa.string(),
     image_uri=pa.string(),
     reject=pa.string(),
 )
@@ -65,6 +66,20 @@ COHORTS = _schema(
     version=pa.string(),
 )
 
+# A product and a cohort to be painted for it, with what a prompt is written from; `words` say what the product is.
+PAIRS = _schema(
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    family=pa.string(),
+    words=pa.string(),
+    title=pa.string(),
+    category=pa.string(),
+    brand=pa.string(),
+    query=pa.string(),
+    context=pa.string(),
+)
+PROMPTED = _schema(PAIRS, prompt=pa.string(), negative_prompt=pa.string(), prompt_style=pa.string())
+
 # One product x one cohort under one recipe, with all that painting it needs but the pixels.
 REQUESTS = _schema(
     request_id=pa.string(),
@@ -73,6 +88,8 @@ REQUESTS = _schema(
     family=pa.string(),
     text=pa.string(),
     prompt=pa.string(),
+    negative_prompt=pa.string(),
+    prompt_style=pa.string(),
     photo_uri=pa.string(),
     photo_sha256=pa.string(),
     mask_uri=pa.string(),
@@ -91,6 +108,7 @@ CREATIVES = _schema(
     rank=pa.int32(),
     prompt=pa.string(),
     negative_prompt=pa.string(),
+    prompt_style=pa.string(),
     seed=pa.int64(),
     layout=LAYOUT,
     recipe_id=pa.string(),

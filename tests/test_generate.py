@@ -5,7 +5,7 @@ import pytest
 
 from adbooster import generate, images, layout, plan, schema, tables
 from adbooster.errors import ConfigError, CoverageTooLow
-from adbooster.recipe import Recipe
+from adbooster.prompting import Prompting
 from tests.conftest import MODELS
 
 RECIPE = {"candidates": 2, "num_inference_steps": 2, "guidance_scale": 2.0, "size_px": 256, "paint_px": 64}
@@ -31,7 +31,7 @@ def painter(root, **changes):
 
 
 def requests(root, recipe=None, name="recipe"):
-    return plan.requests(root, recipe or Recipe(**RECIPE), name, plan.Targeting(), "")
+    return plan.requests(root, Prompting(), name, plan.Targeting(), "")
 
 
 class Stub:

@@ -9,7 +9,7 @@ LAYERS = [
     {"errors", "settings"},
     {"schema", "images", "layout", "prompts", "recipe"},
     {"mask", "caption", "outpaint", "rank"},
-    {"objects", "pools", "tables", "report", "feeds", "plan"},
+    {"objects", "pools", "tables", "report", "feeds", "plan", "prompting"},
     {"prepare", "cohorts", "finetune", "generate"},
     {"nightly"},
     {"cli"},

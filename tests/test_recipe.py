@@ -9,8 +9,6 @@ def test_every_setting_of_a_recipe_changes_its_name():
         "candidates": 5,
         "num_inference_steps": 7,
         "guidance_scale": 2.0,
-        "prompt_template": "{query}",
-        "negative_prompt": "x",
         "size_px": 640,
         "paint_px": 256,
         "product_scale": (0.3, 0.4),

@@ -45,6 +45,7 @@ def requests(root: Root, n: int) -> pa.Table:
                 "cohort_id": scene,
                 "text": world.SCENES[scene].name,
                 "prompt": world.caption(product, scene),
+                "negative_prompt": "",
                 "photo_uri": photo_uri,
                 "mask_uri": root.put(images.encode_mask(mask), "png"),
                 "own_photo_uris": [photo_uri],
