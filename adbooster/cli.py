@@ -3,7 +3,6 @@
 import logging
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from rich.table import Table
 from adbooster.errors import AdboosterError, ConfigError
 from adbooster.objects import Root
 from adbooster.report import percent
+from adbooster.settings import code_commit
 
 log = logging.getLogger("adbooster")
 SHARED = ("root_uri", "run_id", "dry_run")
@@ -175,13 +175,10 @@ def _provenance(config: BaseModel) -> dict:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     return {
         "config": config.model_dump(mode="json"),
         "versions": versions | {"python": platform.python_version()},
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": code_commit(),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -112,7 +112,7 @@ def train_worker(settings: dict) -> None:
     import torch
     from ray.train.torch import prepare_model
 
-    from adbooster.outpaint import Inpainting
+    from adbooster.inpainting import Inpainting
 
     config = FinetuneConfig.model_validate(settings["config"])
     rank, workers = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()

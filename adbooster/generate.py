@@ -1,24 +1,33 @@
 """Samples x cohorts x weights -> creatives: paint K, put the product back, score, keep the best, publish at once."""
 
 import logging
+import math
 import time
-from functools import lru_cache
+from collections import Counter
+from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 
-from adbooster import images, layout, plan, report, schema, tables
-from adbooster.errors import AdboosterError, ConfigError, CoverageTooLow
+from adbooster import choose, plan, report, schema, tables
+from adbooster.errors import ConfigError, CoverageTooLow
 from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
 from adbooster.pools import Pool, dataset, preflight, stage_parts, through
 from adbooster.prompting import Prompting
-from adbooster.recipe import Recipe, digest, recipe_id, seed_of
-from adbooster.settings import JobConfig, Uri
+from adbooster.recipe import Recipe, recipe_id
+from adbooster.settings import Config, JobConfig, Uri, code_commit
 
 log = logging.getLogger(__name__)
-SHARED = ("request_id", "product_id", "cohort_id", "prompt", "negative_prompt", "prompt_style")  # request -> creative
+
+
+class Adapter(Config):
+    """A LoRA, or a few-step adapter of that form (LCM, Hyper), that is added to the weights."""
+
+    uri: Uri
+    """A .safetensors file."""
+    scale: float = 1.0
+    """Its strength."""
 
 
 class GenerateConfig(JobConfig):
@@ -26,16 +35,24 @@ class GenerateConfig(JobConfig):
 
     weights: Uri
     """The outpainter: a folder in diffusers layout, local or s3://."""
+    adapters: tuple[Adapter, ...] = ()
+    """Adapters on the weights, in this order."""
     rank_model: Uri
     """The CLIP that scores and ranks: a folder that open_clip saved."""
+    mask_model: Uri = ""
+    """U2-Net family model (.onnx) for the gates on the product's shape."""
+    safety_model: Uri = ""
+    """Folder of a StableDiffusionSafetyChecker; empty: pictures are not checked for unsafe content."""
     device: str = Field("cuda", pattern="^(cuda|cpu)$")
     """Where the models run; never chosen by what is there."""
     dtype: str = Field("float16", pattern="^(float32|float16|bfloat16)$")
     """Number format of the outpainter."""
+    compiled: bool = False
+    """torch.compile the UNet: minutes a placement at the start of every actor, faster steps after."""
     threads: int = Field(1, ge=1)
     """CPU threads a painting actor."""
     paint: Pool = Pool(batch=8)
-    """Actors that paint and score; `batch` counts requests."""
+    """Actors that paint and score; `batch` counts requests, rounded up so that paintings fill whole passes."""
     paint_batch: int = Field(16, ge=1)
     """Paintings in one pass of the network; always filled, so that a picture does not depend on its neighbours."""
     recipe: Recipe = Recipe()
@@ -44,8 +61,6 @@ class GenerateConfig(JobConfig):
     """How a product and a cohort become text."""
     targeting: plan.Targeting = plan.Targeting()
     """Which cohorts a product is painted for."""
-    keep: int = Field(1, ge=1)
-    """Creatives kept a product and cohort."""
     min_coverage: float = Field(0.95, ge=0, le=1)
     """With a smaller share of requests filled nothing is published."""
     gallery: int = Field(300, ge=0)
@@ -53,7 +68,7 @@ class GenerateConfig(JobConfig):
 
 
 class GenerateReport(BaseModel):
-    """What `jobs.generate` did."""
+    """What `jobs.generate` did; counts are requests unless they say otherwise."""
 
     job: str = "generate"
     run_id: str
@@ -62,170 +77,43 @@ class GenerateReport(BaseModel):
     requests: int
     already_live: int
     already_staged: int
-    painted: int
-    rejected: int
-    fallbacks: int
-    published: int
+    to_paint: int = 0
+    painted: int = 0
+    rejected: int = 0
+    """Requests that got no creative at all."""
+    fallbacks: int = 0
+    fallback_reasons: dict[str, int] = {}
+    candidate_rejects: dict[str, int] = {}
+    """Candidates that a gate turned down, by word."""
+    repainted_duplicates: int = 0
+    published: int = 0
+    """Creatives added."""
     retired: int = 0
+    """Creatives that are no longer live."""
     coverage: float = 0.0
+    cohort_shares: dict[str, float] = {}
     uplift: dict[str, report.Uplift] = {}
     creatives_version: int | None
     gallery_uri: str | None = None
-    gpu_s: float
+    gpu_s: float = 0.0
+    gpu_hours_estimate: float | None = None
+    """For what is to be painted, from seconds measured before; null where nothing was."""
+    estimated_from: str | None = None
+    paint_batch: int | None = None
+    """Smallest batch painted in; below the setting where memory ran out."""
     seconds: float = 0.0
-
-
-class Painter:
-    """Paints K candidates a request, puts the product back, scores, and stores the winners' files."""
-
-    def __init__(self, root: Root, config: GenerateConfig, recipe_id: str, weights_revision: str):
-        from adbooster.outpaint import Outpainter
-        from adbooster.rank import Ranker
-
-        self.root, self.config, self.recipe = root, config, config.recipe
-        self.names = {"recipe_id": recipe_id, "weights_revision": weights_revision, "run_id": config.run_id}
-        self.outpainter = Outpainter(
-            local_copy(config.weights), config.device, config.dtype, config.paint_batch, config.threads
-        )
-        self.ranker = Ranker(local_copy(config.rank_model), config.device, config.threads)
-        self.cutout = lru_cache(64)(self._cutout)
-        self.embedded = lru_cache(4096)(self._embedded)
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        started = time.monotonic()
-        requests = rows.to_pylist()
-        candidates = [self._candidates(r) for r in requests]
-        backgrounds = self.outpainter.paint(
-            [painting for some in candidates for _, painting in some],
-            self.recipe.num_inference_steps,
-            self.recipe.guidance_scale,
-        )
-        k = self.recipe.candidates
-        done = [
-            row
-            for i, request in enumerate(requests)
-            for row in self._finish(request, [box for box, _ in candidates[i]], backgrounds[i * k : (i + 1) * k])
-        ]
-        gpu_s = (time.monotonic() - started) / len(requests)
-        return pa.Table.from_pylist([row | {"gpu_s": gpu_s, "reject": None} for row in done], schema.STAGED)
-
-    def _candidates(self, request: dict) -> list:
-        """K (box, painting) of a request; each candidate's seed decides its place and its noise."""
-        from adbooster.outpaint import Painting
-
-        recipe, cutout, out = self.recipe, self.cutout(request["photo_uri"], request["mask_uri"]), []
-        for seed in self._seeds(request):
-            box = layout.place(cutout, recipe.size_px, seed, recipe.product_scale, recipe.ground_line)
-            image, mask = layout.paint_inputs(cutout, box, recipe.size_px, recipe.paint_px)
-            out.append((box, Painting(image, mask, request["prompt"], request["negative_prompt"], seed)))
-        return out
-
-    def _seeds(self, request: dict) -> list[int]:
-        return [seed_of(request["request_id"], k) for k in range(self.recipe.candidates)]
-
-    def _finish(self, request: dict, boxes: list[layout.Box], backgrounds_u8: np.ndarray) -> list[dict]:
-        """The rows of a request's winners, best first; their files are stored when this returns."""
-        size_px, cutout = self.recipe.size_px, self.cutout(request["photo_uri"], request["mask_uri"])
-        scenes = (images.resize(b, size_px, size_px, bicubic=True) for b in backgrounds_u8)
-        pictures = [layout.compose(scene, cutout, box) for scene, box in zip(scenes, boxes, strict=True)]
-        text = self.ranker.embed_texts([request["text"]])[0]
-        scores = self.ranker.embed_images(pictures) @ text
-        own = [float(self.embedded(uri) @ text) for uri in request["own_photo_uris"]]
-        shared = {key: request[key] for key in SHARED} | self.names
-        shared |= {"neutral_score": own[0]}
-        if scores.max() <= max(own):
-            return [shared | self._original(request, own)]
-        best = sorted(range(len(scores)), key=lambda k: (-scores[k], k))[: self.config.keep]
-        seeds = self._seeds(request)
-        return [
-            shared
-            | self._stored(pictures[k], cutout, boxes[k])
-            | {
-                "creative_id": digest(request["request_id"], str(k))[:16],
-                "rank": rank,
-                "seed": seeds[k],
-                "layout": vars(boxes[k]),
-                "clip_score": float(scores[k]),
-                "margin": float(scores[k]) - max(own),
-                "fallback": False,
-            }
-            for rank, k in enumerate(best)
-        ]
-
-    def _stored(self, picture_u8: np.ndarray, cutout: layout.Cutout, box: layout.Box) -> dict:
-        """The picture's file in object storage, checked on the bytes that are stored: the product is the photo's."""
-        content = images.encode_lossless(picture_u8)
-        difference = layout.product_difference(images.decode(content), cutout, box)
-        if difference:
-            raise AdboosterError(f"the stored picture alters the product by up to {difference} levels; nothing is kept")
-        uri = self.root.put(content, "webp")
-        height, width = picture_u8.shape[:2]
-        return {
-            "uri": uri,
-            "sha256": uri.rsplit("/", 1)[-1].split(".")[0],
-            "width": width,
-            "height": height,
-            "size_bytes": len(content),
-            "gates": {"product_max_diff": difference},
-        }
-
-    def _original(self, request: dict, own: list[float]) -> dict:
-        """No painting beats the product's own best picture, so that is the creative."""
-        uri = request["own_photo_uris"][int(np.argmax(own))]
-        content = self.root.read(uri)
-        height, width = images.decode(content).shape[:2]
-        return {
-            "creative_id": digest(request["request_id"], "original")[:16],
-            "rank": 0,
-            "seed": 0,
-            "layout": None,
-            "clip_score": max(own),
-            "margin": 0.0,
-            "gates": {"product_max_diff": 0},
-            "fallback": True,
-            "uri": uri,
-            "sha256": uri.rsplit("/", 1)[-1].split(".")[0],
-            "width": width,
-            "height": height,
-            "size_bytes": len(content),
-        }
-
-    def _cutout(self, photo_uri: str, mask_uri: str) -> layout.Cutout:
-        photo = images.decode(self.root.read(photo_uri))
-        return layout.cut(photo, images.decode_mask(self.root.read(mask_uri)))
-
-    def _embedded(self, photo_uri: str) -> np.ndarray:
-        return self.ranker.embed_images([images.decode(self.root.read(photo_uri))])[0]
 
 
 def generate(config: GenerateConfig) -> GenerateReport:
     """Paint what is not painted yet, then publish the night as one commit of tables/creatives."""
     started = time.monotonic()
     root = Root(config.root_uri)
-    revision = content_hash(local_copy(config.weights))
-    recipe = recipe_id(config.recipe, revision, content_hash(local_copy(config.rank_model)))
+    revision, recipe = revisions(config)
     base = tables.version(root, "creatives")
-    live = tables.read(root, "creatives")
-    wanted = plan.requests(root, config.prompts, recipe, config.targeting, config.rank_model)
+    live = tables.read(root, "creatives", version=base)
+    wanted = plan.requests(root, config.recipe, recipe, config.prompts, config.targeting, config.rank_model)
     earlier = plan.staged(root, config.run_id, recipe)
     to_paint = plan.without(wanted, live, earlier)
-    log.info("%d requests, %d to paint", wanted.num_rows, to_paint.num_rows)
-    if to_paint.num_rows and not config.dry_run:
-        preflight({"paint": config.paint})
-        ds = through(
-            dataset(to_paint, config.paint.batch),
-            Painter,
-            config.paint,
-            schema.STAGED,
-            root=root,
-            config=config,
-            recipe_id=recipe,
-            weights_revision=revision,
-        )
-        stage_parts(ds, root, plan.staged_folder(config.run_id, recipe))
-    fresh = plan.without(plan.staged(root, config.run_id, recipe), live)
-    fresh = fresh.filter(pc.is_in(fresh["request_id"], wanted["request_id"]))
-    missed = plan.without(to_paint, fresh).num_rows
     done = GenerateReport(
         run_id=config.run_id,
         recipe_id=recipe,
@@ -233,19 +121,112 @@ def generate(config: GenerateConfig) -> GenerateReport:
         requests=wanted.num_rows,
         already_live=wanted.num_rows - plan.without(wanted, live).num_rows,
         already_staged=len(set(earlier["request_id"].to_pylist()) & set(wanted["request_id"].to_pylist())),
-        painted=to_paint.num_rows - missed,
-        rejected=0 if config.dry_run else missed,
-        fallbacks=pc.sum(fresh["fallback"].cast(pa.int64())).as_py() or 0,
-        published=fresh.num_rows,
+        to_paint=to_paint.num_rows,
+        cohort_shares=plan.cohort_shares(wanted),
         creatives_version=base,
-        gpu_s=round(sum({r["request_id"]: r["gpu_s"] for r in fresh.to_pylist()}.values()), 1),
     )
+    _estimate(done, live)
+    log.info("%d requests: %d live, %d staged, %d to paint", *_counts(done))
     if not config.dry_run:
+        fresh = _paint(config, root, wanted, live, to_paint, done)
         after = publish(config, wanted, live, fresh, done)
         done.seconds = round(time.monotonic() - started, 1)
         done.gallery_uri = report.write_gallery(root, config.run_id, after, wanted, done.model_dump(), config.gallery)
     done.seconds = round(time.monotonic() - started, 1)
     return done
+
+
+def revisions(config: GenerateConfig) -> tuple[str, str]:
+    """(revision of the weights, recipe_id): content hashes of all that decides a picture besides product and cohort."""
+    weights = content_hash(local_copy(config.weights))
+    models = [f"{content_hash(local_copy(a.uri))} x {a.scale}" for a in config.adapters]
+    models += [
+        content_hash(local_copy(uri)) if uri else ""
+        for uri in (config.rank_model, config.mask_model, config.safety_model)
+    ]
+    return weights, recipe_id(config.recipe, [weights, *models])
+
+
+def _counts(done: GenerateReport) -> tuple[int, int, int, int]:
+    return done.requests, done.already_live, done.already_staged, done.to_paint
+
+
+def _estimate(done: GenerateReport, live: pa.Table) -> None:
+    """GPU-hours of what is to be painted, at the rate measured on live creatives."""
+    first = live.filter(pc.equal(live["rank"], 0))
+    same = first.filter(pc.equal(first["recipe_id"], done.recipe_id))
+    rows, done.estimated_from = (same, "this recipe") if same.num_rows else (first, "other recipes")
+    if not rows.num_rows:
+        done.estimated_from = None
+        return
+    done.gpu_hours_estimate = round(pc.mean(rows["gpu_s"]).as_py() * done.to_paint / 3600, 4)
+
+
+def _paint(
+    config: GenerateConfig, root: Root, wanted: pa.Table, live: pa.Table, to_paint: pa.Table, done: GenerateReport
+) -> pa.Table:
+    """Paint what is to be painted, and again what turns out a duplicate; returns the night's new rows (schema.STAGED)."""
+    asked = set(_places(wanted))
+    new = plan.without(wanted, live)
+    replaced = set(_places(new))
+    stays = live.filter(pa.array([p in asked and p not in replaced for p in _places(live)], pa.bool_()))
+
+    def taken() -> choose.Scenes:
+        scenes = choose.Scenes(config.recipe.gates)
+        scenes.take(stays)
+        return scenes
+
+    todo, first = to_paint, True
+    while True:
+        if todo.num_rows:
+            _stage(config, root, todo, done)
+        staged = plan.staged(root, config.run_id, done.recipe_id)
+        staged = staged.filter(pc.is_in(staged["request_id"], new["request_id"]))
+        fresh, again = choose.settle(staged, taken)
+        if not again or not (first or todo.num_rows):
+            break
+        todo = _next_round(wanted, again)
+        log.info("%d winners look like others; their requests are painted again", todo.num_rows)
+        done.repainted_duplicates, first = done.repainted_duplicates + todo.num_rows, False
+    done.rejected = plan.without(to_paint, fresh).num_rows
+    done.painted = to_paint.num_rows - done.rejected
+    done.published = fresh.num_rows
+    best = fresh.filter(pc.equal(fresh["rank"], 0))
+    fallbacks = best.filter(best["fallback"])
+    done.fallbacks, done.fallback_reasons = fallbacks.num_rows, dict(Counter(fallbacks["fallback_reason"].to_pylist()))
+    firsts = staged.filter(pc.equal(staged["rank"], 0))
+    done.candidate_rejects = dict(Counter(w for words in firsts["candidate_rejects"].to_pylist() for w in words or ()))
+    done.gpu_s = round(pc.sum(firsts["gpu_s"]).as_py() or 0.0, 1)
+    done.paint_batch = pc.min(firsts["paint_batch"]).as_py()
+    if done.paint_batch and done.paint_batch < config.paint_batch:
+        log.warning("memory ran out: paint_batch %d went down to %d", config.paint_batch, done.paint_batch)
+    return fresh
+
+
+def _next_round(wanted: pa.Table, again: dict[str, int]) -> pa.Table:
+    rows = wanted.filter(pc.is_in(wanted["request_id"], pa.array(list(again), pa.string())))
+    rounds = pa.array([again[q] for q in rows["request_id"].to_pylist()], pa.int32())
+    return rows.set_column(rows.schema.get_field_index("round"), "round", rounds)
+
+
+def _stage(config: GenerateConfig, root: Root, rows: pa.Table, done: GenerateReport) -> None:
+    """Run requests through the painters; their rows are staged as they are finished."""
+    preflight({"paint": config.paint})
+    whole = config.paint_batch // math.gcd(config.paint_batch, config.recipe.candidates)  # requests that fill passes
+    pool = config.paint.model_copy(update={"batch": -(-config.paint.batch // whole) * whole})
+    from adbooster.painter import Painter
+
+    ds = through(
+        dataset(rows, pool.batch),
+        Painter,
+        pool,
+        schema.STAGED,
+        root=root,
+        config=config,
+        recipe_id=done.recipe_id,
+        weights_revision=done.weights_revision,
+    )
+    stage_parts(ds, root, plan.staged_folder(config.run_id, done.recipe_id))
 
 
 def publish(
@@ -258,11 +239,11 @@ def publish(
     returns the rows that are live now
     raises  CoverageTooLow, PublishConflict; nothing of this run is live then
     """
-    asked, new = set(_pairs(wanted)), set(_pairs(fresh))
-    stays = pa.array([pair in asked and pair not in new for pair in _pairs(live)], pa.bool_())
+    asked, new = set(_places(wanted)), set(_places(fresh))
+    stays = pa.array([place in asked and place not in new for place in _places(live)], pa.bool_())
     fresh = schema.fill(fresh, schema.CREATIVES)
     after = pa.concat_tables([live.filter(stays), fresh])
-    done.coverage = round(len(set(_pairs(after))) / wanted.num_rows, 4)
+    done.coverage = round(len(set(_places(after))) / wanted.num_rows, 4)
     if done.coverage < config.min_coverage:
         raise CoverageTooLow(
             f"{done.coverage:.1%} of {wanted.num_rows} requests are filled, min_coverage is {config.min_coverage:.1%}; "
@@ -272,6 +253,7 @@ def publish(
     done.retired = gone.num_rows
     if fresh.num_rows or gone.num_rows:
         metadata = {"run_id": config.run_id, "recipe_id": done.recipe_id, "weights_revision": done.weights_revision}
+        metadata |= {"git_commit": code_commit() or "", "job": "generate"}
         drop = gone.filter(pc.invert(pc.is_in(gone["creative_id"], fresh["creative_id"])))["creative_id"].to_pylist()
         done.creatives_version = tables.merge(
             Root(config.root_uri), "creatives", fresh, "creative_id", done.creatives_version, metadata, delete=drop
@@ -281,18 +263,36 @@ def publish(
     return after
 
 
-def _pairs(rows: pa.Table) -> list[tuple[str, str]]:
-    return list(zip(rows["product_id"].to_pylist(), rows["cohort_id"].to_pylist(), strict=True))
+def _places(rows: pa.Table) -> list[tuple[str, str, str]]:
+    """What a creative is live for: product, cohort, placement."""
+    return list(zip(*(rows[c].to_pylist() for c in ("product_id", "cohort_id", "placement")), strict=True))
 
 
 def check(config: GenerateConfig) -> None:
-    """raises ConfigError for what can be known before an actor starts: weights, ranking model, root"""
-    from adbooster.outpaint import check_weights
+    """raises ConfigError for what can be known before an actor starts: models, recipe, root"""
+    from adbooster.outpaint import check_recipe, check_weights
 
+    recipe, gates = config.recipe, config.recipe.gates
+    if recipe.keep > recipe.candidates:
+        raise ConfigError(f"recipe.keep {recipe.keep} is more than recipe.candidates {recipe.candidates}")
+    shapes = [n for n in ("max_expansion_share", "max_copy_similarity") if getattr(gates, n) is not None]
+    if shapes and not config.mask_model:
+        raise ConfigError(f"the gate {shapes[0]} needs --mask-model, a U2-Net .onnx file")
     weights, rank_model = local_copy(config.weights), local_copy(config.rank_model)
     check_weights(weights)
-    refuse_pickles(weights)
-    refuse_pickles(rank_model)
+    check_recipe(recipe, weights)
     if not (rank_model / "open_clip_config.json").is_file():
         raise ConfigError(f"the CLIP model {config.rank_model} has no open_clip_config.json")
+    others = [local_copy(uri) for uri in (config.mask_model, config.safety_model) if uri]
+    for model in [weights, rank_model, *others, *(_adapter(a) for a in config.adapters)]:
+        refuse_pickles(model)
+    if config.targeting.rule == "table" and not config.targeting.table_uri:
+        raise ConfigError("targeting.rule table needs targeting.table_uri")
     Root(config.root_uri).check_writable()
+
+
+def _adapter(adapter: Adapter) -> Path:
+    path = local_copy(adapter.uri)
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"the adapter {adapter.uri} is not a .safetensors file")
+    return path

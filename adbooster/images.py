@@ -51,6 +51,17 @@ def encode_lossless(image_u8: np.ndarray) -> bytes:
     return _encode(image_u8, "WEBP", lossless=True, quality=50, method=2, exact=True)
 
 
+def encode(image_u8: np.ndarray, kind: str, quality: int) -> tuple[bytes, str]:
+    """uint8 [H,W,3] to (bytes, extension) as webp_lossless, png, webp or jpeg; `quality` is for the lossy two."""
+    if kind == "webp_lossless":
+        return encode_lossless(image_u8), "webp"
+    if kind == "png":
+        return _encode(image_u8, "PNG", optimize=False), "png"
+    if kind == "webp":
+        return _encode(image_u8, "WEBP", quality=quality, method=4), "webp"
+    return _encode(image_u8, "JPEG", quality=quality, subsampling=0, optimize=True), "jpg"
+
+
 def encode_thumbnail(image_u8: np.ndarray, side_px: int) -> bytes:
     """A small lossy WebP for the gallery, longer side at most `side_px`."""
     picture = Image.fromarray(image_u8)

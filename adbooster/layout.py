@@ -6,6 +6,7 @@ import numpy as np
 import pymatting
 
 from adbooster.images import resize
+from adbooster.recipe import Stand
 
 GREY = 127
 ON = 127  # a mask value above this belongs to the product
@@ -61,35 +62,56 @@ def cut(photo_u8: np.ndarray, product_mask_u8: np.ndarray) -> Cutout:
     return Cutout(pixels, np.where(alpha[..., None] == 255, pixels, colours), alpha)
 
 
-def place(cutout: Cutout, side_px: int, seed: int, scale: tuple[float, float], ground: tuple[float, float]) -> Box:
-    """Stand the product on the ground of a square picture; one seed, one place.
+def place(cutout: Cutout, size: tuple[int, int], stand: Stand, seed: int) -> Box:
+    """Stand the product on the ground of a picture of (width, height) pixels; one seed, one place.
 
-    scale   range of the product's longer side as a share of the picture's; the product is scaled down or 1:1, never up
-    ground  range of its lower edge, as a share of the picture's height
+    The product is scaled down or 1:1, never up, and lies wholly inside.
     """
     rng = np.random.default_rng(seed)
+    wide, high = size
     height, width = cutout.alpha.shape
-    factor = min(1.0, rng.uniform(*scale) * side_px / max(height, width))
+    factor = min(1.0, rng.uniform(*stand.product_scale) * min(size) / max(height, width))
     width, height = max(1, round(width * factor)), max(1, round(height * factor))
-    x = round((side_px - width) * rng.uniform(0.3, 0.7))
-    y = min(side_px, round(side_px * rng.uniform(*ground))) - height
+    x = round((wide - width) * rng.uniform(*stand.anchor_x))
+    y = min(high, round(high * rng.uniform(*stand.ground_line))) - height
     return Box(x, max(0, y), width, height)
 
 
-def paint_inputs(cutout: Cutout, box: Box, side_px: int, paint_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the model sees: the product on grey at its own size.
+@dataclass(frozen=True)
+class Overlay:
+    """The product as the model sees it, and what pastes it back on a painting of that size.
 
-    returns  (image uint8 [P,P,3], product mask uint8 [P,P], 255 = product)
+    image           uint8 [h,w,3], the product on grey
+    product_mask    uint8 [h,w], 0 or 255 = product
+    premultiplied   float32 [h,w,3], the product's colours times alpha
+    alpha           float32 [h,w,1], 0-1
     """
-    grey = np.full((side_px, side_px, 3), GREY, np.uint8)
-    mask = np.zeros((side_px, side_px), np.uint8)
-    mask[box.slices] = cutout.scaled(box.width_px, box.height_px).alpha
-    image = resize(compose(grey, cutout, box), paint_px, paint_px)
-    return image, np.where(resize(mask, paint_px, paint_px) > ON, 255, 0).astype(np.uint8)
+
+    image: np.ndarray
+    product_mask: np.ndarray
+    premultiplied: np.ndarray
+    alpha: np.ndarray
+
+    def paste(self, painted_u8: np.ndarray) -> np.ndarray:
+        """The product before a painting, both uint8 [h,w,3]: a preview; the stored picture is composed at full size."""
+        return (painted_u8 * (1 - self.alpha) + self.premultiplied).clip(0, 255).round().astype(np.uint8)
+
+
+def overlay(cutout: Cutout, box: Box, size: tuple[int, int], paint_size: tuple[int, int]) -> Overlay:
+    """What the model sees of a product in `box` of a picture of (width, height) `size`, at the size it paints."""
+    product = cutout.scaled(box.width_px, box.height_px)
+    wide, high = size
+    alpha, colours = np.zeros((high, wide), np.uint8), np.zeros((high, wide, 3), np.uint8)
+    alpha[box.slices] = product.alpha
+    colours[box.slices] = (product.colours * (product.alpha[..., None] / np.float32(255))).round().astype(np.uint8)
+    small = resize(alpha, *paint_size)
+    share, premultiplied = small[..., None] / np.float32(255), resize(colours, *paint_size).astype(np.float32)
+    image = (premultiplied + GREY * (1 - share)).clip(0, 255).round().astype(np.uint8)
+    return Overlay(image, np.where(small > ON, 255, 0).astype(np.uint8), premultiplied, share)
 
 
 def compose(background_u8: np.ndarray, cutout: Cutout, box: Box) -> np.ndarray:
-    """The product before a background, both uint8 [S,S,3]; where alpha is 255 the pixels are the (scaled) photo's."""
+    """The product before a background, uint8 [H,W,3]; where alpha is 255 the pixels are the (scaled) photo's."""
     product = cutout.scaled(box.width_px, box.height_px)
     out = background_u8.copy()
     alpha = product.alpha[..., None].astype(np.float32) / 255
@@ -100,10 +122,20 @@ def compose(background_u8: np.ndarray, cutout: Cutout, box: Box) -> np.ndarray:
 
 def product_difference(picture_u8: np.ndarray, cutout: Cutout, box: Box) -> int:
     """Largest difference (0-255) between the picture and the photo where the product is solid; 0 = never altered."""
+    return int(np.abs(_product_error(picture_u8, cutout, box)).max(initial=0))
+
+
+def product_psnr(picture_u8: np.ndarray, cutout: Cutout, box: Box) -> float:
+    """Peak signal-to-noise ratio in dB of the product in a lossy picture, where it is solid; 99 if nothing differs."""
+    error = _product_error(picture_u8, cutout, box).astype(np.float64)
+    mean_square = float((error**2).mean()) if error.size else 0.0
+    return min(99.0, 10 * float(np.log10(255**2 / mean_square))) if mean_square else 99.0
+
+
+def _product_error(picture_u8: np.ndarray, cutout: Cutout, box: Box) -> np.ndarray:
     product = cutout.scaled(box.width_px, box.height_px)
     solid = product.alpha == 255
-    found, wanted = picture_u8[box.slices][solid], product.pixels[solid]
-    return int(np.abs(found.astype(np.int16) - wanted).max(initial=0))
+    return picture_u8[box.slices][solid].astype(np.int16) - product.pixels[solid]
 
 
 def training_crop(mask_u8: np.ndarray, seed: int, share: tuple[float, float] = (0.4, 0.8)) -> Box:

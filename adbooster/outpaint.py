@@ -1,35 +1,45 @@
 """Stable Diffusion inpainting as an outpainter: everything but the product is painted anew.
 
-Shapes: N pictures, C channels, P pixels a side, h latents a side, T tokens, D text width.
+Shapes: N pictures, C channels, H x W pixels, h x w latents, T tokens, D text width.
 """
 
+import inspect
 import json
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, StableDiffusionInpaintPipeline
+from diffusers import SchedulerMixin, StableDiffusionInpaintPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from adbooster.errors import ConfigError
+from adbooster.recipe import Recipe
 
+log = logging.getLogger(__name__)
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 INPAINT_CHANNELS = 9  # noisy latents 4, paint mask 1, masked-image latents 4
+TEXTS_KEPT = 4096
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A product in its place as the UNet is told of it: paint mask [1,h,w] (1 = repaint) and masked latents [4,h,w]."""
+
+    channels_5hw: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Painting:
-    """One candidate to paint.
+    """One candidate to paint."""
 
-    image_u8         uint8 [P,P,3], RGB; the product, anything elsewhere
-    product_mask_u8  uint8 [P,P], 255 = product
-    """
-
-    image_u8: np.ndarray
-    product_mask_u8: np.ndarray
+    condition: Condition
     prompt: str
     negative_prompt: str
     seed: int
@@ -47,85 +57,170 @@ def check_weights(path: Path) -> None:
         raise ConfigError(f"the weights {path} have no safetensors in unet/")
 
 
-def _load(path: Path, dtype: torch.dtype, device: str) -> StableDiffusionInpaintPipeline:
+def check_recipe(recipe: Recipe, path: Path) -> None:
+    """raises ConfigError for a scheduler that diffusers does not have, or a size that the VAE of `path` cannot take"""
+    if recipe.scheduler:
+        _scheduler_class(recipe.scheduler)
+    config = json.loads((path / "vae" / "config.json").read_text())
+    factor = 2 ** (len(config.get("block_out_channels", [0] * 4)) - 1)
+    for name in recipe.placements:
+        wide, high = recipe.paint_size(name)
+        if wide % factor or high % factor:
+            raise ConfigError(
+                f"paint_px {recipe.paint_px} is {wide} x {high} px in {name}, and the VAE needs multiples of {factor}"
+            )
+
+
+def _scheduler_class(name: str) -> type:
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise ConfigError(
+            f"diffusers has no scheduler {name!r}; UniPCMultistepScheduler and LCMScheduler are two it has"
+        )
+    return found
+
+
+def load_pipeline(path: Path, dtype: torch.dtype, device: str) -> StableDiffusionInpaintPipeline:
     pipe = StableDiffusionInpaintPipeline.from_pretrained(
         path, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
     )
     return pipe.to(device)
 
 
-class Outpainter:
-    """Paints batches of unrelated candidates with one set of weights."""
+def _fuse(pipe: StableDiffusionInpaintPipeline, adapters: Iterable[tuple[Path, float]]) -> None:
+    """Add LoRA adapters (safetensors files, with their strength) to the weights for good: they cost nothing to run.
 
-    def __init__(self, path: Path, device: str, dtype: str, batch: int, threads: int = 1):
+    raises ConfigError for a file that adapts nothing of these weights: it must not be left out in silence
+    """
+    for i, (path, scale) in enumerate(adapters):
+        before = {
+            name: p.detach().clone() for name, p in pipe.unet.named_parameters() if "attn" in name or "conv" in name
+        }
+        try:
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=f"a{i}")
+            pipe.fuse_lora(lora_scale=scale, adapter_names=[f"a{i}"])
+            pipe.unload_lora_weights()
+        except (ValueError, RuntimeError, LookupError, OSError) as e:
+            raise ConfigError(f"the adapter {path} does not fit the weights: {e}") from e
+        if scale and all(torch.equal(p, before.get(name, p)) for name, p in pipe.unet.named_parameters()):
+            raise ConfigError(
+                f"the adapter {path} changes nothing in the UNet of these weights; is it for another model?"
+            )
+
+
+class Outpainter:
+    """Paints batches of unrelated candidates with one set of weights under one recipe."""
+
+    def __init__(
+        self,
+        path: Path,
+        recipe: Recipe,
+        device: str,
+        dtype: str,
+        batch: int,
+        adapters: Iterable[tuple[Path, float]] = (),
+        compiled: bool = False,
+    ):
         check_weights(path)
-        torch.set_num_threads(threads)
-        self.device, self.batch = device, batch
+        check_recipe(recipe, path)
+        self.recipe, self.device, self.batch = recipe, device, batch
         # On the CPU weights stay float32 and autocast picks what gains from bfloat16.
         self.dtype = torch.float32 if device == "cpu" else getattr(torch, dtype)
         self.autocast = device == "cpu" and dtype == "bfloat16"
-        pipe = _load(path, self.dtype, device)
+        pipe = load_pipeline(path, self.dtype, device)
+        _fuse(pipe, adapters)
         self.unet, self.vae, self.text_encoder = (m.eval() for m in (pipe.unet, pipe.vae, pipe.text_encoder))
-        self.tokenizer, self.scheduler, self.factor = pipe.tokenizer, pipe.scheduler, pipe.vae_scale_factor
-        self.states: dict[str, torch.Tensor] = {}
+        if compiled:  # shapes are fixed by the padding below, so one graph a placement is all it takes
+            self.unet = torch.compile(self.unet, dynamic=False)
+        self.tokenizer, self.factor = pipe.tokenizer, pipe.vae_scale_factor
+        wanted = _scheduler_class(recipe.scheduler) if recipe.scheduler else type(pipe.scheduler)
+        self.scheduler = wanted.from_config(pipe.scheduler.config, **recipe.scheduler_options)
+        self.states: OrderedDict[str, torch.Tensor] = OrderedDict()
 
-    def paint(self, paintings: list[Painting], num_inference_steps: int, guidance_scale: float) -> np.ndarray:
-        """Paint every candidate; uint8 [N,P,P,3].
+    @torch.inference_mode()
+    def condition(self, image_u8: np.ndarray, product_mask_u8: np.ndarray) -> Condition:
+        """What the UNet is told of a product, for all its candidates and cohorts: one VAE pass.
+
+        image_u8         uint8 [H,W,3], RGB; the product, anything elsewhere
+        product_mask_u8  uint8 [H,W], 255 = product
+        raises           ConfigError if H or W is not a multiple of the VAE's factor
+        """
+        high, wide = product_mask_u8.shape
+        if high % self.factor or wide % self.factor:
+            raise ConfigError(f"{wide} x {high} px cannot be painted: the VAE needs multiples of {self.factor}")
+        paint_mask_11HW = torch.from_numpy(product_mask_u8 < 128).float()[None, None].to(self.device)
+        pixels_1CHW = torch.from_numpy(image_u8.copy()).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
+            encoded = self.vae.encode((pixels_1CHW * (paint_mask_11HW < 0.5)).to(self.dtype)).latent_dist.mode()
+        small = torch.nn.functional.interpolate(paint_mask_11HW, size=encoded.shape[-2:])
+        return Condition(torch.cat([small, encoded.float() * self.vae.config.scaling_factor], 1)[0])
+
+    def paint(self, paintings: list[Painting]) -> list[np.ndarray]:
+        """Paint every candidate; uint8 [H,W,3] each, in order.
 
         A picture depends on its own painting alone: each has its own generator, and every batch is filled up to the
-        same size, so that the same kernels run whatever else is in it.
-        raises ConfigError if P is not a multiple of the VAE's factor
+        same size, so that the same kernels run whatever else is in it. When memory runs out the batch is halved, for
+        good, and the work goes on; `batch` says where it stands.
         """
-        out = []
-        for at in range(0, len(paintings), self.batch):
-            some = paintings[at : at + self.batch]
-            full = some + [some[-1]] * (self.batch - len(some))
-            with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
-                out.append(self._paint_batch(full, num_inference_steps, guidance_scale)[: len(some)])
-        return np.concatenate(out)
+        out: list = [None] * len(paintings)
+        shapes = [tuple(p.condition.channels_5hw.shape) for p in paintings]
+        for shape in dict.fromkeys(shapes):
+            todo = [i for i, s in enumerate(shapes) if s == shape]
+            while todo:
+                some = [paintings[i] for i in todo[: self.batch]]
+                try:
+                    painted = self._paint_full(some)
+                except (torch.OutOfMemoryError, RuntimeError) as e:
+                    self._halve(e)
+                    continue
+                for i, picture in zip(todo, painted, strict=False):
+                    out[i] = picture
+                todo = todo[len(some) :]
+        return out
 
-    def _paint_batch(self, paintings: list[Painting], steps: int, guidance_scale: float) -> np.ndarray:
+    def _halve(self, e: Exception) -> None:
+        lacking = isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)
+        if not lacking or self.batch == 1:
+            raise e
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+        self.batch //= 2
+        log.warning("out of memory: painting goes on in batches of %d", self.batch)
+
+    def _paint_full(self, paintings: list[Painting]) -> np.ndarray:
+        full = paintings + [paintings[-1]] * (self.batch - len(paintings))
+        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
+            return self._paint_batch(full)[: len(paintings)]
+
+    def _paint_batch(self, paintings: list[Painting]) -> np.ndarray:
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
-        scheduler.set_timesteps(steps, device=self.device)
-        mask_N1hh, masked_NChh = self._condition(paintings)
-        guided = guidance_scale > 1
-        states_NTD = self._text([p.prompt for p in paintings])
-        if guided:
-            states_NTD = torch.cat([self._text([p.negative_prompt for p in paintings]), states_NTD])
-        x_NChh = self._noise(paintings, masked_NChh.shape[1:]) * scheduler.init_noise_sigma
-        twice = 2 if guided else 1
-        condition = torch.cat([mask_N1hh, masked_NChh], 1).repeat(twice, 1, 1, 1)
-        for t in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(x_NChh.repeat(twice, 1, 1, 1), t)
-            step = self.unet(torch.cat([scaled, condition], 1).to(self.dtype), t, states_NTD, return_dict=False)[0]
+        scheduler.set_timesteps(self.recipe.num_inference_steps, device=self.device)
+        towards_NTD = self._text([p.prompt for p in paintings])
+        both_NTD = torch.cat([self._text([p.negative_prompt for p in paintings]), towards_NTD])
+        condition = torch.stack([p.condition.channels_5hw for p in paintings])
+        generators = [
+            torch.Generator().manual_seed(p.seed) for p in paintings
+        ]  # on the CPU: the device does not matter
+        options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        shape = condition[0, 1:].shape
+        x_NChw = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+        x_NChw = x_NChw * scheduler.init_noise_sigma
+        first, last = (share * len(scheduler.timesteps) for share in self.recipe.guidance_interval)
+        for i, t in enumerate(scheduler.timesteps):
+            guided = self.recipe.guidance_scale > 1 and first <= i < last
+            scaled = torch.cat([scheduler.scale_model_input(x_NChw, t), condition], 1).to(self.dtype)
+            states_NTD = both_NTD if guided else towards_NTD
+            step = self.unet(scaled.repeat(2 if guided else 1, 1, 1, 1), t, states_NTD, return_dict=False)[0].float()
             if guided:
                 without, towards = step.chunk(2)
-                step = without + guidance_scale * (towards - without)
-            x_NChh = scheduler.step(step, t, x_NChh, return_dict=False)[0]
-        decoded = self.vae.decode(x_NChh.to(self.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
+                step = without + self.recipe.guidance_scale * (towards - without)
+            x_NChw = scheduler.step(step, t, x_NChw, return_dict=False, **options)[0]
+        decoded = self.vae.decode((x_NChw / self.vae.config.scaling_factor).to(self.dtype), return_dict=False)[0]
         pixels = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255
         return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
-    def _condition(self, paintings: list[Painting]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The paint mask [N,1,h,h] and the masked picture's latents [N,4,h,h]: the product kept, grey elsewhere."""
-        side_px = paintings[0].image_u8.shape[0]
-        if side_px % self.factor:
-            raise ConfigError(f"a picture of {side_px} px cannot be painted: the VAE needs a multiple of {self.factor}")
-        images = torch.from_numpy(np.stack([p.image_u8 for p in paintings])).to(self.device)
-        products = torch.from_numpy(np.stack([p.product_mask_u8 for p in paintings])).to(self.device)
-        paint_mask_N1PP = (products[:, None] < 128).float()
-        pixels_NCPP = (images.permute(0, 3, 1, 2).float() / 127.5 - 1) * (paint_mask_N1PP < 0.5)
-        latents = self.vae.encode(pixels_NCPP.to(self.dtype)).latent_dist.mode() * self.vae.config.scaling_factor
-        h = side_px // self.factor
-        return torch.nn.functional.interpolate(paint_mask_N1PP, size=(h, h)).to(self.dtype), latents
-
-    def _noise(self, paintings: list[Painting], shape: torch.Size) -> torch.Tensor:
-        """Drawn on the CPU, so that the device does not matter: [N,4,h,h]."""
-        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(p.seed)) for p in paintings]
-        return torch.stack(draws).to(self.device, self.dtype)
-
     def _text(self, prompts: list[str]) -> torch.Tensor:
-        """Text states [N,T,D], each distinct prompt encoded once in this process."""
+        """Text states [N,T,D], each distinct prompt encoded once while it is in use."""
         for prompt in dict.fromkeys(prompts):
             if prompt not in self.states:
                 ids = self.tokenizer(
@@ -136,60 +231,8 @@ class Outpainter:
                     return_tensors="pt",
                 ).input_ids
                 self.states[prompt] = self.text_encoder(ids.to(self.device))[0][0]
-        return torch.stack([self.states[p] for p in prompts])
-
-
-class Inpainting:
-    """An inpainting model in training: frozen VAE and text encoder, the UNet that learns, and its loss."""
-
-    def __init__(self, path: Path, device: str, threads: int):
-        torch.set_num_threads(threads)
-        self.device = device
-        self.pipe = _load(path, torch.float32, device)
-        self.unet = self.pipe.unet
-        for part in (self.pipe.vae, self.pipe.text_encoder):
-            part.requires_grad_(False).eval()
-        self.noising = DDPMScheduler.from_config(self.pipe.scheduler.config)
-
-    def loss(self, unet, examples: dict, seed: int, empty_text_share: float) -> torch.Tensor:
-        """Mean squared error of the UNet's prediction on one batch; noise, timesteps and empty texts follow from `seed`.
-
-        unet      self.unet, or what wraps it for several workers
-        examples  image uint8 [N,P,P,3], mask uint8 [N,P,P] (255 = product), caption N texts
-        """
-        rng, n = np.random.default_rng(seed), len(examples["caption"])
-        image_NCPP = torch.from_numpy(examples["image"]).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        paint_mask_N1PP = (torch.from_numpy(examples["mask"]).to(self.device)[:, None] < 128).float()
-        words = ["" if rng.uniform() < empty_text_share else str(c) for c in examples["caption"]]
-        with torch.no_grad(), torch.autocast(self.device, torch.bfloat16):
-            states_NTD = self._text(words)
-            x_NChh, masked_NChh = self._latents(image_NCPP), self._latents(image_NCPP * (paint_mask_N1PP < 0.5))
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(x_NChh.shape, generator=generator).to(self.device)
-        t_N = torch.randint(self.noising.config.num_train_timesteps, (n,), generator=generator).to(self.device)
-        small = torch.nn.functional.interpolate(paint_mask_N1PP, size=x_NChh.shape[-2:])
-        with torch.autocast(self.device, torch.bfloat16):
-            noisy = self.noising.add_noise(x_NChh, noise, t_N)
-            predicted = unet(torch.cat([noisy, small, masked_NChh], 1), t_N, states_NTD, return_dict=False)[0]
-        velocity = self.noising.config.prediction_type == "v_prediction"
-        target = self.noising.get_velocity(x_NChh, noise, t_N) if velocity else noise
-        return torch.nn.functional.mse_loss(predicted.float(), target)
-
-    def validation(self, batches: list[dict]) -> float:
-        """Mean loss over batches, with the same noise and timesteps each time."""
-        self.unet.eval()
-        with torch.no_grad():
-            losses = [self.loss(self.unet, batch, 10**6 + i, 0.0).item() for i, batch in enumerate(batches)]
-        self.unet.train()
-        return float(np.mean(losses))
-
-    def save(self, folder: Path) -> None:
-        """The whole pipeline as fp16 safetensors; the model is not trained on after this."""
-        self.pipe.to("cpu", dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
-
-    def _text(self, words: list[str]) -> torch.Tensor:
-        ids = self.pipe.tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return self.pipe.text_encoder(ids.to(self.device))[0]
-
-    def _latents(self, image_NCPP: torch.Tensor) -> torch.Tensor:
-        return self.pipe.vae.encode(image_NCPP).latent_dist.mode().float() * self.pipe.vae.config.scaling_factor
+            self.states.move_to_end(prompt)
+        found = torch.stack([self.states[p] for p in prompts])
+        while len(self.states) > TEXTS_KEPT:
+            self.states.popitem(last=False)
+        return found

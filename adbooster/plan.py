@@ -1,99 +1,169 @@
-"""Which requests a night has to paint: usable products x cohorts under one recipe, without what is there already."""
+"""Which requests a night has to paint: usable products x cohorts x placements, without what is there already."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pac
+import pyarrow.parquet as pap
+from fsspec.core import url_to_fs
 from pydantic import Field
 
 from adbooster import schema, tables
 from adbooster.errors import ConfigError
 from adbooster.objects import Root, local_copy
 from adbooster.prompting import Prompting, write_prompts
-from adbooster.prompts import interest, product_words
-from adbooster.recipe import digest
-from adbooster.settings import Config
+from adbooster.prompts import clean, interest, product_words
+from adbooster.recipe import Recipe, digest
+from adbooster.settings import Config, Uri
+
+MAX_TEXT = 1000  # characters of a cohort's text; the scoring CLIP reads 77 tokens of it
+PRODUCTS = pa.schema(
+    [(name, pa.string()) for name in ("product_id", "category", "brand", "title", "words")]
+    + [(name, pa.string()) for name in ("photo_uri", "photo_sha256", "mask_uri", "made_of")]
+    + [("own_photo_uris", pa.list_(pa.string()))]
+)
 
 
 class Targeting(Config):
     """Which cohorts a product is painted for."""
 
-    rule: Literal["all", "top_n"] = "all"
-    """all: every cohort; top_n: the n whose query is nearest to the product's words, by the rank model's text tower."""
+    rule: Literal["all", "top_n", "table"] = "all"
+    """all: every cohort; top_n: the n whose query is nearest to the product's words, by the rank model's text tower;
+    table: the pairs that a table lists."""
     n: int = Field(5, ge=1)
     """Cohorts a product under top_n."""
+    table_uri: Uri = ""
+    """Parquet or CSV with the columns product_id and cohort_id, for the rule table."""
 
 
-def usable_products(root: Root) -> list[dict]:
-    """Products that can be painted: the main sample's row, with `words` and the photos of all its pictures."""
+def usable_products(root: Root, by_category: bool = False) -> pa.Table:
+    """Products that can be painted (PRODUCTS): the main sample's facts, and the photos of all its pictures.
+
+    by_category  whether the category decides how a product stands, and so is part of what `made_of` names
+    """
     rows = tables.read(root, "samples")
     rows = rows.filter(pc.and_(pc.is_null(rows["reject"]), pc.is_null(rows["retired_at"])))
     own: dict[str, list[str]] = defaultdict(list)
-    for row in rows.select(["product_id", "photo_uri", "role"]).to_pylist():
-        if row["role"] != "main":
-            own[row["product_id"]].append(row["photo_uri"])
+    more = rows.filter(pc.not_equal(rows["role"], "main"))
+    for product_id, photo_uri in zip(more["product_id"].to_pylist(), more["photo_uri"].to_pylist(), strict=True):
+        own[product_id].append(photo_uri)
     mains = rows.filter(pc.equal(rows["role"], "main")).sort_by("product_id").to_pylist()
-    return [
-        row
-        | {
-            "words": product_words(row["caption"], row["title"]),
-            "own": [row["photo_uri"], *sorted(own[row["product_id"]])],
-        }
-        for row in mains
-    ]
+    for row in mains:
+        row["words"] = product_words(row["caption"], row["title"])
+        row["own_photo_uris"] = [row["photo_uri"], *sorted(own[row["product_id"]])]
+        row["made_of"] = digest(
+            row["product_id"], row["photo_sha256"], row["mask_uri"], row["category"] if by_category else ""
+        )
+    return pa.Table.from_pylist([{name: row[name] for name in PRODUCTS.names} for row in mains], PRODUCTS)
 
 
-def requests(root: Root, prompting: Prompting, recipe_id: str, targeting: Targeting, rank_model: str) -> pa.Table:
-    """All requests of the night (schema.REQUESTS), in an order that follows from their names alone.
+def usable_cohorts(root: Root) -> pa.Table:
+    """The rows of tables/cohorts with their `text`, Q and C as scored against.
+
+    raises ConfigError if there is none, or one whose text cannot be used
+    """
+    rows = tables.read(root, "cohorts").sort_by("cohort_id")
+    if not rows.num_rows:
+        raise ConfigError(f"{root.uri}/tables/cohorts has no cohort; run jobs.cohorts first")
+    texts = []
+    for row in rows.select(["cohort_id", "query", "context"]).to_pylist():
+        said = [row["query"] or "", row["context"] or ""]
+        if any(clean(part) != part for part in said):
+            raise ConfigError(f"the text of cohort {row['cohort_id']!r} holds control characters or line breaks")
+        texts.append(interest(*said))
+        if not 1 <= len(texts[-1]) <= MAX_TEXT:
+            raise ConfigError(
+                f"the text of cohort {row['cohort_id']!r} has {len(texts[-1])} characters; it should have 1 to {MAX_TEXT}"
+            )
+    return rows.append_column("text", pa.array(texts, pa.string()))
+
+
+def requests(
+    root: Root, recipe: Recipe, recipe_id: str, prompting: Prompting, targeting: Targeting, rank_model: str
+) -> pa.Table:
+    """All requests of the night (schema.REQUESTS), in an order that follows from their names alone, product by product.
 
     raises ConfigError if there is no usable product or no cohort
     """
-    products = usable_products(root)
-    cohorts = tables.read(root, "cohorts").sort_by("cohort_id").to_pylist()
-    if not products:
+    products = usable_products(root, bool(recipe.stands))
+    if not products.num_rows:
         raise ConfigError(f"{root.uri}/tables/samples has no usable main picture; run jobs.prepare first")
-    if not cohorts:
-        raise ConfigError(f"{root.uri}/tables/cohorts has no cohort; run jobs.cohorts first")
-    chosen = _targeted(products, cohorts, targeting, rank_model)
-    pairs = [(p, cohorts[c]) for p, near in zip(products, chosen, strict=True) for c in near]
-    texts = pa.Table.from_pylist([{name: (p | c)[name] for name in schema.PAIRS.names} for p, c in pairs], schema.PAIRS)
-    prompted = write_prompts(root, texts, prompting).select(["prompt", "negative_prompt", "prompt_style"]).to_pylist()
-    rows = [_request(p, c, recipe_id, texts) for (p, c), texts in zip(pairs, prompted, strict=True)]
-    return pa.Table.from_pylist(rows, schema.REQUESTS)
+    cohorts = usable_cohorts(root)
+    of_product, of_cohort = _targeted(products, cohorts, targeting, rank_model)
+    pairs = _columns(products, of_product, ("product_id", "words", "title", "category", "brand"))
+    pairs |= _columns(cohorts, of_cohort, [n for n in cohorts.column_names if n in schema.PAIRS.names])
+    prompted = write_prompts(root, schema.check(pa.table(pairs), schema.PAIRS), prompting)
+    names = recipe.placements
+    each = pa.array(np.repeat(np.arange(len(of_product)), len(names)))
+    rows = _columns(products.take(of_product), each, ("photo_uri", "photo_sha256", "mask_uri", "own_photo_uris"))
+    rows |= _columns(cohorts.take(of_cohort), each, ("text",))
+    rows |= _columns(prompted, each, [n for n in prompted.column_names if n in schema.REQUESTS.names])
+    rows["placement"] = pa.array(list(names) * len(of_product), pa.string())
+    made_of = products["made_of"].take(of_product).take(each).to_pylist()
+    told = [rows[n].to_pylist() for n in ("cohort_id", "placement", "text", "prompt", "negative_prompt")]
+    rows["request_id"] = pa.array(
+        [digest(*parts, recipe_id) for parts in zip(made_of, *told, strict=True)], pa.string()
+    )
+    rows["round"] = pa.array(np.zeros(len(each), np.int32))
+    rows["reject"] = pa.nulls(len(each), pa.string())
+    return schema.check(pa.table(rows), schema.REQUESTS)
 
 
-def _targeted(products: list[dict], cohorts: list[dict], targeting: Targeting, rank_model: str) -> list[list[int]]:
-    """For each product the indices of its cohorts."""
-    if targeting.rule == "all" or targeting.n >= len(cohorts):
-        return [list(range(len(cohorts)))] * len(products)
+def _columns(table: pa.Table, at: pa.Array, names) -> dict:
+    return {name: table[name].take(at) for name in names}
+
+
+def _targeted(
+    products: pa.Table, cohorts: pa.Table, targeting: Targeting, rank_model: str
+) -> tuple[pa.Array, pa.Array]:
+    """Index of the product and of the cohort of every pair, products in order."""
+    p, c = products.num_rows, cohorts.num_rows
+    if targeting.rule == "table":
+        return _listed(products, cohorts, targeting.table_uri)
+    if targeting.rule == "all" or targeting.n >= c:
+        return pa.array(np.repeat(np.arange(p), c)), pa.array(np.tile(np.arange(c), p))
     from adbooster.rank import Ranker
 
     ranker = Ranker(local_copy(rank_model), "cpu")
-    words = ranker.embed_texts([p["words"] for p in products])
-    queries = ranker.embed_texts([c["query"] for c in cohorts])
-    order = np.argsort(-(words @ queries.T), axis=1, kind="stable")
-    return [sorted(row.tolist()) for row in order[:, : targeting.n]]
+    words, queries = ranker.embed_texts(products["words"].to_pylist()), ranker.embed_texts(cohorts["query"].to_pylist())
+    near = [
+        np.sort(np.argsort(-(words[at : at + 4096] @ queries.T), axis=1, kind="stable")[:, : targeting.n], axis=1)
+        for at in range(0, p, 4096)
+    ]
+    return pa.array(np.repeat(np.arange(p), targeting.n)), pa.array(np.concatenate(near).ravel())
 
 
-def _request(product: dict, cohort: dict, recipe_id: str, texts: dict) -> dict:
-    """Named by all that decides its creative: the product's pixels, the cohort's text, the prompts, the recipe."""
-    text = interest(cohort["query"], cohort["context"])
-    made_of = digest(product["product_id"], product["photo_sha256"], product["mask_uri"])
-    wanted = digest(cohort["cohort_id"], text, texts["prompt"], texts["negative_prompt"])
-    return texts | {
-        "request_id": digest(made_of, wanted, recipe_id),
-        "product_id": product["product_id"],
-        "cohort_id": cohort["cohort_id"],
-        "family": cohort["family"],
-        "text": text,
-        "photo_uri": product["photo_uri"],
-        "photo_sha256": product["photo_sha256"],
-        "mask_uri": product["mask_uri"],
-        "own_photo_uris": product["own"],
-        "reject": None,
-    }
+def _listed(products: pa.Table, cohorts: pa.Table, uri: str) -> tuple[pa.Array, pa.Array]:
+    """The pairs of a targeting table; pairs that name no usable product are left out, an unknown cohort is an error."""
+    fs, path = url_to_fs(uri)
+    if not uri or not fs.exists(path):
+        raise ConfigError(f"there is no targeting table at {uri!r}; rule table needs targeting.table_uri")
+    with fs.open(path) as f:
+        table = pap.read_table(f) if path.endswith(".parquet") else pac.read_csv(f)
+    if missing := {"product_id", "cohort_id"} - set(table.column_names):
+        raise ConfigError(f"the targeting table {uri} lacks the column {min(missing)!r}")
+    wanted = [table[n].cast(pa.string()).combine_chunks() for n in ("product_id", "cohort_id")]
+    of_product, of_cohort = (
+        pc.index_in(w, value_set=known.combine_chunks())
+        for w, known in zip(wanted, (products["product_id"], cohorts["cohort_id"]), strict=True)
+    )
+    if of_cohort.null_count:
+        unknown = wanted[1].filter(pc.is_null(of_cohort))[0].as_py()
+        raise ConfigError(f"the targeting table {uri} names the cohort {unknown!r}, which tables/cohorts does not have")
+    usable = pc.is_valid(of_product)
+    pairs = np.unique(np.stack([of_product.filter(usable), of_cohort.filter(usable)], axis=1), axis=0)
+    if not len(pairs):
+        raise ConfigError(f"the targeting table {uri} names no usable product")
+    return pa.array(pairs[:, 0]), pa.array(pairs[:, 1])
+
+
+def cohort_shares(wanted: pa.Table) -> dict[str, float]:
+    """Each cohort's share of the requests, largest first."""
+    counts = Counter(wanted["cohort_id"].to_pylist())
+    return {name: round(n / wanted.num_rows, 4) for name, n in sorted(counts.items(), key=lambda e: (-e[1], e[0]))}
 
 
 def staged_folder(run_id: str, recipe_id: str) -> str:
@@ -109,9 +179,9 @@ def staged(root: Root, run_id: str, recipe_id: str) -> pa.Table:
     ]
     found = pa.concat_tables(parts)
     found = found.filter(pc.is_null(found["reject"]))
-    first: dict[str, int] = {}
-    for i, creative_id in enumerate(found["creative_id"].to_pylist()):
-        first.setdefault(creative_id, i)
+    first: dict[tuple, int] = {}
+    for i, key in enumerate(zip(found["creative_id"].to_pylist(), found["round"].to_pylist(), strict=True)):
+        first.setdefault(key, i)
     return found.take(pa.array(list(first.values()), pa.int64()))
 
 

@@ -41,3 +41,10 @@ class Ranker:
             vectors = self.model.encode_text(self.tokenizer(new).to(self.device), normalize=True).cpu().numpy()
             self.texts.update(zip(new, vectors, strict=True))
         return np.stack([self.texts[t] for t in texts])
+
+    @torch.inference_mode()
+    def probability(self, image_vector: np.ndarray, texts: tuple[str, ...], others: tuple[str, ...]) -> float:
+        """Zero-shot probability (0-1) that a picture is one of `texts` rather than of `others`; image_vector [D]."""
+        cosines = self.embed_texts([*texts, *others]) @ image_vector
+        scale = float(self.model.logit_scale.exp())
+        return float(torch.softmax(torch.from_numpy(cosines * scale), 0)[: len(texts)].sum())

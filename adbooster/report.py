@@ -5,6 +5,7 @@ import html
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from adbooster import images
@@ -40,15 +41,16 @@ class Uplift(BaseModel):
 
 def uplift(creatives: pa.Table, families: dict[str, str]) -> dict[str, Uplift]:
     """By family and over `all`: the winners' mean CLIP score against the product's own picture on white."""
-    best = [r for r in creatives.to_pylist() if r["rank"] == 0]
-    groups = {f: [r for r in best if families[r["cohort_id"]] == f] for f in sorted(set(families.values()))}
-    return {name: _uplift(rows) for name, rows in {**groups, "all": best}.items() if rows}
+    best = creatives.select(["cohort_id", "clip_score", "neutral_score"]).filter(pc.equal(creatives["rank"], 0))
+    family = pa.array([families[c] for c in best["cohort_id"].to_pylist()], pa.string())
+    groups = {f: best.filter(pc.equal(family, f)) for f in sorted(set(families.values()))}
+    return {name: _uplift(rows) for name, rows in {**groups, "all": best}.items() if rows.num_rows}
 
 
-def _uplift(rows: list[dict]) -> Uplift:
-    score, neutral = (float(np.mean([r[c] for r in rows])) for c in ("clip_score", "neutral_score"))
+def _uplift(rows: pa.Table) -> Uplift:
+    score, neutral = (float(np.mean(rows[c].to_numpy())) for c in ("clip_score", "neutral_score"))
     return Uplift(
-        creatives=len(rows),
+        creatives=rows.num_rows,
         clip_score=round(score, 4),
         neutral_score=round(neutral, 4),
         difference=round(score - neutral, 4),
@@ -61,10 +63,12 @@ def write_gallery(root: Root, run_id: str, creatives: pa.Table, requests: pa.Tab
 
     creatives  rows of schema.CREATIVES; requests the rows they answer; numbers the job's report; most: creatives shown
     """
-    texts = {(r["product_id"], r["cohort_id"]): r for r in requests.to_pylist()}
-    rows = [r | texts[r["product_id"], r["cohort_id"]] for r in creatives.to_pylist()]
-    rows.sort(key=lambda r: (r["product_id"], r["family"], r["cohort_id"], r["rank"]))
-    shown = _spread(rows, most)
+    by = [(c, "ascending") for c in ("product_id", "cohort_id", "placement", "rank")]
+    rows = _spread(creatives.take(pc.sort_indices(creatives, sort_keys=by)), most).to_pylist()
+    asked = requests.filter(pc.is_in(requests["product_id"], pa.array([r["product_id"] for r in rows], pa.string())))
+    told = asked.select(["product_id", "cohort_id", "placement", "family", "text", "photo_uri"]).to_pylist()
+    texts = {(r["product_id"], r["cohort_id"], r["placement"]): r for r in told}
+    shown = [r | texts[r["product_id"], r["cohort_id"], r["placement"]] for r in rows]
     sections = "".join(
         _section(root, product, [r for r in shown if r["product_id"] == product]) for product in _products(shown)
     )
@@ -80,11 +84,11 @@ def _products(rows: list[dict]) -> list[str]:
     return list(dict.fromkeys(r["product_id"] for r in rows))
 
 
-def _spread(rows: list[dict], most: int) -> list[dict]:
+def _spread(rows: pa.Table, most: int) -> pa.Table:
     """At most `most` rows, evenly over the whole."""
-    if len(rows) <= most:
+    if rows.num_rows <= most:
         return rows
-    return [rows[i * len(rows) // most] for i in range(most)]
+    return rows.take(pa.array([i * rows.num_rows // most for i in range(most)]))
 
 
 def _summary(numbers: dict, shown: int) -> str:
@@ -124,13 +128,13 @@ def _section(root: Root, product_id: str, rows: list[dict]) -> str:
 
 def _figure(root: Root, row: dict) -> str:
     note = (
-        "the original picture, nothing beat it"
+        f"the original picture: {row['fallback_reason'] or 'nothing beat it'}"
         if row["fallback"]
         else f"{row['clip_score'] - row['neutral_score']:+.3f} over white"
     )
     return (
         f"<figure>{_image(root, row['uri'])}<figcaption>{html.escape(row['text'])}<br>"
-        f"<small>{html.escape(row['family'])} · score {row['clip_score']:.3f} · {note}</small></figcaption></figure>"
+        f"<small>{html.escape(row['family'])} · score {row['clip_score']:.3f} · {html.escape(note)}</small></figcaption></figure>"
     )
 
 

@@ -20,6 +20,14 @@ REJECTS = (
     "mask_touches_border",
     "caption_empty",
     "not_painted",
+    # Of candidates and their files; a request that ends on one of them falls back to the original picture.
+    "below_original",
+    "product_expanded",
+    "second_copy",
+    "people_not_asked",
+    "text_in_scene",
+    "unsafe",
+    "duplicate_background",
 )
 
 ROLES = ("main", "additional", "lifestyle")
@@ -85,6 +93,8 @@ REQUESTS = _schema(
     request_id=pa.string(),
     product_id=pa.string(),
     cohort_id=pa.string(),
+    placement=pa.string(),
+    category=pa.string(),
     family=pa.string(),
     text=pa.string(),
     prompt=pa.string(),
@@ -94,17 +104,29 @@ REQUESTS = _schema(
     photo_sha256=pa.string(),
     mask_uri=pa.string(),
     own_photo_uris=_TEXTS,
+    round=pa.int32(),
     reject=pa.string(),
 )
 
 LAYOUT = pa.struct([(name, pa.int32()) for name in ("x_px", "y_px", "width_px", "height_px")])
-GATES = pa.struct([("product_max_diff", pa.int32())])
+GATES = pa.struct(
+    [
+        ("product_max_diff", pa.int32()),  # 0-255, of the stored file; 0 in every lossless one
+        ("psnr_db", pa.float32()),  # of the product in a lossy file; null when lossless
+        ("expansion_share", pa.float32()),
+        ("copy_similarity", pa.float32()),
+        ("people", pa.float32()),
+        ("text", pa.float32()),
+        ("unsafe", pa.bool_()),
+    ]
+)
 
 CREATIVES = _schema(
     creative_id=pa.string(),
     request_id=pa.string(),
     product_id=pa.string(),
     cohort_id=pa.string(),
+    placement=pa.string(),
     rank=pa.int32(),
     prompt=pa.string(),
     negative_prompt=pa.string(),
@@ -116,8 +138,12 @@ CREATIVES = _schema(
     clip_score=pa.float32(),
     neutral_score=pa.float32(),
     margin=pa.float32(),
+    candidate_scores=pa.list_(pa.float32()),  # of all the round's candidates, before gates, in the order of their seeds
     gates=GATES,
     fallback=pa.bool_(),
+    fallback_reason=pa.string(),
+    background_phash=pa.string(),  # 64 bits in hex, product masked out
+    background_simhash=pa.string(),  # 256 signs of the scene's CLIP vector in hex
     uri=pa.string(),
     sha256=pa.string(),
     width=pa.int32(),
@@ -126,7 +152,13 @@ CREATIVES = _schema(
     gpu_s=pa.float32(),
     run_id=pa.string(),
 )
-STAGED = _schema(CREATIVES, reject=pa.string())
+STAGED = _schema(
+    CREATIVES,
+    round=pa.int32(),
+    candidate_rejects=_TEXTS,  # the word of every candidate that a gate turned down for this request
+    paint_batch=pa.int32(),  # paintings in a pass; smaller than asked for where memory ran out
+    reject=pa.string(),
+)
 
 
 def check(table: pa.Table, wanted: pa.Schema, what: str = "table") -> pa.Table:

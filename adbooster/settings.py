@@ -1,5 +1,7 @@
 """The base of every configuration: frozen, strict, and documented by the line under each field."""
 
+import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -29,3 +31,11 @@ class JobConfig(Config):
     """Name of this run; empty: made from date and time."""
     dry_run: bool = False
     """Print the plan and stop; nothing is written."""
+
+
+@cache
+def code_commit() -> str | None:
+    """The git commit of this code, where it runs from a checkout."""
+    command = ["git", "rev-parse", "HEAD"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None

@@ -6,8 +6,9 @@ import pytest
 
 from adbooster import finetune, images, schema, tables
 from adbooster.errors import ConfigError
+from adbooster.inpainting import Inpainting
 from adbooster.objects import local_copy
-from adbooster.outpaint import Inpainting, check_weights
+from adbooster.outpaint import check_weights
 from adbooster.tiny import world
 from tests.conftest import MODELS, row
 

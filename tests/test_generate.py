@@ -5,7 +5,9 @@ import pytest
 
 from adbooster import generate, images, layout, plan, schema, tables
 from adbooster.errors import ConfigError, CoverageTooLow
+from adbooster.painter import Painter
 from adbooster.prompting import Prompting
+from adbooster.recipe import Recipe
 from tests.conftest import MODELS
 
 RECIPE = {"candidates": 2, "num_inference_steps": 2, "guidance_scale": 2.0, "size_px": 256, "paint_px": 64}
@@ -27,25 +29,34 @@ def config(root, run_id="r1", **changes):
 
 
 def painter(root, **changes):
-    return generate.Painter(root, config(root, **changes), "recipe", "weights")
+    return Painter(root, config(root, **changes), "recipe", "weights")
 
 
 def requests(root, recipe=None, name="recipe"):
-    return plan.requests(root, Prompting(), name, plan.Targeting(), "")
+    return plan.requests(root, Recipe(**RECIPE), name, Prompting(), plan.Targeting(), "")
 
 
 class Stub:
-    """A ranker whose answers a test sets, so that the choice among candidates can be checked alone."""
+    """A ranker whose answers a test sets, so that the choice among candidates can be checked alone.
+
+    scores  of the candidates of every request, in order; own  of the product's own pictures
+    """
 
     def __init__(self, scores, own):
-        self.scores, self.own = scores, own
+        self.scores, self.own, self.seen = scores, own, []
 
     def embed_texts(self, texts):
         return np.ones((len(texts), 1), np.float32)
 
     def embed_images(self, images_u8):
-        given = self.scores if len(images_u8) > 1 else [self.own]
-        return np.float32(given)[:, None]
+        small = [images.resize(i, 12, 12).astype(float) for i in images_u8]
+        if len(images_u8) == 1:
+            return np.float32([[self.own]])
+        if len(images_u8) % len(self.scores) == 0 and images_u8[0].shape[0] == RECIPE["paint_px"]:  # previews
+            self.seen = list(zip(small, self.scores * (len(small) // len(self.scores)), strict=True))
+            return np.float32([[score] for _, score in self.seen])
+        nearest = [min(self.seen, key=lambda known: np.abs(known[0] - s).sum())[1] for s in small]
+        return np.float32(nearest)[:, None]
 
 
 def test_the_stored_products_are_the_photos_pixels(stocked):
@@ -79,7 +90,7 @@ def test_same_request_same_bytes_in_any_batch(stocked):
 
 
 def test_the_best_by_score_wins_and_ties_go_to_the_first(stocked):
-    stage = painter(stocked, keep=2)
+    stage = painter(stocked, recipe=RECIPE | {"keep": 2, "diversity": 0.0})
     stage.ranker = Stub([0.4, 0.9], own=0.1)
     first = stage(requests(stocked).slice(0, 1)).to_pylist()
     assert [r["rank"] for r in first] == [0, 1]
@@ -137,7 +148,7 @@ def test_what_a_killed_run_staged_is_not_painted_again(local_ray, stocked):
     whole = config(stocked, "r2")
     recipe = generate.generate(whole.model_copy(update={"dry_run": True})).recipe_id
     wanted = requests(stocked, name=recipe)
-    done = generate.Painter(stocked, config(stocked, "killed"), recipe, "weights")(wanted.slice(0, 1))
+    done = Painter(stocked, config(stocked, "killed"), recipe, "weights")(wanted.slice(0, 1))
     stocked.fs.makedirs(stocked.path(plan.staged_folder("killed", recipe)))
     pap.write_table(done, stocked.path(plan.staged_folder("killed", recipe)) + "/part-0.parquet")
     stocked.write(plan.staged_folder("killed", recipe) + "/part-1.parquet", b"PAR1 cut short")
@@ -147,7 +158,7 @@ def test_what_a_killed_run_staged_is_not_painted_again(local_ray, stocked):
 
 
 def test_too_little_coverage_publishes_nothing(stocked):
-    counts = ("requests", "already_live", "already_staged", "painted", "rejected", "fallbacks", "published", "gpu_s")
+    counts = ("requests", "already_live", "already_staged")
     names = {"run_id": "r", "recipe_id": "q", "weights_revision": "w", "creatives_version": None}
     done = generate.GenerateReport(**dict.fromkeys(counts, 0), **names)
     live, none = tables.read(stocked, "creatives"), schema.STAGED.empty_table()

@@ -7,9 +7,9 @@ import adbooster
 
 LAYERS = [
     {"errors", "settings"},
-    {"schema", "images", "layout", "prompts", "recipe"},
-    {"mask", "caption", "outpaint", "rank"},
-    {"objects", "pools", "tables", "report", "feeds", "plan", "prompting"},
+    {"schema", "images", "layout", "prompts", "recipe", "finish", "choose"},
+    {"mask", "caption", "outpaint", "inpainting", "rank", "gates"},
+    {"objects", "pools", "tables", "report", "feeds", "plan", "prompting", "painter"},
     {"prepare", "cohorts", "finetune", "generate"},
     {"nightly"},
     {"cli"},

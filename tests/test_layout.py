@@ -3,6 +3,9 @@ import pytest
 from scipy import ndimage
 
 from adbooster import images, layout
+from adbooster.recipe import Stand, placements
+
+STAND = placements()["square"]
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +52,12 @@ def test_no_white_halo_on_a_dark_scene(cutout):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_placed_inside_and_never_enlarged(cutout, seed):
-    box = layout.place(cutout, 512, seed, (0.4, 0.6), (0.8, 0.93))
+    box = layout.place(cutout, (512, 512), STAND, seed)
     assert box.width_px <= cutout.alpha.shape[1]
     assert box.height_px <= cutout.alpha.shape[0]
     assert 0 <= box.x_px <= 512 - box.width_px
     assert 0 <= box.y_px <= 512 - box.height_px
-    assert layout.place(cutout, 512, seed, (0.4, 0.6), (0.8, 0.93)) == box
+    assert layout.place(cutout, (512, 512), STAND, seed) == box
 
 
 def test_scaled_down_stays_the_scaled_photo(cutout):
@@ -64,13 +67,44 @@ def test_scaled_down_stays_the_scaled_photo(cutout):
 
 
 def test_model_sees_the_product_where_it_will_stand(cutout):
-    box = layout.place(cutout, 512, 3, (0.4, 0.6), (0.8, 0.93))
-    image, mask = layout.paint_inputs(cutout, box, 512, 128)
+    box = layout.place(cutout, (512, 512), STAND, 3)
+    seen = layout.overlay(cutout, box, (512, 512), (128, 128))
+    image, mask = seen.image, seen.product_mask
     assert image.shape == (128, 128, 3)
     assert set(np.unique(mask)) == {0, 255}
     ys, xs = np.nonzero(mask)
     assert abs(xs.min() - box.x_px / 4) <= 2
     assert abs(ys.max() - (box.y_px + box.height_px) / 4) <= 2
+
+
+@pytest.mark.parametrize("name", list(placements()))
+def test_every_placement_holds_the_product_in_its_safe_zone(cutout, name):
+    place = placements()[name]
+    size = place.width_px // 2, place.height_px // 2
+    for seed in range(20):
+        box = layout.place(cutout, size, place, seed)
+        assert 0 <= box.x_px <= size[0] - box.width_px
+        assert 0 <= box.y_px <= size[1] - box.height_px
+        if name == "story":
+            assert box.y_px >= 0.14 * size[1]
+            assert box.y_px + box.height_px <= 0.8 * size[1]
+
+
+def test_the_anchor_decides_where_it_stands(cutout):
+    left, right = (Stand(product_scale=(0.3, 0.3), ground_line=(0.9, 0.9), anchor_x=(a, a)) for a in (0, 1))
+    assert layout.place(cutout, (512, 512), left, 1).x_px == 0
+    box = layout.place(cutout, (512, 512), right, 1)
+    assert box.x_px + box.width_px == 512
+
+
+def test_a_preview_is_the_picture_in_small(cutout):
+    """What is scored before the picture is finished shows what the finished one shows."""
+    rng = np.random.default_rng(1)
+    box = layout.place(cutout, (512, 512), STAND, 3)
+    painted = images.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), 128, 128, bicubic=True)
+    preview = layout.overlay(cutout, box, (512, 512), (128, 128)).paste(painted)
+    whole = layout.compose(images.resize(painted, 512, 512, bicubic=True), cutout, box)
+    assert np.abs(preview.astype(int) - images.resize(whole, 128, 128)).mean() < 2
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -11,13 +11,24 @@ def test_every_setting_of_a_recipe_changes_its_name():
         "guidance_scale": 2.0,
         "size_px": 640,
         "paint_px": 256,
-        "product_scale": (0.3, 0.4),
-        "ground_line": (0.7, 0.8),
+        "keep": 2,
+        "diversity": 0.5,
+        "max_rounds": 3,
+        "gates": {"max_expansion_share": 0.1},
+        "guidance_interval": (0.1, 0.9),
+        "scheduler": "LCMScheduler",
+        "scheduler_options": {"timestep_spacing": "trailing"},
+        "placements": ("story",),
+        "layouts": 3,
+        "stands": [{"product_scale": (0.3, 0.4), "ground_line": (0.7, 0.8)}],
+        "shadow": "contact",
+        "image_format": "png",
+        "quality": 80,
         "seed": 1,
     }
     assert set(changed) == set(Recipe.model_fields)
-    names = {recipe_id(Recipe(**{k: v}), "w", "r") for k, v in changed.items()}
-    names |= {recipe_id(Recipe(), "w", "r"), recipe_id(Recipe(), "w2", "r"), recipe_id(Recipe(), "w", "r2")}
+    names = {recipe_id(Recipe(**{k: v}), ["w", "r"]) for k, v in changed.items()}
+    names |= {recipe_id(Recipe(), models) for models in (["w", "r"], ["w2", "r"], ["w", "r2"])}
     assert len(names) == len(changed) + 3
 
 
@@ -34,3 +45,33 @@ def test_seeds_differ_and_fit_int64():
 def test_unknown_setting_is_refused():
     with pytest.raises(ValidationError):
         Recipe(guidance=3)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"placements": ("banner",)}, "is no placement; there are square, landscape, portrait, story"),
+        ({"guidance_interval": (0.8, 0.2)}, "the lower first"),
+        ({"image_format": "gif"}, "webp_lossless"),
+    ],
+)
+def test_what_cannot_be_painted_is_said(bad, said):
+    with pytest.raises(ValidationError, match=said):
+        Recipe(**bad)
+
+
+def test_sizes_follow_the_placement():
+    assert Recipe().size("square") == (1080, 1080)
+    assert Recipe(size_px=540).size("story") == (304, 540)
+    wide, high = Recipe(paint_px=512).paint_size("landscape")
+    assert wide % 8 == high % 8 == 0
+    assert wide / high == pytest.approx(1200 / 628, rel=0.02)
+    assert wide * high == pytest.approx(512**2, rel=0.03)
+
+
+def test_the_first_rule_of_a_category_decides():
+    bags = {"category": "apparel > bags", "product_scale": (0.2, 0.3), "ground_line": (0.5, 0.6)}
+    recipe = Recipe(stands=[bags | {"placement": "story"}, bags | {"product_scale": (0.1, 0.1)}])
+    assert recipe.stand("Apparel > Bags > Totes", "story").product_scale == (0.2, 0.3)
+    assert recipe.stand("Apparel > Bags > Totes", "square").product_scale == (0.1, 0.1)
+    assert recipe.stand("Shoes", "square").product_scale == (0.4, 0.6)

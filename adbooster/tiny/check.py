@@ -19,6 +19,7 @@ from adbooster.images import resize
 from adbooster.mask import U2Net
 from adbooster.outpaint import Outpainter, Painting
 from adbooster.rank import Ranker
+from adbooster.recipe import Recipe, placements
 from adbooster.tiny import world
 
 MODELS = Path(__file__).parent / "models"
@@ -45,17 +46,18 @@ def vae_psnr(outpainter: Outpainter, n: int) -> float:
     return float(np.mean(out))
 
 
-def paint(outpainter: Outpainter, n: int, steps: int = 20, guidance_scale: float = 3.0):
+def paint(outpainter: Outpainter, n: int):
     """n finished pictures of held-out products, as (picture uint8 [S,S,3], product, scene)."""
     jobs, paintings = [], []
     for i in range(n):
         product, scene = world.HELD_OUT[i % len(world.HELD_OUT)], SCENES[i % len(SCENES)]
         cutout = layout.cut(*world.packshot(product, SIDE_PX))
-        box = layout.place(cutout, SIDE_PX, FIRST_SEED + i, (0.4, 0.6), (0.8, 0.93))
-        image, mask = layout.paint_inputs(cutout, box, SIDE_PX, PAINT_PX)
-        paintings.append(Painting(image, mask, world.caption(product, scene), "", FIRST_SEED + i))
+        box = layout.place(cutout, (SIDE_PX, SIDE_PX), placements()["square"], FIRST_SEED + i)
+        seen = layout.overlay(cutout, box, (SIDE_PX, SIDE_PX), (PAINT_PX, PAINT_PX))
+        condition = outpainter.condition(seen.image, seen.product_mask)
+        paintings.append(Painting(condition, world.caption(product, scene), "", FIRST_SEED + i))
         jobs.append((cutout, box, product, scene))
-    painted = outpainter.paint(paintings, steps, guidance_scale)
+    painted = outpainter.paint(paintings)
     for background, (cutout, box, product, scene) in zip(painted, jobs, strict=True):
         yield layout.compose(resize(background, SIDE_PX, SIDE_PX, bicubic=True), cutout, box), product, scene
 
@@ -100,7 +102,9 @@ def mask_iou(net: U2Net, shown) -> float:
 def measure(threads: int, quick: bool) -> list[tuple[str, float, float]]:
     """(what, figure, bar) for every figure."""
     few = 8 if quick else 1
-    outpainter = Outpainter(MODELS / "outpaint", "cpu", "bfloat16", 25, threads)
+    torch.set_num_threads(threads)
+    recipe = Recipe(num_inference_steps=20, guidance_scale=3.0, paint_px=PAINT_PX)
+    outpainter = Outpainter(MODELS / "outpaint", recipe, "cpu", "bfloat16", 25)
     judge, rank = Ranker(MODELS / "judge", "cpu", threads), Ranker(MODELS / "rank", "cpu", threads)
     blip, net = Blip(MODELS / "caption", "cpu", threads), U2Net(MODELS / "mask" / "u2netp.onnx", "cpu", threads)
     painted = list(paint(outpainter, 200 // few))
