@@ -34,7 +34,8 @@ def scene_only(picture_u8: np.ndarray, alpha_u8: np.ndarray) -> np.ndarray:
     factor = SCENE_PX / max(high, wide)
     small = max(1, round(wide * factor)), max(1, round(high * factor))
     picture = images.resize(picture_u8, *small).astype(np.float32)
-    weight = (images.resize(ndimage.maximum_filter(alpha_u8, 3), *small) == 0).astype(np.float32)[..., None]
+    product = ndimage.maximum_filter(images.resize(alpha_u8, *small), 7)  # as far as resampling carries its colours
+    weight = (product == 0).astype(np.float32)[..., None]
     flow = [ndimage.gaussian_filter(a, (SCENE_PX / 12, SCENE_PX / 12, 0)) for a in (picture * weight, weight)]
     filled = picture * weight + flow[0] / np.maximum(flow[1], 1e-6) * (1 - weight)
     return filled.clip(0, 255).round().astype(np.uint8)

@@ -53,8 +53,12 @@ def check_weights(path: Path) -> None:
     channels = json.loads(config.read_text()).get("in_channels")
     if channels != INPAINT_CHANNELS:
         raise ConfigError(f"the UNet of {path} takes {channels} channels; an inpainting UNet takes {INPAINT_CHANNELS}")
-    if not list((path / "unet").glob("*.safetensors")):
-        raise ConfigError(f"the weights {path} have no safetensors in unet/")
+    for part in ("unet", "vae", "text_encoder"):
+        if not list((path / part).glob("*.safetensors")):
+            raise ConfigError(f"the weights {path} have no safetensors in {part}/")
+    for file in ("model_index.json", "scheduler/scheduler_config.json", "vae/config.json", "tokenizer"):
+        if not (path / file).exists():
+            raise ConfigError(f"the weights {path} have no {file}; give a whole folder in diffusers layout")
 
 
 def check_recipe(recipe: Recipe, path: Path) -> None:
@@ -82,7 +86,12 @@ def _scheduler_class(name: str) -> type:
 
 def load_pipeline(path: Path, dtype: torch.dtype, device: str) -> StableDiffusionInpaintPipeline:
     pipe = StableDiffusionInpaintPipeline.from_pretrained(
-        path, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+        path,
+        torch_dtype=dtype,
+        use_safetensors=True,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     return pipe.to(device)
 
