@@ -89,6 +89,7 @@ def write_pipeline(folder: Path) -> dict[str, float]:
         folder / "model_index.json",
         {
             "_class_name": "StableDiffusionInpaintPipeline",
+            "_diffusers_version": "0.6.0",
             "feature_extractor": ["transformers", "CLIPImageProcessor"],
             "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
             "scheduler": ["diffusers", "DDIMScheduler"],
