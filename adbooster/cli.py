@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from adbooster.settings import code_commit
 
 log = logging.getLogger("adbooster")
 SHARED = ("root_uri", "run_id", "dry_run")
+PRESETS = Path(__file__).parent / "presets"
 
 
 def main(config_class: type[BaseModel], job: Callable[[Any], BaseModel], argv: list[str] | None = None) -> None:
@@ -52,7 +54,7 @@ def load(config_class: type[BaseModel], argv: list[str]) -> Any:
     """The job's settings from the YAML file named by --config, environment (ADBOOSTER_...) and flags, in rising order.
 
     A file may hold one section a job; what stands beside the sections is shared by those that know it. Paths in the
-    file are relative to the file.
+    file are relative to the file, and ${NAME} is an environment variable. --config also takes a preset's name (sd15).
     raises ConfigError that names the first setting that cannot work
     """
     path, rest = _config_flag(argv)
@@ -93,9 +95,17 @@ def _config_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
             path = arg.removeprefix("--config=")
         else:
             rest.append(arg)
-    if path is not None and not Path(path).is_file():
-        raise ConfigError(f"there is no config file {path!r}")
-    return (Path(path) if path else None), rest
+    return (_config_file(path) if path is not None else None), rest
+
+
+def _config_file(name: str) -> Path:
+    """The file of this name, or the preset: `sd15` is adbooster/presets/sd15.yaml."""
+    if Path(name).is_file():
+        return Path(name)
+    presets = {p.stem: p for p in sorted(PRESETS.glob("*.yaml"))}
+    if name not in presets:
+        raise ConfigError(f"there is no config file {name!r}; presets, by name: {', '.join(presets)}")
+    return presets[name]
 
 
 def _from_file(config_class: type[BaseModel], path: Path) -> dict:
@@ -108,8 +118,36 @@ def _from_file(config_class: type[BaseModel], path: Path) -> dict:
     found = _relative_to(path.resolve().parent, found)
     section = config_class.__name__.removesuffix("Config").lower()
     if isinstance(found.get(section), dict):
-        return {k: found[k] for k in SHARED if k in found} | found[section]
-    return found
+        shared = {k: found[k] for k in SHARED if k in found}
+        return _expanded(shared, path) | _expanded(found[section], path, section)
+    return _expanded(found, path)
+
+
+def _expanded(value: Any, path: Path, setting: str = "") -> Any:
+    """Texts with ${NAME} replaced by the environment variable; $${NAME} stays ${NAME}, any other $ is a dollar.
+
+    setting  where `value` stands in the file, for the error
+    raises   ConfigError for a variable that is not set or empty, and for any other use of ${
+    """
+    if isinstance(value, dict):
+        return {k: _expanded(v, path, f"{setting}.{k}".lstrip(".")) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expanded(v, path, f"{setting}[{i}]") for i, v in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def one(found: re.Match) -> str:
+        if found["escaped"]:
+            return found[0][1:]
+        if not found["name"]:
+            raise ConfigError(
+                f"{setting} in {path} holds ${{ without a name; write ${{NAME}}, or $${{ for the text ${{"
+            )
+        if not os.environ.get(found["name"]):
+            raise ConfigError(f"the environment variable {found['name']}, which {setting} in {path} names, is not set")
+        return os.environ[found["name"]]
+
+    return re.sub(r"(?P<escaped>\$)?\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)\})?", one, value)
 
 
 def _relative_to(folder: Path, value: Any) -> Any:

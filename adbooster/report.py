@@ -88,7 +88,7 @@ def _spread(rows: pa.Table, most: int) -> pa.Table:
     """At most `most` rows, evenly over the whole."""
     if rows.num_rows <= most:
         return rows
-    return rows.take(pa.array([i * rows.num_rows // most for i in range(most)]))
+    return rows.take(pa.array([i * rows.num_rows // most for i in range(most)], pa.int64()))
 
 
 def _summary(numbers: dict, shown: int) -> str:

@@ -54,7 +54,7 @@ def test_one_file_serves_every_job():
     ("flags", "says"),
     [
         (["--root-uri", "x"], "--cohorts-uri is required"),
-        (["--config", "/nowhere.yaml"], "there is no config file '/nowhere.yaml'"),
+        (["--config", "/nowhere.yaml"], "there is no config file '/nowhere.yaml'; presets, by name: sd15"),
     ],
 )
 def test_settings_that_cannot_work_are_named(flags, says):
@@ -65,6 +65,35 @@ def test_settings_that_cannot_work_are_named(flags, says):
 def test_a_setting_nobody_knows_in_a_file(tmp_path):
     (tmp_path / "c.yaml").write_text("root_uri: x\ncohorts_uri: y\nchorts: z\n")
     with pytest.raises(ConfigError, match="no setting 'chorts'"):
+        load(CohortsConfig, ["--config", str(tmp_path / "c.yaml")])
+
+
+def test_environment_variables_in_a_file(tmp_path, monkeypatch):
+    (tmp_path / "c.yaml").write_text("root_uri: ${SHOP}/adb\ncohorts_uri: '/$a$$b/$${SHOP}/${SHOP}${SHOP_2}.yaml'\n")
+    monkeypatch.setenv("SHOP", "s3://shop")
+    monkeypatch.setenv("SHOP_2", "${SHOP}")
+    config = load(CohortsConfig, ["--config", str(tmp_path / "c.yaml")])
+    assert config.root_uri == "s3://shop/adb"
+    assert config.cohorts_uri == "/$a$$b/${SHOP}/s3://shop${SHOP}.yaml", "a value is not expanded again"
+
+
+@pytest.mark.parametrize("value", ["", None])
+def test_a_variable_that_is_not_set_is_named_with_its_place(tmp_path, monkeypatch, value):
+    path = tmp_path / "c.yaml"
+    path.write_text("root_uri: x\ngenerate:\n  weights: ${SHOP_MODELS}/sd\ncohorts:\n  cohorts_uri: y\n")
+    monkeypatch.delenv("SHOP_MODELS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("SHOP_MODELS", value)
+    with pytest.raises(ConfigError, match=f"variable SHOP_MODELS, which generate.weights in {path} names, is not set"):
+        load(GenerateConfig, ["--config", str(path)])
+    assert load(CohortsConfig, ["--config", str(path)]).cohorts_uri.endswith("/y"), "other jobs' sections do not matter"
+
+
+@pytest.mark.parametrize("text", ["${}", "${A-B}", "${SHOP", "${SHOP:-x}"])
+def test_what_is_not_a_variable_name_is_said(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("SHOP", "x")
+    (tmp_path / "c.yaml").write_text(f"root_uri: x\ncohorts_uri: '{text}'\n")
+    with pytest.raises(ConfigError, match=r"cohorts_uri in .*c.yaml holds \$\{ without a name"):
         load(CohortsConfig, ["--config", str(tmp_path / "c.yaml")])
 
 
