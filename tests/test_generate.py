@@ -114,6 +114,7 @@ def test_when_nothing_beats_the_original_it_is_the_creative(stocked):
 def test_a_night_costs_only_what_changed(local_ray, stocked):
     first = generate.generate(config(stocked))
     assert (first.requests, first.painted, first.published, first.coverage) == (2, 2, 2, 1.0)
+    assert tables.open_table(stocked, "creatives").history()[0]["recipe_id"] == first.recipe_id
     assert stocked.exists("runs/r1/report.html")
     before = tables.read(stocked, "creatives")
     stocked.write("runs/r1/report.json", b"{}")
@@ -188,3 +189,48 @@ def test_weights_without_weights(stocked, tmp_path):
         generate.check(config(stocked, weights=str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="diffusers layout"):
         generate.check(config(stocked, weights=str(tmp_path)))
+
+
+def test_winners_do_not_share_a_scene(local_ray, stocked):
+    """With a gate that finds all scenes alike the second of a product's cohorts is painted again, then falls back."""
+    alike = {"min_background_distance": 64, "max_background_similarity": -1.0}
+    whole = config(stocked, recipe=RECIPE | {"gates": alike, "max_rounds": 2})
+    done = generate.generate(whole)
+    rows = tables.read(stocked, "creatives").to_pylist()
+    assert sum(not r["fallback"] for r in rows) <= 1
+    if done.fallback_reasons.get("duplicate_background"):
+        assert done.repainted_duplicates >= 1
+    assert done.published == 2
+    again = generate.generate(whole.model_copy(update={"run_id": "r2"}))
+    assert (again.painted, again.published, again.repainted_duplicates) == (0, 0, 0)
+
+
+def test_the_dry_run_says_what_a_night_will_cost(local_ray, stocked):
+    first = generate.generate(config(stocked, "r0").model_copy(update={"dry_run": True}))
+    assert (first.to_paint, first.gpu_hours_estimate, first.estimated_from) == (2, None, None)
+    generate.generate(config(stocked))
+    done = generate.generate(config(stocked, "r2").model_copy(update={"dry_run": True}))
+    assert (done.to_paint, done.gpu_hours_estimate, done.estimated_from) == (0, 0.0, "this recipe")
+    other = config(stocked, "r3", recipe=RECIPE | {"seed": 1}).model_copy(update={"dry_run": True})
+    dry = generate.generate(other)
+    assert (dry.to_paint, dry.estimated_from) == (2, "other recipes")
+    assert dry.gpu_hours_estimate > 0
+    assert dry.cohort_shares == {"c1": 0.5, "c2": 0.5}
+    assert not stocked.exists("runs/r3")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"recipe": RECIPE | {"keep": 3}}, "recipe.keep 3 is more than recipe.candidates 2"),
+        ({"recipe": RECIPE | {"gates": {"max_expansion_share": 0.2}}}, "needs --mask-model"),
+        ({"recipe": RECIPE | {"scheduler": "Nothing"}}, "no scheduler 'Nothing'"),
+        ({"recipe": RECIPE | {"paint_px": 66}}, "multiples of 4"),
+        ({"adapters": [{"uri": str(MODELS / "rank" / "open_clip_config.json")}]}, "not a .safetensors file"),
+        ({"targeting": {"rule": "table"}}, "needs targeting.table_uri"),
+        ({"root_uri": "/proc/nowhere"}, "cannot be written"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence_before_anything_starts(stocked, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        generate.check(config(stocked, **changes))
