@@ -141,7 +141,9 @@ def test_photos_and_masks_of_samples_are_named(stocked):
     images.decode_mask(stocked.read(sample["mask_uri"]))
 
 
-@pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())])
+@pytest.mark.parametrize(
+    "text", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
 def test_uris_are_found_wherever_a_row_has_them(text):
     plain = {
         "uri": ["objects/aa/1.webp", None, "https://shop/x.png"],
