@@ -1,6 +1,6 @@
 """`jobs.generate` as an operator's driver runs it: a process and a cluster of its own, which a test may kill.
 
-python -m tests.chaos_driver '{"config": {...}, "witness": "<file>", "pause_s": 0.5, "nodes": 0}'
+python -m tests.chaos_driver '{"config": "<file>.yaml", "witness": "<file>", "pause_s": 0.5, "nodes": 0}'
 
 Every request that a painter begins leaves a line in the witness file: request_id, pid, node, time. With `nodes` the job
 runs on a `ray.cluster_utils.Cluster` of a head without CPUs and so many workers, and the node that paints is killed
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
@@ -36,6 +37,17 @@ def witnessed(stage: type, witness: str, pause_s: float) -> type:
 
     Witnessed.__name__ = Witnessed.__qualname__ = stage.__name__
     return Witnessed
+
+
+@contextmanager
+def witnessing(witness: str, pause_s: float = 0):
+    """Whatever `generate` sends through a pool is witnessed."""
+    real = generate.through
+    generate.through = lambda ds, stage, *rest, **init: real(ds, witnessed(stage, witness, pause_s), *rest, **init)
+    try:
+        yield
+    finally:
+        generate.through = real
 
 
 def seen(witness: str) -> list[dict]:
@@ -66,13 +78,11 @@ def start_cluster(nodes: int, witness: str) -> None:
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
-    real = generate.through
-    generate.through = lambda ds, stage, *rest, **init: real(
-        ds, witnessed(stage, settings["witness"], settings["pause_s"]), *rest, **init
-    )
     if settings["nodes"]:
         start_cluster(settings["nodes"], settings["witness"])
-    print(cli.run(generate.GenerateConfig(**settings["config"]), generate.generate).model_dump_json(), flush=True)
+    with witnessing(settings["witness"], settings["pause_s"]):
+        argv = ["--config", settings["config"]]
+        cli.main(generate.GenerateConfig, generate.generate, argv)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -13,11 +14,9 @@ import pyarrow as pa
 import pytest
 
 from adbooster import generate, images, schema, tables
-from adbooster.errors import PublishConflict
 from adbooster.objects import Root
-from adbooster.rollback import rollback
 from adbooster.tiny import world
-from tests.chaos_driver import seen
+from tests.chaos_driver import seen, witnessing
 from tests.conftest import row
 from tests.faults import Faults, FaultyS3
 from tests.test_generate import config
@@ -82,7 +81,9 @@ class Driver:
     """`jobs.generate` in a process of its own that a test may kill; the painter pauses `pause_s` after each request."""
 
     def __init__(self, root: Root, run_id: str, witness: Path, nodes: int = 0, pause_s: float = 0.4, **env: str):
-        settings = {"config": config(root, run_id, paint=PAINT).model_dump(mode="json"), "witness": str(witness)}
+        night = witness.with_suffix(f".{run_id}.yaml")
+        night.write_text(json.dumps(config(root, run_id, paint=PAINT).model_dump(mode="json")))
+        settings = {"config": str(night), "witness": str(witness)}
         self.witness, self.root, self.run_id = str(witness), root, run_id
         self.log = witness.with_suffix(f".{run_id}.log").open("w+")
         self.process = subprocess.Popen(
@@ -106,11 +107,12 @@ class Driver:
         started = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        _, left = psutil.wait_procs(started, timeout=10)
-        for process in left:  # Ray's agents live on after their driver; they paint nothing
-            assert "Agent" in process.name()
-            process.kill()
-        psutil.wait_procs(left, timeout=10)
+        agents = [p for p in started if p.is_running() and "Agent" in p.name()]  # outlive their driver; paint nothing
+        _, left = psutil.wait_procs(set(started) - set(agents), timeout=30)
+        assert not left, f"outlived its driver: {left}"
+        for agent in agents:
+            with suppress(psutil.NoSuchProcess):
+                agent.kill()
 
     def report(self) -> dict:
         out, _ = self.process.communicate(timeout=240)
@@ -129,14 +131,22 @@ def nothing_painted_after_it_was_staged(root: Root, run_id: str, witness: str) -
     assert not late
 
 
-def killed_driver(root: Root, undisturbed: Root, witness: Path, **env: str) -> None:
+def killed_driver(root: Root, undisturbed: Root, witness: Path, here: bool = False, **env: str) -> None:
+    """`here`: the run after it in this process, which has a Ray already."""
+
+    def rerun() -> dict:
+        if not here:
+            return Driver(root, "again", witness, pause_s=0, **env).report()
+        with witnessing(str(witness)):
+            return generate.generate(config(root, "again", paint=PAINT)).model_dump()
+
     driver = Driver(root, "killed", witness, **env)
     driver.wait_for_parts(2)
     driver.kill()
     assert tables.version(root, "creatives") is None, "nothing half-done is live"
     before, there = len(seen(driver.witness)), set(staged(root, "killed"))
     assert 2 <= len(there) < 8
-    again = Driver(root, "again", witness, pause_s=0, **env).report()
+    again = rerun()
     assert (again["already_staged"], again["painted"], again["published"]) == (len(there), 8 - len(there), 8)
     assert not there & {line["request_id"] for line in seen(driver.witness)[before:]}, "painted though it was staged"
     equals_the_undisturbed(root, undisturbed)
@@ -165,7 +175,7 @@ KILLS = {"driver": killed_driver, "worker": killed_worker, "node": killed_node}
 
 
 def test_a_killed_driver_on_disk(undisturbed, tmp_path):
-    killed_driver(stock(Root(str(tmp_path / "root"))), undisturbed, tmp_path / "witness")
+    killed_driver(stock(Root(str(tmp_path / "root"))), undisturbed, tmp_path / "witness", here=True)
 
 
 @pytest.mark.slow
