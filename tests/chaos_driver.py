@@ -58,8 +58,10 @@ def seen(witness: str) -> list[dict]:
 def start_cluster(nodes: int, witness: str) -> None:
     from ray.cluster_utils import Cluster
 
-    scratch = tempfile.mkdtemp(prefix="adb", dir="/tmp")
-    quiet = {"include_dashboard": False, "temp_dir": scratch, "object_store_memory": 150 * 2**20}
+    # Its own folder: the address file of /tmp/ray would be every Ray's of this machine.
+    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="adb", dir="/tmp")
+    os.makedirs(f"{os.environ['RAY_TMPDIR']}/ray")
+    quiet = {"include_dashboard": False, "object_store_memory": 150 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
     workers = [cluster.add_node(num_cpus=3, object_store_memory=150 * 2**20) for _ in range(nodes)]
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
