@@ -70,6 +70,7 @@ def start_cluster(nodes: int, witness: str) -> None:
     def kill_the_painting_node():
         while len({line["at"] for line in seen(witness)}) < 3:
             time.sleep(0.05)
+        time.sleep(0.3)  # what was painted before is staged by now
         painting = seen(witness)[-1]["node"]
         victim = next(w for w in workers if w.node_id == painting)
         print(f"killing node {painting}", file=sys.stderr, flush=True)

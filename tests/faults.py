@@ -2,6 +2,7 @@
 
 import http.client
 import random
+import re
 import socket
 import struct
 import threading
@@ -28,6 +29,10 @@ class Faults:
     """done after `slow_s`"""
     slow_s: float = 0.5
     seed: int = 0
+    where: str = ""
+    """a regular expression of `METHOD path`: only these requests fail"""
+    most: int | None = None
+    """so many faults, then none"""
     counts: dict[str, int] = field(default_factory=dict)
 
 
@@ -40,7 +45,7 @@ class FaultyS3:
     def __init__(self, upstream: str, faults: Faults):
         self.upstream, self.faults = urlsplit(upstream), faults
         self.done: list[tuple[float, str, str, int]] = []
-        """(time.time(), method, path, status) of every request that the real endpoint has answered"""
+        """(time.time(), method, path, status) of every request whose true answer was given"""
         self._random, self._lock = random.Random(faults.seed), threading.Lock()
         proxy = self
 
@@ -73,8 +78,12 @@ class FaultyS3:
         self.server.shutdown()
         self.server.server_close()
 
-    def _fault(self) -> str:
+    def _fault(self, method: str, path: str) -> str:
+        if not re.search(self.faults.where, f"{method} {path}"):
+            return ""
         with self._lock:
+            if self.faults.most is not None and sum(self.faults.counts.values()) >= self.faults.most:
+                return ""
             at = self._random.random()
             for name in ("refused", "lost", "reset", "slow"):
                 at -= getattr(self.faults, name)
@@ -84,7 +93,7 @@ class FaultyS3:
         return ""
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
-        body, fault = _body(request), self._fault()
+        body, fault = _body(request), self._fault(request.command, request.path)
         if fault == "slow":
             time.sleep(self.faults.slow_s)
         if fault == "refused":
@@ -98,7 +107,9 @@ class FaultyS3:
             return None
         if fault == "lost":
             return _answer(request, 500, {"Content-Type": "application/xml"}, ERROR)
-        return _answer(request, status, headers, content)
+        _answer(request, status, headers, content)
+        self.done.append((time.time(), request.command, request.path, status))
+        return None
 
     def _forward(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, dict[str, str], bytes]:
         upstream = http.client.HTTPConnection(self.upstream.hostname, self.upstream.port, timeout=60)
@@ -109,7 +120,6 @@ class FaultyS3:
             upstream.request(request.command, request.path, body=body or None, headers=headers)
             answer = upstream.getresponse()
             content = answer.read()
-            self.done.append((time.time(), request.command, request.path, answer.status))
             kept = {k: v for k, v in answer.getheaders() if k.lower() not in HOP}
             if request.command == "HEAD":
                 kept["Content-Length"] = answer.getheader("Content-Length", "0")

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -14,12 +16,15 @@ import pyarrow as pa
 import pytest
 
 from adbooster import generate, images, schema, tables
+from adbooster.errors import PublishConflict
 from adbooster.objects import Root
+from adbooster.rollback import rollback
 from adbooster.tiny import world
+from adbooster.vacuum import vacuum
 from tests.chaos_driver import seen, witnessing
 from tests.conftest import row
 from tests.faults import Faults, FaultyS3
-from tests.test_generate import config
+from tests.test_generate import RECIPE, config
 
 REPO = Path(__file__).parents[1]
 CONTEXTS = ("a spooky halloween night", "a snowy winter day", "a tropical beach holiday", "a football stadium")
@@ -67,12 +72,17 @@ def equals_the_undisturbed(root: Root, undisturbed: Root) -> None:
     assert len(painted) > 3, "the pictures are painted ones"
 
 
+def part_of(root: Root, name: str) -> list[str]:
+    """The requests of a whole part."""
+    part = tables._part(root, name)
+    return part["request_id"].to_pylist() if part else []
+
+
 def staged(root: Root, run_id: str) -> dict[str, float]:
     """When each request's first whole part was there, by request_id."""
     times: dict[str, float] = {}
     for name, stat in root.stats(f"runs/{run_id}/staged").items():
-        part = tables._part(root, name) if name.endswith(".parquet") else None
-        for request_id in part["request_id"].to_pylist() if part else []:
+        for request_id in part_of(root, name):
             times[request_id] = min(times.get(request_id, stat.modified), stat.modified)
     return times
 
@@ -80,7 +90,7 @@ def staged(root: Root, run_id: str) -> dict[str, float]:
 class Driver:
     """`jobs.generate` in a process of its own that a test may kill; the painter pauses `pause_s` after each request."""
 
-    def __init__(self, root: Root, run_id: str, witness: Path, nodes: int = 0, pause_s: float = 0.4, **env: str):
+    def __init__(self, root: Root, run_id: str, witness: Path, s3=None, nodes: int = 0, pause_s: float = 0.4):
         night = witness.with_suffix(f".{run_id}.yaml")
         night.write_text(json.dumps(config(root, run_id, paint=PAINT).model_dump(mode="json")))
         settings = {"config": str(night), "witness": str(witness)}
@@ -89,7 +99,8 @@ class Driver:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos_driver", json.dumps(settings | {"pause_s": pause_s, "nodes": nodes})],
             cwd=REPO,
-            env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | env,
+            env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+            | ({"AWS_ENDPOINT_URL": s3.endpoint} if s3 else {}),
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
@@ -124,23 +135,35 @@ class Driver:
         return self.log.read()[-3000:]
 
 
-def nothing_painted_after_it_was_staged(root: Root, run_id: str, witness: str) -> None:
-    """No line of the witness names a request whose part had been there before."""
-    at = staged(root, run_id)
-    late = [line for line in seen(witness) if line["at"] > at.get(line["request_id"], float("inf"))]
+def nothing_painted_after_it_was_staged(root: Root, witness: str, s3: FaultyS3 | None) -> None:
+    """No line of the witness names a request whose part had been there before.
+
+    On S3 a part is there when its first PUT was acknowledged; what S3 itself says of it is cut to whole seconds.
+    """
+    at = staged(root, "night")
+    if s3:
+        puts = [(when, path) for when, method, path, status in s3.done if method == "PUT" and status == 200]
+        names = {name: part_of(root, name) for name in root.stats("runs/night/staged")}
+        at = {
+            request_id: min(when for when, path in puts if name.rsplit("/", 1)[-1] in path)
+            for name, request_ids in names.items()
+            for request_id in request_ids
+        }
+    assert len(at) == 8
+    late = [line for line in seen(witness) if line["at"] > at[line["request_id"]]]
     assert not late
 
 
-def killed_driver(root: Root, undisturbed: Root, witness: Path, here: bool = False, **env: str) -> None:
+def killed_driver(root: Root, undisturbed: Root, witness: Path, s3=None, here: bool = False) -> None:
     """`here`: the run after it in this process, which has a Ray already."""
 
     def rerun() -> dict:
         if not here:
-            return Driver(root, "again", witness, pause_s=0, **env).report()
+            return Driver(root, "again", witness, s3=s3, pause_s=0).report()
         with witnessing(str(witness)):
             return generate.generate(config(root, "again", paint=PAINT)).model_dump()
 
-    driver = Driver(root, "killed", witness, **env)
+    driver = Driver(root, "killed", witness, s3=s3)
     driver.wait_for_parts(2)
     driver.kill()
     assert tables.version(root, "creatives") is None, "nothing half-done is live"
@@ -152,22 +175,22 @@ def killed_driver(root: Root, undisturbed: Root, witness: Path, here: bool = Fal
     equals_the_undisturbed(root, undisturbed)
 
 
-def killed_worker(root: Root, undisturbed: Root, witness: Path, **env: str) -> None:
-    driver = Driver(root, "night", witness, **env)
+def killed_worker(root: Root, undisturbed: Root, witness: Path, s3: FaultyS3 | None = None) -> None:
+    driver = Driver(root, "night", witness, s3=s3)
     driver.wait_for_parts(2)
     os.kill(seen(driver.witness)[-1]["pid"], signal.SIGKILL)
     assert driver.report()["published"] == 8
     assert len({line["pid"] for line in seen(driver.witness)}) == 2, "another worker went on"
-    nothing_painted_after_it_was_staged(root, "night", driver.witness)
+    nothing_painted_after_it_was_staged(root, driver.witness, s3)
     equals_the_undisturbed(root, undisturbed)
 
 
-def killed_node(root: Root, undisturbed: Root, witness: Path, **env: str) -> None:
-    driver = Driver(root, "night", witness, nodes=2, **env)
+def killed_node(root: Root, undisturbed: Root, witness: Path, s3: FaultyS3 | None = None) -> None:
+    driver = Driver(root, "night", witness, s3=s3, nodes=2, pause_s=0.8)
     assert driver.report()["published"] == 8
     assert "killing node" in driver.said()
     assert len({line["node"] for line in seen(driver.witness)}) == 2, "another node went on"
-    nothing_painted_after_it_was_staged(root, "night", driver.witness)
+    nothing_painted_after_it_was_staged(root, driver.witness, s3)
     equals_the_undisturbed(root, undisturbed)
 
 
@@ -190,5 +213,52 @@ def test_a_kill_on_s3_that_fails(undisturbed, tmp_path, s3_root, s3_endpoint, ki
     """One request in ten is refused, done and not acknowledged, reset, or slow."""
     root = stock(Root(s3_root))
     with FaultyS3(s3_endpoint, Faults(refused=0.04, lost=0.03, reset=0.02, slow=0.01)) as s3:
-        KILLS[kill](root, undisturbed, tmp_path / "witness", AWS_ENDPOINT_URL=s3.endpoint)
+        KILLS[kill](root, undisturbed, tmp_path / "witness", s3)
         assert s3.faults.counts.keys() >= {"refused", "lost", "reset"}, s3.faults.counts
+
+
+def test_of_two_runs_at_once_one_is_live(undisturbed, tmp_path, monkeypatch):
+    """Another recipe's run plans and commits while this one paints: this one says so, and nothing of it is live."""
+    root = copy_of(undisturbed, tmp_path)
+    real, other = generate.stage_parts, []
+
+    def another_run_commits(*painted):
+        real(*painted)
+        if not other:
+            other.append(None)
+            other.append(generate.generate(config(root, "other", paint=PAINT, recipe=seeded(2))))
+
+    monkeypatch.setattr(generate, "stage_parts", another_run_commits)
+    with pytest.raises(PublishConflict, match="another run has committed since"):
+        generate.generate(config(root, "late", paint=PAINT, recipe=seeded(1)))
+    assert set(tables.read(root, "creatives")["run_id"].to_pylist()) == {"other"}
+    assert tables.version(root, "creatives") == other[1].creatives_version == 1
+
+
+def test_a_night_after_a_rollback_and_a_vacuum_brings_back_what_was_undone(undisturbed, tmp_path):
+    root = copy_of(undisturbed, tmp_path)
+    first = live(root)
+    cohorts = tables.read(root, "cohorts").to_pylist()
+    changed = [c | {"context": "a rainy street", "version": "2"} for c in cohorts if c["cohort_id"] == "c2"]
+    tables.merge(root, "cohorts", pa.Table.from_pylist(changed, schema.COHORTS), "cohort_id", 0, {})
+    assert generate.generate(config(root, "second", paint=PAINT)).painted == 2
+    second = live(root)
+    vacuum(root, timedelta(days=7))
+    assert rollback(root, "creatives", 0).objects
+    assert live(root) == first
+    assert all(root.exists(r["uri"]) for r in first)
+    third = generate.generate(config(root, "third", paint=PAINT))
+    assert (third.already_live, third.published, third.creatives_version) == (6, 2, 3)
+    assert live(root) == second
+    vacuum(root, timedelta(0), force=True)
+    assert all(root.read(r["uri"]) for r in live(root))
+    assert generate.generate(config(root, "fourth", paint=PAINT)).painted == 0
+
+
+def copy_of(root: Root, tmp_path: Path) -> Root:
+    shutil.copytree(root.uri, tmp_path / "root")
+    return Root(str(tmp_path / "root"))
+
+
+def seeded(seed: int) -> dict:
+    return RECIPE | {"seed": seed}

@@ -1,5 +1,6 @@
 """What vacuum removes, and that it never removes what is live, in reach of a rollback, or being made."""
 
+import json
 import os
 import time
 from datetime import timedelta
@@ -91,17 +92,31 @@ def test_a_rollback_within_the_retention_still_works(root):
     assert live(root) == {"a", "b"}
 
 
+def commit_of(root: Root, version: int, days_ago: float) -> None:
+    """A commit as if it had been made that long ago."""
+    log, moved = f"tables/creatives/_delta_log/{version:020}.json", int((time.time() - days_ago * 86400) * 1000)
+    actions = [json.loads(line) for line in root.read(log).splitlines()]
+    for action in actions:
+        for body, key in (("commitInfo", "timestamp"), ("remove", "deletionTimestamp"), ("add", "modificationTime")):
+            if body in action:
+                action[body][key] = moved
+    root.write(log, "".join(json.dumps(action) + "\n" for action in actions).encode())
+
+
 def test_versions_past_the_retention_go_with_their_objects(root):
-    """Three nights of which only the last two lie within it: the first's file and object go."""
+    """Of nights 20, 10 and 3 days ago the last two were live within the week; the first was not."""
     publish(root, ["a"])
     publish(root, ["b"], delete=["a"])
-    time.sleep(2)
-    at = time.time()
     publish(root, ["c"], delete=["b"])
-    age(root, 30, "objects")
-    done = vacuum(root, timedelta(seconds=time.time() - at + 0.5), force=True)
-    # Delta counts whole hours, so its files stay; what they name stays with them.
-    assert not done.objects + done.table_files
+    for version, days_ago in enumerate((20, 10, 3)):
+        commit_of(root, version, days_ago)
+    age(root, 30, "objects", "tables/creatives")
+    gone = next(r["uri"] for r in tables.read(root, "creatives", version=0).to_pylist())
+    done = vacuum(root, WEEK)
+    assert done.objects == [gone]
+    assert len(done.table_files) == 1
+    with pytest.raises(ConfigError, match="past the retention"):
+        rollback(root, "creatives", 0)
     rollback(root, "creatives", 1)
     assert live(root) == {"b"}
 
