@@ -121,6 +121,20 @@ def test_versions_past_the_retention_go_with_their_objects(root):
     assert live(root) == {"b"}
 
 
+def test_a_retention_longer_than_deltas_own_holds_after_a_checkpoint(root):
+    """A checkpoint forgets the files that were dropped more than a week ago; a rollback may still need them."""
+    publish(root, ["a"])
+    publish(root, ["b"], delete=["a"])
+    for version, days_ago in enumerate((20, 10)):
+        commit_of(root, version, days_ago)
+    age(root, 30, "objects", "tables/creatives")
+    tables.open_table(root, "creatives").create_checkpoint()
+    done = vacuum(root, timedelta(days=14))
+    assert not done.objects + done.table_files
+    rollback(root, "creatives", 0)
+    assert live(root) == {"a"}
+
+
 def test_what_a_running_job_has_just_stored_stays(root):
     publish(root, ["a"])
     orphan = root.put(b"a week old, named by nothing", "webp")
