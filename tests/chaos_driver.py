@@ -2,7 +2,7 @@
 
 python -m tests.chaos_driver '{"config": "<file>.yaml", "witness": "<file>", "pause_s": 0.5, "nodes": 0}'
 
-Every request that a painter begins leaves a line in the witness file: request_id, pid, node, time. With `nodes` the job
+Every request that a painter begins leaves a line in the witness file: request, pid, node, time. With `nodes` the job
 runs on a `ray.cluster_utils.Cluster` of a head without CPUs and so many workers, and the node that paints is killed
 after its second call, without a word to it.
 """
@@ -30,13 +30,20 @@ def witnessed(stage: type, witness: str, pause_s: float) -> type:
             node = ray.get_runtime_context().get_node_id()
             line = {"pid": os.getpid(), "node": node, "at": time.time(), "stage": stage.__name__}
             with open(witness, "a") as f:
-                f.write("".join(json.dumps(line | {"request_id": r}) + "\n" for r in rows["request_id"].to_pylist()))
+                f.write("".join(json.dumps(line | {"request": r}) + "\n" for r in requests_in(rows)))
             done = super().__call__(rows)
             time.sleep(pause_s)
             return done
 
     Witnessed.__name__ = Witnessed.__qualname__ = stage.__name__
     return Witnessed
+
+
+def requests_in(rows) -> list[str]:
+    """What a painting is for: `<request_id>/<round>`; a later round is another painting."""
+    ids = rows["request_id"].to_pylist()
+    rounds = rows["round"].to_pylist() if "round" in rows.column_names else [0] * len(ids)
+    return [f"{request_id}/{number}" for request_id, number in zip(ids, rounds, strict=True)]
 
 
 @contextmanager
