@@ -47,6 +47,7 @@ def main(config_class: type[BaseModel], job: Callable[[Any], BaseModel], argv: l
     except AdboosterError as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
         raise SystemExit(2 if isinstance(e, ConfigError) else 1) from None
+    ray.shutdown()  # which prints what became of lost workers to stdout; after it the report is the last line
     print(report.model_dump_json(), flush=True)
 
 

@@ -5,14 +5,28 @@ import json
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow.fs
 from fsspec.core import url_to_fs
 
 from adbooster.errors import ConfigError
+
+THREADS = 32  # requests to the storage at one time
+FRESH_S = 12 * 3600  # an object put again is written again if older, so that vacuum (a day at least) leaves it alone
+
+
+class Stat(NamedTuple):
+    """What is known of a stored file without reading it; `modified` in seconds since 1970."""
+
+    size_bytes: int
+    modified: float
 
 
 class Root:
@@ -57,7 +71,11 @@ class Root:
         """Store content under the name that follows from it; returns `objects/ab/<sha256>.<ext>`. Twice is once."""
         sha256 = hashlib.sha256(content).hexdigest()
         relative = f"objects/{sha256[:2]}/{sha256}.{extension}"
-        if not self.exists(relative):
+        try:
+            young = _stat(self.fs.info(self.path(relative))).modified > time.time() - FRESH_S
+        except FileNotFoundError:
+            young = False
+        if not young:
             self.write(relative, content)
         return relative
 
@@ -78,6 +96,25 @@ class Root:
             return []
         return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in self.fs.ls(self.path(folder), detail=False))
 
+    def stats(self, folder: str) -> dict[str, Stat]:
+        """Every file below a folder, by its path relative to the root; none if there is no such folder."""
+        found = self.fs.find(self.path(folder), detail=True)
+        return {path[len(self.base) + 1 :]: _stat(info) for path, info in found.items()}
+
+    def remove(self, files: Iterable[str]) -> None:
+        """Remove files; one that is gone already is fine, one that cannot be removed is an error."""
+        each(self._remove, files)
+
+    def _remove(self, relative: str) -> None:
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(relative))
+
+    def missing(self, files: Iterable[str]) -> list[str]:
+        """Which of these files are not there, sorted; lists each folder once, so a million cost few requests."""
+        wanted = set(files)
+        there = each(self.stats, sorted({name.rsplit("/", 1)[0] for name in wanted}))
+        return sorted(wanted.difference(*there))
+
     def check_writable(self) -> None:
         """raises ConfigError if nothing can be written here"""
         probe = "runs/.writable"
@@ -92,8 +129,23 @@ class Root:
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs))
 
 
+def each(do: Callable, items: Iterable) -> list:
+    """`do` of every item, in their order, at most THREADS at a time; the first error is raised."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(do, items))
+
+
+def _stat(info: dict) -> Stat:
+    modified = info["LastModified"].timestamp() if "LastModified" in info else info["mtime"]
+    return Stat(info["size"], modified)
+
+
 def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    options = {"use_listings_cache": False} if uri.startswith("s3://") else {}
+    options: dict[str, Any] = {}
+    if uri.startswith("s3://"):
+        # A storage that fails for a minute does not end a night: botocore waits up to 20 s between tries.
+        retries = {"retries": {"mode": "standard", "max_attempts": 10}}
+        options = {"use_listings_cache": False, "config_kwargs": retries}
     fs, base = url_to_fs(uri, **options)
     return fs, base.rstrip("/")
 

@@ -1,17 +1,22 @@
 """Delta tables below a root: read one version, and merge a run's rows in one commit."""
 
 import logging
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pap
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from pydantic import BaseModel
 
 from adbooster import schema
 from adbooster.errors import PublishConflict
-from adbooster.objects import Root
+from adbooster.objects import Root, each
 
 log = logging.getLogger(__name__)
 TABLES = {"samples": schema.SAMPLES, "cohorts": schema.COHORTS, "creatives": schema.CREATIVES}
@@ -62,25 +67,56 @@ def merge(
     raises  PublishConflict if another run has committed after `base`; nothing of this run is live then
     """
     rows = schema.check(rows, TABLES[name], f"new rows of tables/{name}")
-    commit = CommitProperties(custom_metadata=dict(metadata), max_commit_retries=0)
     table = open_table(root, name)
     if (None if table is None else table.version()) != base:
         raise PublishConflict(
             f"tables/{name} was at version {base} when this run was planned and another run has committed since; "
             "run again: what is already painted is kept"
         )
-    try:
+
+    def write(commit: CommitProperties) -> None:
         if table is None:
             _create(root, name, rows, commit)
         else:
             _merge_into(table, rows, on, commit, list(delete))
-    except (CommitFailedError, DeltaError) as e:
-        if version(root, name) == base:
+
+    return _commit(root, name, base, metadata, write)
+
+
+def _commit(
+    root: Root, name: str, base: int | None, metadata: Mapping[str, str], write: Callable[[CommitProperties], None]
+) -> int:
+    """One commit on top of `base`; returns its version.
+
+    Its `commit_id` tells after an error whose commit is there: a storage that answers with an error may have kept it.
+    """
+    commit_id = uuid4().hex
+    mine = CommitProperties(custom_metadata={**metadata, "commit_id": commit_id}, max_commit_retries=0)
+    try:
+        write(mine)
+    except (CommitFailedError, DeltaError, OSError) as e:
+        table = open_table(root, name)
+        now = None if table is None else table.version()
+        if now == base or table is None or now is None:
             raise
-        raise PublishConflict(f"another run committed to tables/{name} first; nothing of this run is live: {e}") from e
-    committed = version(root, name)
-    assert committed is not None
-    return committed
+        since = table.history(now - (-1 if base is None else base))
+        if not any(entry.get("commit_id") == commit_id for entry in since):
+            raise PublishConflict(
+                f"another run committed to tables/{name} first; nothing of this run is live: {e}"
+            ) from e
+        log.warning("the commit to tables/%s was answered with an error and is there: %s", name, e)
+    return 0 if base is None else base + 1
+
+
+def restore(root: Root, name: str, to: int, base: int, metadata: Mapping[str, str]) -> int:
+    """Make the rows of version `to` those of a new commit on top of `base`, the newest; returns its version.
+
+    raises  PublishConflict if another run has committed after `base`; nothing is changed then
+    """
+    table = open_table(root, name)
+    if table is None or table.version() != base:
+        raise PublishConflict(f"another run committed to tables/{name} after version {base}; nothing was rolled back")
+    return _commit(root, name, base, metadata, lambda commit: table.restore(to, commit_properties=commit))
 
 
 def _create(root: Root, name: str, rows: pa.Table, commit: CommitProperties) -> None:
@@ -101,7 +137,8 @@ def _merge_into(table: DeltaTable, rows: pa.Table, on: str, commit: CommitProper
 
 def read_staged(root: Root, folder: str, wanted: pa.Schema) -> pa.Table:
     """The rows of all whole Parquet parts in a folder of a run; a part that a killed run left cut short has none."""
-    parts = [_part(root, f"{folder}/{name}") for name in root.names(folder) if name.endswith(".parquet")]
+    names = [f"{folder}/{name}" for name in root.names(folder) if name.endswith(".parquet")]
+    parts = each(partial(_part, root), names)
     return pa.concat_tables([schema.check(p, wanted, folder) for p in parts if p is not None] or [wanted.empty_table()])
 
 
@@ -111,3 +148,64 @@ def _part(root: Root, relative: str) -> pa.Table | None:
     except pa.ArrowInvalid as e:
         log.warning("leaving out the part %s, cut short by a killed run: %s", relative, e)
         return None
+
+
+class Version(BaseModel):
+    """One commit of a table."""
+
+    version: int
+    time: datetime
+    operation: str
+    """Delta's word: WRITE, MERGE, RESTORE"""
+    rows_added: int | None
+    """with those that replace another row; null where the commit does not say"""
+    rows_removed: int | None
+    """with those that were replaced"""
+    run_id: str | None = None
+    recipe_id: str | None = None
+    weights_revision: str | None = None
+    git_commit: str | None = None
+    rollback_to: int | None = None
+
+
+def history(root: Root, name: str) -> list[Version]:
+    """The commits of a table, newest first, as far as its log reaches; none if it was never written."""
+    table = open_table(root, name)
+    return [] if table is None else [_version(entry) for entry in table.history()]
+
+
+def _version(entry: dict) -> Version:
+    counts = {k: int(v) for k, v in entry.get("operationMetrics", {}).items() if str(v).isdigit()}
+    counts |= {k: int(entry[k]) for k in ("rows_added", "rows_removed") if k in entry}
+    replaced = counts.get("num_target_rows_updated", 0)
+    if entry["operation"] == "MERGE":
+        counts["rows_added"] = counts["num_target_rows_inserted"] + replaced
+        counts["rows_removed"] = counts["num_target_rows_deleted"] + replaced
+    elif entry["operation"] == "WRITE":
+        counts = {"rows_added": counts["num_added_rows"], "rows_removed": 0}
+    return Version(
+        version=entry["version"],
+        time=datetime.fromtimestamp(entry["timestamp"] / 1000, UTC),
+        operation=entry["operation"],
+        rows_added=counts.get("rows_added"),
+        rows_removed=counts.get("rows_removed"),
+        **{k: entry.get(k) for k in ("run_id", "recipe_id", "weights_revision", "git_commit", "rollback_to")},
+    )
+
+
+def expired(root: Root, name: str, retention: timedelta) -> list[str]:
+    """Files that no version needs which was the newest at any time within `retention`; paths relative to the root.
+
+    Files that no commit names yet count as needed while they are younger than `retention`.
+    """
+    table = open_table(root, name)
+    if table is None:
+        return []
+    since = datetime.now(UTC) - retention
+    newest_first = history(root, name)
+    superseded = [None, *(v.time for v in newest_first)]
+    keep = [v.version for v, end in zip(newest_first, superseded, strict=False) if end is None or end >= since]
+    # Delta's own vacuum would put two commits into the log, and a night that runs beside it could not publish any more.
+    hours = math.ceil(retention / timedelta(hours=1))
+    files = table.vacuum(hours, dry_run=True, enforce_retention_duration=False, full=True, keep_versions=keep)
+    return [f"tables/{name}/{file}" for file in files]

@@ -9,10 +9,10 @@ LAYERS = [
     {"errors", "settings"},
     {"schema", "images", "layout", "prompts", "recipe", "finish", "choose"},
     {"mask", "caption", "outpaint", "inpainting", "rank", "gates"},
-    {"objects", "pools", "tables", "report", "feeds", "plan", "prompting", "painter"},
+    {"objects", "pools", "tables", "vacuum", "rollback", "report", "feeds", "plan", "prompting", "painter"},
     {"prepare", "cohorts", "finetune", "generate"},
     {"nightly"},
-    {"cli"},
+    {"cli", "console"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {

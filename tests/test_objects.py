@@ -1,9 +1,11 @@
 import pickle
 
 import pytest
+import s3fs
 
 from adbooster.errors import ConfigError
-from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
+from adbooster.objects import Root, content_hash, each, local_copy, refuse_pickles
+from tests.faults import Faults, FaultyS3
 
 
 def test_objects_are_named_by_content_and_stored_once(root):
@@ -68,3 +70,18 @@ def test_pickles_and_empty_folders_are_refused(tmp_path):
 def test_a_missing_model_is_named():
     with pytest.raises(ConfigError, match="/no/such/model"):
         local_copy("/no/such/model")
+
+
+def test_a_storage_that_fails_for_a_while(s3_root, s3_endpoint, monkeypatch):
+    """One request in eight fails: everything is read and written all the same."""
+    with FaultyS3(s3_endpoint, Faults(refused=0.05, lost=0.05, reset=0.03)) as s3:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()  # one knows its endpoint from when it was made
+        root = Root(f"{s3_root}/through-faults")
+        names = each(lambda i: root.put(bytes([i]) * 1000, "webp"), range(24))
+        assert [root.read(name)[0] for name in names] == list(range(24))
+        assert root.missing([*names, "objects/aa/none.webp"]) == ["objects/aa/none.webp"]
+        root.remove(names[:12])
+        assert root.missing(names) == sorted(names[:12])
+        assert sum(s3.faults.counts.values()) > 3, s3.faults.counts
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -1,11 +1,16 @@
+import os
+import subprocess
+import sys
 import threading
 
 import pyarrow as pa
+import pyarrow.parquet as pap
 import pytest
 
 from adbooster import schema, tables
 from adbooster.errors import PublishConflict, SchemaError
 from adbooster.objects import Root
+from tests.faults import Faults, FaultyS3
 
 
 def rows(ids, query="q"):
@@ -82,3 +87,46 @@ def test_rows_of_another_shape_are_refused(root):
 def test_a_table_never_written_is_empty(root):
     assert tables.read(root, "creatives").num_rows == 0
     assert tables.version(root, "creatives") is None
+
+
+COMMITS = r"PUT .*_delta_log/\d+\.json"
+
+
+@pytest.mark.parametrize("fault", ["refused", "lost", "reset"])
+def test_a_commit_whose_answer_is_an_error_is_known_for_what_it_is(s3_root, s3_endpoint, fault):
+    """Done but not acknowledged, a commit is met again by its own retry: it is ours, and no conflict."""
+    root = Root(s3_root)
+    merge(root, ["a"], "first", None)
+    program = (
+        "from tests.test_tables import *\n"
+        f"print(merge(Root({s3_root!r}), ['b'], 'second', 0))\n"
+        f"print(merge(Root({s3_root!r}), ['c'], 'third', 1))"
+    )
+    with FaultyS3(s3_endpoint, Faults(**{fault: 1.0}, where=COMMITS, most=1)) as s3:
+        env = os.environ | {"AWS_ENDPOINT_URL": s3.endpoint}  # another process: delta-rs holds this one's lock at times
+        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=100)
+        assert s3.faults.counts == {fault: 1}
+    assert done.stdout.split() == ["1", "2"], done.stderr[-2000:]
+    assert live(root) == {"a": "first", "b": "second", "c": "third"}
+
+
+def test_another_runs_commit_is_not_taken_for_ours(s3_root, s3_endpoint, monkeypatch):
+    root = Root(s3_root)
+    merge(root, ["a"], "old", None)
+    planned = tables.open_table(root, "cohorts")
+    merge(root, ["b"], "other run", 0)
+    opened, real = iter([planned]), tables.open_table  # opened before the other run's commit, and again after the error
+    monkeypatch.setattr(tables, "open_table", lambda *where: next(opened, None) or real(*where))
+    with pytest.raises(PublishConflict, match="committed to tables/cohorts first"):
+        merge(root, ["c"], "late", 0)
+    assert live(root) == {"a": "old", "b": "other run"}
+
+
+def test_parts_are_read_whatever_their_number(root):
+    for i in range(100):
+        sink = pa.BufferOutputStream()
+        pap.write_table(rows([f"c{i}"]), sink)
+        root.write(f"runs/r/staged/cohorts/{i:03}.parquet", sink.getvalue().to_pybytes())
+    root.write("runs/r/staged/cohorts/cut.parquet", b"PAR1 cut short")
+    found = tables.read_staged(root, "runs/r/staged/cohorts", schema.COHORTS)
+    assert found["cohort_id"].to_pylist() == [f"c{i}" for i in range(100)]

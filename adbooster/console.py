@@ -1,0 +1,133 @@
+"""What operators type after a night: `adbooster history`, `adbooster rollback --to 12`, `adbooster vacuum --older-than 7d`."""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from adbooster import tables
+from adbooster.errors import AdboosterError, ConfigError
+from adbooster.objects import Root
+from adbooster.rollback import rollback
+from adbooster.vacuum import MINIMUM, vacuum
+
+UNITS = {"": "days", "d": "days", "h": "hours", "w": "weeks"}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command; exit code 0 if it did what it says, 2 if it cannot, 1 if another run came first."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if not arguments.root_uri:
+            raise ConfigError(
+                "--root-uri is required: the folder or s3://bucket/prefix of the jobs; or ADBOOSTER_ROOT_URI"
+            )
+        arguments.command(Root(arguments.root_uri), arguments)
+    except AdboosterError as e:
+        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(e, ConfigError) else 1) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "adbooster", description="What is live, back to an earlier night, and clearing up."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add(commands, "history", _history, "the commits of a table, newest first", table=True).add_argument(
+        "--limit", type=int, help="newest commits shown; all if not given"
+    )
+    back = _add(commands, "rollback", _rollback, "make an earlier version live again, as a new commit", table=True)
+    back.add_argument("--to", type=int, required=True, metavar="VERSION", help="a version that `history` shows")
+    clear = _add(commands, "vacuum", _vacuum, "remove files and objects that no version within the retention needs")
+    clear.add_argument(
+        "--older-than",
+        type=_duration,
+        default=timedelta(days=7),
+        metavar="TIME",
+        help="retention: how far back a rollback stays possible, 7 or 7d, 36h, 2w (default 7d)",
+    )
+    clear.add_argument(
+        "--force",
+        action="store_true",
+        help=f"allow less than {MINIMUM.days} day; only while no job is running",
+    )
+    for command in (back, clear):
+        command.add_argument("--dry-run", action="store_true", help="say what would be done; nothing is changed")
+    return parser
+
+
+def _add(commands, name: str, command: Callable, does: str, table: bool = False) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=does, description=does)
+    parser.set_defaults(command=command)
+    parser.add_argument(
+        "--root-uri",
+        default=os.environ.get("ADBOOSTER_ROOT_URI"),
+        help="where tables and objects live: a folder or s3://bucket/prefix (or ADBOOSTER_ROOT_URI)",
+    )
+    if table:
+        parser.add_argument("--table", default="creatives", choices=sorted(tables.TABLES), help="default creatives")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    return parser
+
+
+def _duration(text: str) -> timedelta:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([dhw]?)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time; 7 or 7d, 36h, 2w are")
+    return timedelta(**{UNITS[found[2]]: float(found[1])})
+
+
+def _history(root: Root, arguments: argparse.Namespace) -> None:
+    versions = tables.history(root, arguments.table)[: arguments.limit]
+    if not versions:
+        raise ConfigError(f"there is no table {root.uri}/tables/{arguments.table}")
+    if arguments.json:
+        print(json.dumps([v.model_dump(mode="json") for v in versions], indent=2))
+        return
+    table = Table("version", "time (UTC)", "operation", "rows +", "rows -", "run", "recipe", "weights", "git commit")
+    for v in versions:
+        operation = v.operation if v.rollback_to is None else f"{v.operation} of {v.rollback_to}"
+        counts = ["" if n is None else str(n) for n in (v.rows_added, v.rows_removed)]
+        names = [v.run_id or "", v.recipe_id or "", v.weights_revision or "", (v.git_commit or "")[:10]]
+        table.add_row(str(v.version), f"{v.time:%Y-%m-%d %H:%M:%S}", operation, *counts, *names)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _rollback(root: Root, arguments: argparse.Namespace) -> None:
+    done = rollback(root, arguments.table, arguments.to, arguments.dry_run)
+    verb = "would become" if arguments.dry_run else f"is now, as version {done.version},"
+    _say(
+        arguments,
+        done,
+        f"version {done.rollback_to} of tables/{done.table} {verb} what is live: {done.rows} rows, {done.rows_added} "
+        f"added and {done.rows_removed} removed against version {done.rollback_from}; "
+        f"all {done.objects} objects that it names are there",
+    )
+
+
+def _vacuum(root: Root, arguments: argparse.Namespace) -> None:
+    done = vacuum(root, arguments.older_than, arguments.dry_run, arguments.force)
+    if arguments.dry_run and not arguments.json:
+        for file in (*done.table_files, *done.staged_parts, *done.objects):
+            print(file)
+    _say(
+        arguments,
+        done,
+        f"{'would remove' if done.dry_run else 'removed'} {len(done.objects)} objects ({done.objects_kept} stay), "
+        f"{len(done.table_files)} table files and {len(done.staged_parts)} staged parts: {done.size_bytes / 1e6:.1f} MB",
+    )
+
+
+def _say(arguments: argparse.Namespace, done: BaseModel, sentence: str) -> None:
+    print(done.model_dump_json() if arguments.json else sentence)
+
+
+if __name__ == "__main__":
+    main()

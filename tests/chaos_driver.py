@@ -1,0 +1,99 @@
+"""`jobs.generate` as an operator's driver runs it: a process and a cluster of its own, which a test may kill.
+
+python -m tests.chaos_driver '{"config": "<file>.yaml", "witness": "<file>", "pause_s": 0.5, "nodes": 0}'
+
+Every request that a painter begins leaves a line in the witness file: request, pid, node, time. With `nodes` the job
+runs on a `ray.cluster_utils.Cluster` of a head without CPUs and so many workers, and the node that paints is killed
+after its second call, without a word to it.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+import ray
+
+from adbooster import cli, generate
+
+
+def witnessed(stage: type, witness: str, pause_s: float) -> type:
+    """The stage, which says what it begins and then takes its time."""
+
+    class Witnessed(stage):
+        def __call__(self, rows):
+            node = ray.get_runtime_context().get_node_id()
+            line = {"pid": os.getpid(), "node": node, "at": time.time(), "stage": stage.__name__}
+            with open(witness, "a") as f:
+                f.write("".join(json.dumps(line | {"request": r}) + "\n" for r in requests_in(rows)))
+            done = super().__call__(rows)
+            time.sleep(pause_s)
+            return done
+
+    Witnessed.__name__ = Witnessed.__qualname__ = stage.__name__
+    return Witnessed
+
+
+def requests_in(rows) -> list[str]:
+    """What a painting is for: `<request_id>/<round>`; a later round is another painting."""
+    ids = rows["request_id"].to_pylist()
+    rounds = rows["round"].to_pylist() if "round" in rows.column_names else [0] * len(ids)
+    return [f"{request_id}/{number}" for request_id, number in zip(ids, rounds, strict=True)]
+
+
+@contextmanager
+def witnessing(witness: str, pause_s: float = 0):
+    """Whatever `generate` sends through a pool is witnessed."""
+    real = generate.through
+    generate.through = lambda ds, stage, *rest, **init: real(ds, witnessed(stage, witness, pause_s), *rest, **init)
+    try:
+        yield
+    finally:
+        generate.through = real
+
+
+def seen(witness: str) -> list[dict]:
+    """The lines of a witness file, oldest first."""
+    return [json.loads(line) for line in open(witness)] if os.path.exists(witness) else []
+
+
+def start_cluster(nodes: int, witness: str) -> None:
+    from ray.cluster_utils import Cluster
+
+    # Its own folder: the address file of /tmp/ray would be every Ray's of this machine.
+    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="adb", dir="/tmp")
+    os.makedirs(f"{os.environ['RAY_TMPDIR']}/ray")
+    quiet = {"include_dashboard": False, "object_store_memory": 150 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
+    workers = [cluster.add_node(num_cpus=3, object_store_memory=150 * 2**20) for _ in range(nodes)]
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    cluster.wait_for_nodes()
+
+    def kill_the_painting_node():
+        while len({line["at"] for line in seen(witness)}) < 3:
+            time.sleep(0.05)
+        time.sleep(0.3)  # what was painted before is staged by now
+        painting = seen(witness)[-1]["node"]
+        victim = next(w for w in workers if w.node_id == painting)
+        print(f"killing node {painting}", file=sys.stderr, flush=True)
+        cluster.remove_node(victim, allow_graceful=False)
+
+    threading.Thread(target=kill_the_painting_node, daemon=True).start()
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    if settings["nodes"]:
+        start_cluster(settings["nodes"], settings["witness"])
+    with witnessing(settings["witness"], settings["pause_s"]):
+        argv = ["--config", settings["config"]]
+        cli.main(generate.GenerateConfig, generate.generate, argv)
+
+
+if __name__ == "__main__":
+    main()
