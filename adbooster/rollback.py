@@ -46,8 +46,6 @@ def rollback(root: Root, table: str, to: int, dry_run: bool = False) -> RolledBa
             f"version {to} of tables/{table} cannot be restored: {len(gone)} of its {len(files)} files are gone "
             f"({gone[0]}); it is past the retention of a vacuum"
         )
-    if lacking := _lacking(root, table, to):
-        raise ConfigError(f"version {to} of tables/{table} is of an older release, without {', '.join(lacking)}")
     before, after = tables.read(root, table), tables.read(root, table, version=to)
     objects = named(after)
     if gone := root.missing(objects):
@@ -79,13 +77,6 @@ def _files(root: Root, table: str, version: int) -> set[str]:
     except DeltaError as e:
         raise ConfigError(f"version {version} of tables/{table} cannot be read any more: {e}") from e
     return {uri.rsplit("/", 1)[-1] for uri in opened.file_uris()} if opened else set()
-
-
-def _lacking(root: Root, table: str, version: int) -> list[str]:
-    """Columns that the jobs read and a version does not have."""
-    opened = tables.open_table(root, table, version)
-    there = {field.name for field in opened.schema().fields} if opened else set()
-    return [name for name in tables.TABLES[table].names if name not in there]
 
 
 def _rows(rows: pa.Table) -> set[tuple]:

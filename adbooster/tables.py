@@ -44,7 +44,10 @@ def read(root: Root, name: str, columns: list[str] | None = None, version: int |
     table = open_table(root, name, version)
     if table is None:
         return wanted.empty_table()
-    return schema.check(table.to_pyarrow_table(columns=wanted.names), wanted, f"tables/{name}")
+    stored = {f.name for f in table.schema().fields}
+    known = pa.schema([f for f in wanted if f.name in stored])  # a column younger than the table is null
+    found = schema.check(table.to_pyarrow_table(columns=known.names), known, f"tables/{name}")
+    return schema.fill(found, wanted)
 
 
 def version(root: Root, name: str) -> int | None:
@@ -130,7 +133,8 @@ def _merge_into(table: DeltaTable, rows: pa.Table, on: str, commit: CommitProper
     marks = pa.array([False] * rows.num_rows + [True] * dropped.num_rows)
     source = pa.concat_tables([rows, dropped]).append_column("dropped", marks)
     columns = {column: f"source.{column}" for column in rows.column_names}
-    merger = table.merge(source, f"target.{on} = source.{on}", "source", "target", commit_properties=commit)
+    same = f"target.{on} = source.{on}"
+    merger = table.merge(source, same, "source", "target", merge_schema=True, commit_properties=commit)
     merger = merger.when_matched_delete("source.dropped").when_matched_update(columns)
     merger.when_not_matched_insert(columns, "NOT source.dropped").execute()
 
@@ -182,7 +186,8 @@ def _version(entry: dict) -> Version:
         counts["rows_added"] = counts["num_target_rows_inserted"] + replaced
         counts["rows_removed"] = counts["num_target_rows_deleted"] + replaced
     elif entry["operation"] == "WRITE":
-        counts = {"rows_added": counts["num_added_rows"], "rows_removed": 0}
+        fresh = entry.get("operationParameters", {}).get("mode") != "Overwrite"
+        counts = {"rows_added": counts.get("num_added_rows")} | ({"rows_removed": 0} if fresh else {})
     return Version(
         version=entry["version"],
         time=datetime.fromtimestamp(entry["timestamp"] / 1000, UTC),

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from deltalake import write_deltalake
 
 from adbooster import tables
 from adbooster.console import main
@@ -56,6 +57,12 @@ def test_what_made_a_night_is_in_its_commit(root, capsys):
     assert {key: row[key] for key in made_by} == made_by
     page = said(capsys, "history", "--root-uri", root.uri)
     assert all(name in page for name in ("4a1c", "77e0", "0123456789"))
+
+
+def test_a_table_written_anew_does_not_say_how_many_rows_went(nights, capsys):
+    write_deltalake(f"{nights.uri}/tables/creatives", tables.read(nights, "creatives"), mode="overwrite")
+    newest = json.loads(said(capsys, "history", "--root-uri", nights.uri, "--json"))[0]
+    assert (newest["operation"], newest["rows_added"], newest["rows_removed"]) == ("WRITE", 2, None)
 
 
 def test_rollback_says_first_and_does_then(nights, capsys):

@@ -86,15 +86,16 @@ def test_a_version_whose_files_are_gone_is_refused(root):
         rollback(root, "creatives", 0)
 
 
-def test_a_version_of_an_older_release_is_refused(root):
+def test_a_version_of_an_older_release_is_restored_and_gets_todays_columns(root):
     from deltalake import write_deltalake
 
-    older = pa.table({"creative_id": ["a"]})
+    older = pa.table({"creative_id": ["a"], "request_id": ["a"], "uri": [root.put(b"a", "webp")]})
     write_deltalake(f"{root.uri}/tables/creatives", older)
-    newer = pa.Table.from_pylist([row(schema.CREATIVES, creative_id="b")], schema.CREATIVES)
-    write_deltalake(f"{root.uri}/tables/creatives", newer, mode="append", schema_mode="merge")
-    with pytest.raises(ConfigError, match="older release, without request_id"):
-        rollback(root, "creatives", 0)
+    publish(root, ["b"], delete=["a"])
+    rollback(root, "creatives", 0)
+    assert live(root) == {"a"}
+    publish(root, ["c"])
+    assert live(root) == {"a", "c"}
 
 
 def test_a_night_that_commits_meanwhile_wins(root):
