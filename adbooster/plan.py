@@ -59,7 +59,8 @@ def requests(root: Root, prompting: Prompting, recipe_id: str, targeting: Target
     chosen = _targeted(products, cohorts, targeting, rank_model)
     pairs = [(p, cohorts[c]) for p, near in zip(products, chosen, strict=True) for c in near]
     texts = pa.Table.from_pylist([{name: (p | c)[name] for name in schema.PAIRS.names} for p, c in pairs], schema.PAIRS)
-    prompted = write_prompts(root, texts, prompting).select(["prompt", "negative_prompt", "prompt_style"]).to_pylist()
+    written, _ = write_prompts(root, texts, prompting)
+    prompted = written.select(["prompt", "negative_prompt", "prompt_style"]).to_pylist()
     rows = [_request(p, c, recipe_id, texts) for (p, c), texts in zip(pairs, prompted, strict=True)]
     return pa.Table.from_pylist(rows, schema.REQUESTS)
 

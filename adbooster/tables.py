@@ -14,7 +14,13 @@ from adbooster.errors import PublishConflict
 from adbooster.objects import Root
 
 log = logging.getLogger(__name__)
-TABLES = {"samples": schema.SAMPLES, "cohorts": schema.COHORTS, "creatives": schema.CREATIVES}
+TABLES = {
+    "samples": schema.SAMPLES,
+    "cohorts": schema.COHORTS,
+    "members": schema.MEMBERS,
+    "prompts": schema.PROMPTS,
+    "creatives": schema.CREATIVES,
+}
 
 
 def storage_options(root: Root) -> dict[str, str] | None:
@@ -39,7 +45,10 @@ def read(root: Root, name: str, columns: list[str] | None = None, version: int |
     table = open_table(root, name, version)
     if table is None:
         return wanted.empty_table()
-    return schema.check(table.to_pyarrow_table(columns=wanted.names), wanted, f"tables/{name}")
+    stored = {f.name for f in table.schema().fields}
+    known = pa.schema([f for f in wanted if f.name in stored])  # a column younger than the table is null
+    found = schema.check(table.to_pyarrow_table(columns=known.names), known, f"tables/{name}")
+    return schema.fill(found, wanted)
 
 
 def version(root: Root, name: str) -> int | None:
@@ -94,7 +103,8 @@ def _merge_into(table: DeltaTable, rows: pa.Table, on: str, commit: CommitProper
     marks = pa.array([False] * rows.num_rows + [True] * dropped.num_rows)
     source = pa.concat_tables([rows, dropped]).append_column("dropped", marks)
     columns = {column: f"source.{column}" for column in rows.column_names}
-    merger = table.merge(source, f"target.{on} = source.{on}", "source", "target", commit_properties=commit)
+    same = f"target.{on} = source.{on}"
+    merger = table.merge(source, same, "source", "target", merge_schema=True, commit_properties=commit)
     merger = merger.when_matched_delete("source.dropped").when_matched_update(columns)
     merger.when_not_matched_insert(columns, "NOT source.dropped").execute()
 
@@ -111,3 +121,30 @@ def _part(root: Root, relative: str) -> pa.Table | None:
     except pa.ArrowInvalid as e:
         log.warning("leaving out the part %s, cut short by a killed run: %s", relative, e)
         return None
+
+
+def replace(root: Root, name: str, parts: Iterable[pa.RecordBatch], base: int | None, metadata: Mapping[str, str]) -> int:
+    """Put `parts`, which may be more than memory holds, in place of all rows of a table in one commit.
+
+    base    the version that this run was planned on; None if there was no table
+    raises  PublishConflict if another run has committed after `base`
+    """
+    if version(root, name) != base:
+        raise PublishConflict(f"tables/{name} was at version {base} when this run began and another run has committed since")
+    write_deltalake(
+        f"{root.uri}/tables/{name}",
+        pa.RecordBatchReader.from_batches(TABLES[name], parts),
+        mode="overwrite" if base is not None else "error",
+        schema_mode="overwrite" if base is not None else None,
+        commit_properties=CommitProperties(custom_metadata=dict(metadata), max_commit_retries=0),
+        storage_options=storage_options(root),
+    )
+    committed = version(root, name)
+    assert committed is not None
+    return committed
+
+
+def metadata(root: Root, name: str) -> dict:
+    """What the last commit of a table says of itself; empty if there is no table."""
+    table = open_table(root, name)
+    return {} if table is None else table.history(1)[0]

@@ -8,8 +8,8 @@ import adbooster
 LAYERS = [
     {"errors", "settings"},
     {"schema", "images", "layout", "prompts", "recipe"},
-    {"mask", "caption", "outpaint", "rank"},
-    {"objects", "pools", "tables", "report", "feeds", "plan", "prompting"},
+    {"mask", "caption", "outpaint", "rank", "clustering", "window", "llm"},
+    {"objects", "pools", "tables", "report", "feeds", "plan", "prompting", "llm_local", "interests", "cohort_file"},
     {"prepare", "cohorts", "finetune", "generate"},
     {"nightly"},
     {"cli"},
