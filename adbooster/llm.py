@@ -222,11 +222,6 @@ def _reason(e: Exception) -> str:
 
 def check(llm: LanguageModel) -> None:
     """raises ConfigError for settings that cannot work and, with `fallback` off, for an endpoint that does not answer"""
-    if llm.local_model:
-        from adbooster import llm_local
-
-        llm_local.check(llm.local_model)
-        return
     if not (llm.base_url.startswith(("http://", "https://")) and llm.model):
         raise ConfigError(
             f"prompts of style llm need llm.base_url (http or https) and llm.model, or llm.local_model; "

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field, field_validator
 
-from adbooster import llm, schema, tables
+from adbooster import llm, llm_local, schema, tables
 from adbooster.errors import ConfigError, PublishConflict
 from adbooster.llm import Answers, Ask, LanguageModel, Scene
 from adbooster.objects import Root, local_copy
@@ -136,7 +136,9 @@ def check(prompting: Prompting) -> None:
     """raises ConfigError for a tokenizer that is not there and for a language model that cannot work"""
     if prompting.tokenizer:
         _window(prompting, None)
-    if prompting.style == "llm":
+    if prompting.style == "llm" and prompting.llm.local_model:
+        llm_local.check(prompting.llm.local_model)
+    elif prompting.style == "llm":
         llm.check(prompting.llm)
 
 
@@ -218,8 +220,6 @@ def _answers(root: Root, asks: dict[str, Ask], model: LanguageModel) -> Answers:
         _keep(root, schema.fill(pa.Table.from_pylist(rows), schema.PROMPTS) if rows else schema.PROMPTS.empty_table())
 
     if model.local_model:
-        from adbooster import llm_local
-
         answers = llm_local.ask_all(asks, model)
         save(answers.scenes)
         return answers

@@ -9,7 +9,7 @@ LAYERS = [
     {"errors", "settings"},
     {"schema", "images", "layout", "prompts", "recipe"},
     {"mask", "caption", "outpaint", "rank", "clustering", "window", "llm"},
-    {"objects", "pools", "tables", "report", "feeds", "plan", "prompting", "llm_local", "interests", "cohort_file"},
+    {"objects", "pools", "tables", "report", "feeds", "plan", "prompting", "llm_local", "interests", "cohort_file", "groups"},
     {"prepare", "cohorts", "finetune", "generate"},
     {"nightly"},
     {"cli"},
