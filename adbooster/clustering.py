@@ -54,7 +54,9 @@ def fit(users: np.ndarray, settings: Clustering, last: np.ndarray) -> np.ndarray
     """
     low, high = (settings.k, settings.k) if settings.k else settings.k_range
     high = min(high, len(np.unique(users, axis=0)))
-    grid = sorted({min(k, high) for k in (np.geomspace(min(low, high), high, 8).round().astype(int) if high > 1 else [1])})
+    grid = sorted(
+        {min(k, high) for k in (np.geomspace(min(low, high), high, 8).round().astype(int) if high > 1 else [1])}
+    )
     sample = np.random.default_rng(settings.seed).permutation(len(users))[:5000]
     found = [_cold(users, int(k), settings.seed) for k in grid]
     scores = [_score(users[sample], c) for c in found]

@@ -287,8 +287,10 @@ def _pairs(rows: pa.Table) -> list[tuple[str, str]]:
 
 def check(config: GenerateConfig) -> None:
     """raises ConfigError for what can be known before an actor starts: weights, ranking model, root"""
+    from adbooster import prompting
     from adbooster.outpaint import check_weights
 
+    prompting.check(config.prompts)
     weights, rank_model = local_copy(config.weights), local_copy(config.rank_model)
     check_weights(weights)
     refuse_pickles(weights)

@@ -44,11 +44,11 @@ def embed(texts: list[str], model: str, device: str, pool: Pool) -> np.ndarray:
         "reject", pa.nulls(len(texts), pa.string())
     )
     done = through(dataset(rows.cast(_TEXT), 4 * pool.batch), TextEmbedder, pool, _EMBEDDED, model=model, device=device)
-    vectors = None
+    vectors = np.empty((0, 0), np.float32)
     for batch in done.iter_batches(batch_format="pyarrow", batch_size=8192):
         flat = batch["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         some = flat.reshape(batch.num_rows, -1)
-        if vectors is None:
+        if not vectors.size:
             vectors = np.empty((len(texts), some.shape[1]), np.float32)
         vectors[batch["at"].to_numpy()] = some
     return vectors

@@ -148,7 +148,7 @@ class InterestLog:
     def shares(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(user, text, share of the user's interest) of the users first <= i < last, ordered."""
         sql = f"SELECT i, t, share FROM interest WHERE i >= {first} AND i < {last} ORDER BY i, t"
-        columns = self._run(sql).fetchnumpy()
+        columns = self._numpy(sql)
         return columns["i"] - first, columns["t"], columns["share"]
 
     def by_cohort(self, cohort_of_user: np.ndarray, min_users: int) -> dict[str, np.ndarray]:
@@ -159,7 +159,7 @@ class InterestLog:
             "JOIN (SELECT cohort, count(*) size FROM cohort_of GROUP BY cohort) USING (cohort) "
             f"GROUP BY cohort, t HAVING count(*) >= {min_users} ORDER BY cohort, share DESC, t"
         )
-        found = self._run(sql).fetchnumpy()
+        found = self._numpy(sql)
         self.db.unregister("cohort_of")
         return found
 
@@ -188,7 +188,9 @@ class InterestLog:
             self.db.register_filesystem(fs)
         files = [f"s3://{p}" if self.uri.startswith("s3://") else str(p) for p in sorted(kinds)]
         kind = next(iter(kinds.values()))
-        groups = [[f] for f in files] if kind == "csv" else [files]  # csv columns may stand in another order in each file
+        groups = (
+            [[f] for f in files] if kind == "csv" else [files]
+        )  # csv columns may stand in another order in each file
         return [self._source(kind, group) for group in groups]
 
     def _source(self, kind: str, files: list[str]) -> tuple[str, dict[str, str]]:
@@ -234,7 +236,9 @@ class InterestLog:
         weight = "NULL"
         if s.weight_column in columns:
             weight = f"nullif(trim(CAST({_quoted(s.weight_column)} AS VARCHAR)), '')"
-        at = _seconds(_quoted(s.timestamp_column), columns[s.timestamp_column]) if s.timestamp_column in columns else "0"
+        at = (
+            _seconds(_quoted(s.timestamp_column), columns[s.timestamp_column]) if s.timestamp_column in columns else "0"
+        )
         return f"""
             SELECT CAST(hash_user(raw) AS UUID), q, c, coalesce(w, 1), ts, CASE
                 WHEN raw IS NULL THEN 'missing_user' WHEN q IS NULL AND c IS NULL THEN 'missing_text'
@@ -258,6 +262,9 @@ class InterestLog:
         if found < wanted:
             raise ConfigError(f"k is {wanted} and the interest log {self.uri} has only {found} distinct texts")
 
+    def _numpy(self, sql: str) -> dict[str, np.ndarray]:
+        return {name: np.asarray(column) for name, column in self._run(sql).fetchnumpy().items()}
+
     def _one(self, sql: str):
         return self._run(sql).fetchall()[0][0]
 
@@ -276,7 +283,9 @@ def user_salt() -> bytes:
     """raises ConfigError if the environment holds no salt"""
     salt = os.environ.get(SALT, "")
     if not salt:
-        raise ConfigError(f"the environment variable {SALT} is empty; users are written only as hashes under a salt of yours")
+        raise ConfigError(
+            f"the environment variable {SALT} is empty; users are written only as hashes under a salt of yours"
+        )
     return salt.encode()
 
 

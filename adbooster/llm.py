@@ -124,7 +124,9 @@ def parse(content: str, ask: Ask, max_words: int) -> Scene:
         scene = Scene.model_validate_json(found.group() if found else "")
     except ValidationError as e:
         raise ValueError(f"no valid JSON: {e.errors()[0]['msg']}") from None
-    scene = Scene.model_construct(scene=clean(scene.scene).rstrip(" .,;"), negative=clean(scene.negative).rstrip(" .,;"))
+    scene = Scene.model_construct(
+        scene=clean(scene.scene).rstrip(" .,;"), negative=clean(scene.negative).rstrip(" .,;")
+    )
     if len(scene.scene.split()) > max_words or len(scene.scene) > 12 * max_words:
         raise ValueError(f"{len(scene.scene.split())} words where {max_words} are allowed")
     if len(re.findall(r"[^\W\d_]", scene.scene)) < 3:
@@ -189,9 +191,7 @@ def _client(llm: LanguageModel):
     import openai
 
     key = os.environ.get(llm.api_key_env) or "none"
-    return openai.AsyncOpenAI(
-        base_url=llm.base_url, api_key=key, timeout=llm.timeout_s, max_retries=llm.max_retries
-    )
+    return openai.AsyncOpenAI(base_url=llm.base_url, api_key=key, timeout=llm.timeout_s, max_retries=llm.max_retries)
 
 
 def _body(ask: Ask, llm: LanguageModel) -> dict:

@@ -40,7 +40,7 @@ class Prompting(Config):
     """z_QC as a template of product, query, context and palette; what stands last is cut first."""
     negative_prompt: str = Field(NEGATIVE_PROMPT, max_length=1000)
     """What must not be painted."""
-    brands: dict[str, Brand] = {}
+    brands: dict[str, Brand] = Field({})
     """Additions by brand, as the feed names it (case does not matter)."""
     window_tokens: int = Field(77, ge=8)
     """The text encoder's window, start and end included; CLIP reads 77."""
@@ -55,7 +55,9 @@ class Prompting(Config):
         fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
         unknown = fields - {"product", "query", "context", "palette"}
         if unknown or "product" not in fields:
-            raise ValueError(f"should hold {{product}} and may hold {{query}}, {{context}} and {{palette}}, not {unknown}")
+            raise ValueError(
+                f"should hold {{product}} and may hold {{query}}, {{context}} and {{palette}}, not {unknown}"
+            )
         return template
 
 
@@ -203,7 +205,9 @@ def _scenes(
     missing = Counter(answers.failed.values()) + Counter(answers.refused.values())
     if missing:
         reason, _ = missing.most_common(1)[0]
-        sentence = f"{model.base_url or model.local_model} gave no usable scene for {missing.total()} of {len(to_ask)} asks"
+        sentence = (
+            f"{model.base_url or model.local_model} gave no usable scene for {missing.total()} of {len(to_ask)} asks"
+        )
         if not model.fallback:
             raise ConfigError(f"{sentence} (mostly: {reason}) and llm.fallback is off")
         log.warning("%s (mostly: %s); these are painted from query and context", sentence, reason)

@@ -123,14 +123,18 @@ def _part(root: Root, relative: str) -> pa.Table | None:
         return None
 
 
-def replace(root: Root, name: str, parts: Iterable[pa.RecordBatch], base: int | None, metadata: Mapping[str, str]) -> int:
+def replace(
+    root: Root, name: str, parts: Iterable[pa.RecordBatch], base: int | None, metadata: Mapping[str, str]
+) -> int:
     """Put `parts`, which may be more than memory holds, in place of all rows of a table in one commit.
 
     base    the version that this run was planned on; None if there was no table
     raises  PublishConflict if another run has committed after `base`
     """
     if version(root, name) != base:
-        raise PublishConflict(f"tables/{name} was at version {base} when this run began and another run has committed since")
+        raise PublishConflict(
+            f"tables/{name} was at version {base} when this run began and another run has committed since"
+        )
     write_deltalake(
         f"{root.uri}/tables/{name}",
         pa.RecordBatchReader.from_batches(TABLES[name], parts),

@@ -107,7 +107,9 @@ def test_a_log_that_cannot_work_is_one_sentence(tmp_path, text, settings, says):
 
 
 def test_no_error_quotes_a_line_of_the_log(tmp_path):
-    (tmp_path / "log.csv").write_text('user_id,query,context\nann@shop,boots,snow\nbob@shop,"x\n' + "eve@shop,a,b,c,d\n" * 3)
+    (tmp_path / "log.csv").write_text(
+        'user_id,query,context\nann@shop,boots,snow\nbob@shop,"x\n' + "eve@shop,a,b,c,d\n" * 3
+    )
     with InterestLog(str(tmp_path), Interests()) as log:
         log.load()
         assert log.users >= 1

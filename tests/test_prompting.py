@@ -32,7 +32,9 @@ def test_what_is_empty_leaves_no_stray_comma(root):
     assert written(root, pair(query="", context=None))[0]["prompt"] == "a mug"
 
 
-@pytest.mark.parametrize("template", ["{product.__class__}", "{query}", "{product} {name}", "{product", "{0} {product}"])
+@pytest.mark.parametrize(
+    "template", ["{product.__class__}", "{query}", "{product} {name}", "{product", "{0} {product}"]
+)
 def test_a_template_with_other_fields_is_refused(template):
     with pytest.raises(ValidationError):
         prompting.Prompting(template=template)
@@ -53,7 +55,12 @@ def test_the_window_is_the_tokenizers_own():
 
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "outpaint" / "tokenizer")
     window = Window(77, MODELS / "outpaint" / "tokenizer")
-    for text in ("a mug, coffee in the snow!", "señor's façade; 日本語 1,234.50€ x_y", "word " * 100, "don't -- stop..."):
+    for text in (
+        "a mug, coffee in the snow!",
+        "señor's façade; 日本語 1,234.50€ x_y",
+        "word " * 100,
+        "don't -- stop...",
+    ):
         assert window.count(text) == len(tokenizer(text, add_special_tokens=False)["input_ids"])
         kept, _ = window.cut(text * 9)
         assert len(tokenizer(kept)["input_ids"]) <= 77
