@@ -135,14 +135,19 @@ def replace(
         raise PublishConflict(
             f"tables/{name} was at version {base} when this run began and another run has committed since"
         )
-    write_deltalake(
-        f"{root.uri}/tables/{name}",
-        pa.RecordBatchReader.from_batches(TABLES[name], parts),
-        mode="overwrite" if base is not None else "error",
-        schema_mode="overwrite" if base is not None else None,
-        commit_properties=CommitProperties(custom_metadata=dict(metadata), max_commit_retries=0),
-        storage_options=storage_options(root),
-    )
+    try:
+        write_deltalake(
+            f"{root.uri}/tables/{name}",
+            pa.RecordBatchReader.from_batches(TABLES[name], parts),
+            mode="overwrite" if base is not None else "error",
+            schema_mode="overwrite" if base is not None else None,
+            commit_properties=CommitProperties(custom_metadata=dict(metadata), max_commit_retries=0),
+            storage_options=storage_options(root),
+        )
+    except (CommitFailedError, DeltaError) as e:
+        if version(root, name) == base:
+            raise
+        raise PublishConflict(f"another run committed to tables/{name} first; nothing of this run is live: {e}") from e
     committed = version(root, name)
     assert committed is not None
     return committed
