@@ -178,7 +178,7 @@ def run(config: Any, job: Callable[[Any], BaseModel]) -> BaseModel:
     root = Root(config.root_uri)
     if not config.dry_run:
         root.write_json(f"runs/{config.run_id}/{module.__name__.split('.')[-1]}.config.json", _provenance(config))
-    _start_ray(module)
+    _start_ray(module, config)
     report = job(config)
     if not config.dry_run:
         root.write_json(f"runs/{config.run_id}/report.json", report.model_dump(mode="json"))
@@ -187,9 +187,10 @@ def run(config: Any, job: Callable[[Any], BaseModel]) -> BaseModel:
     return report
 
 
-def _start_ray(module: ModuleType) -> None:
+def _start_ray(module: ModuleType, config: Any) -> None:
     """The cluster that RAY_ADDRESS names (a submitted job has it), or one of this machine alone."""
-    if module.__name__.endswith(".cohorts") or ray.is_initialized():
+    from_a_file = module.__name__.endswith(".cohorts") and not config.interests_uri
+    if from_a_file or ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 
-from adbooster import choose, plan, report, schema, tables
+from adbooster import choose, plan, prompting, report, schema, tables
 from adbooster.errors import ConfigError, CoverageTooLow
 from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
 from adbooster.pools import Pool, dataset, preflight, stage_parts, through
-from adbooster.prompting import Prompting
+from adbooster.prompting import PromptFigures, Prompting
 from adbooster.recipe import Recipe, recipe_id
 from adbooster.settings import Config, JobConfig, Uri, code_commit
 
@@ -92,6 +92,7 @@ class GenerateReport(BaseModel):
     """Creatives that are no longer live."""
     coverage: float = 0.0
     cohort_shares: dict[str, float] = {}
+    prompts: PromptFigures = PromptFigures()
     uplift: dict[str, report.Uplift] = {}
     creatives_version: int | None
     gallery_uri: str | None = None
@@ -111,7 +112,10 @@ def generate(config: GenerateConfig) -> GenerateReport:
     revision, recipe = revisions(config)
     base = tables.version(root, "creatives")
     live = tables.read(root, "creatives", version=base)
-    wanted = plan.requests(root, config.recipe, recipe, config.prompts, config.targeting, config.rank_model)
+    writing = {"dry_run": config.dry_run, "tokenizer_path": local_copy(config.weights) / "tokenizer"}
+    wanted, written = plan.requests(
+        root, config.recipe, recipe, config.prompts, config.targeting, config.rank_model, **writing
+    )
     earlier = plan.staged(root, config.run_id, recipe)
     to_paint = plan.without(wanted, live, earlier)
     done = GenerateReport(
@@ -123,6 +127,7 @@ def generate(config: GenerateConfig) -> GenerateReport:
         already_staged=len(set(earlier["request_id"].to_pylist()) & set(wanted["request_id"].to_pylist())),
         to_paint=to_paint.num_rows,
         cohort_shares=plan.cohort_shares(wanted),
+        prompts=written,
         creatives_version=base,
     )
     _estimate(done, live)
@@ -272,6 +277,7 @@ def check(config: GenerateConfig) -> None:
     """raises ConfigError for what can be known before an actor starts: models, recipe, root"""
     from adbooster.outpaint import check_recipe, check_weights
 
+    prompting.check(config.prompts)
     recipe, gates = config.recipe, config.recipe.gates
     if recipe.keep > recipe.candidates:
         raise ConfigError(f"recipe.keep {recipe.keep} is more than recipe.candidates {recipe.candidates}")

@@ -14,7 +14,7 @@ from pydantic import Field
 from adbooster import schema, tables
 from adbooster.errors import ConfigError
 from adbooster.objects import Root, local_copy
-from adbooster.prompting import Prompting, write_prompts
+from adbooster.prompting import PromptFigures, Prompting, write_prompts
 from adbooster.prompts import clean, interest, product_words
 from adbooster.recipe import Recipe, digest
 from adbooster.settings import Config, Uri
@@ -82,9 +82,11 @@ def usable_cohorts(root: Root) -> pa.Table:
 
 
 def requests(
-    root: Root, recipe: Recipe, recipe_id: str, prompting: Prompting, targeting: Targeting, rank_model: str
-) -> pa.Table:
+    root: Root, recipe: Recipe, recipe_id: str, prompting: Prompting, targeting: Targeting, rank_model: str, **writing
+) -> tuple[pa.Table, PromptFigures]:
     """All requests of the night (schema.REQUESTS), in an order that follows from their names alone, product by product.
+
+    writing  what else write_prompts is told: dry_run, tokenizer_path
 
     raises ConfigError if there is no usable product or no cohort
     """
@@ -95,7 +97,7 @@ def requests(
     of_product, of_cohort = _targeted(products, cohorts, targeting, rank_model)
     pairs = _columns(products, of_product, ("product_id", "words", "title", "category", "brand"))
     pairs |= _columns(cohorts, of_cohort, [n for n in cohorts.column_names if n in schema.PAIRS.names])
-    prompted = write_prompts(root, schema.check(pa.table(pairs), schema.PAIRS), prompting)
+    prompted, figures = write_prompts(root, schema.check(pa.table(pairs), schema.PAIRS), prompting, **writing)
     names = recipe.placements
     each = pa.array(np.repeat(np.arange(len(of_product)), len(names)))
     rows = _columns(products.take(of_product), each, ("photo_uri", "photo_sha256", "mask_uri", "own_photo_uris"))
@@ -109,7 +111,7 @@ def requests(
     )
     rows["round"] = pa.array(np.zeros(len(each), np.int32))
     rows["reject"] = pa.nulls(len(each), pa.string())
-    return schema.check(pa.table(rows), schema.REQUESTS)
+    return schema.check(pa.table(rows), schema.REQUESTS), figures
 
 
 def _columns(table: pa.Table, at: pa.Array, names) -> dict:
@@ -128,12 +130,19 @@ def _targeted(
     from adbooster.rank import Ranker
 
     ranker = Ranker(local_copy(rank_model), "cpu")
-    words, queries = ranker.embed_texts(products["words"].to_pylist()), ranker.embed_texts(cohorts["query"].to_pylist())
+    words, queries = ranker.embed_texts(products["words"].to_pylist()), ranker.embed_texts(_looked_for(cohorts))
     near = [
         np.sort(np.argsort(-(words[at : at + 4096] @ queries.T), axis=1, kind="stable")[:, : targeting.n], axis=1)
         for at in range(0, p, 4096)
     ]
     return pa.array(np.repeat(np.arange(p), targeting.n)), pa.array(np.concatenate(near).ravel())
+
+
+def _looked_for(cohorts: pa.Table) -> list[str]:
+    """A cohort's query, or its whole text where it has none."""
+    return [
+        query or text for query, text in zip(cohorts["query"].to_pylist(), cohorts["text"].to_pylist(), strict=True)
+    ]
 
 
 def _listed(products: pa.Table, cohorts: pa.Table, uri: str) -> tuple[pa.Array, pa.Array]:

@@ -16,9 +16,17 @@ def interest(query: str, context: str) -> str:
     return ", ".join(part for part in (clean(query), clean(context)) if part)
 
 
-def prompt_qc(product: str, query: str, context: str, template: str = "{product}, {query}, {context}") -> str:
-    """The paper's z_QC: a plain concatenation; `product` is its caption without the photo's background, or its title."""
-    return template.format(product=clean(product), query=clean(query), context=clean(context))
+def prompt_qc(
+    product: str, query: str, context: str, template: str = "{product}, {query}, {context}", palette: str = ""
+) -> str:
+    """The paper's z_QC: a plain concatenation; `product` is its caption without the photo's background, or its title.
+
+    What is empty leaves no stray comma.
+    """
+    text = template.format(product=product, query=query, context=context, palette=palette)
+    if product and query and context and palette:
+        return text
+    return ", ".join(part for part in (p.strip() for p in text.split(",")) if part)
 
 
 def product_words(caption: str, title: str) -> str:

@@ -70,9 +70,16 @@ COHORTS = _schema(
     query=pa.string(),
     context=pa.string(),
     interests=_TEXTS,
+    shares=pa.list_(pa.float32()),  # of `interests`, in their order; empty where a person wrote the cohort
     size=pa.int64(),
+    negative=pa.string(),  # what must not be painted for this cohort, besides what holds for all
+    centroid=pa.list_(pa.float32()),  # unit vector in the space of `text_model`; empty where a person wrote the cohort
+    text_model=pa.string(),
     version=pa.string(),
 )
+
+# Which cohort a user belongs to; users are 32 hex digits, HMAC-SHA256 under a salt that is stored nowhere.
+MEMBERS = _schema(user_hash=pa.string(), cohort_id=pa.string())
 
 # A product and a cohort to be painted for it, with what a prompt is written from; `words` say what the product is.
 PAIRS = _schema(
@@ -85,8 +92,20 @@ PAIRS = _schema(
     brand=pa.string(),
     query=pa.string(),
     context=pa.string(),
+    negative=pa.string(),
 )
 PROMPTED = _schema(PAIRS, prompt=pa.string(), negative_prompt=pa.string(), prompt_style=pa.string())
+
+# What a language model wrote, by the digest of all that it was asked with.
+PROMPTS = _schema(
+    key=pa.string(),
+    model=pa.string(),
+    scene=pa.string(),
+    negative=pa.string(),
+    product=pa.string(),
+    query=pa.string(),
+    context=pa.string(),
+)
 
 # One product x one cohort under one recipe, with all that painting it needs but the pixels.
 REQUESTS = _schema(

@@ -19,7 +19,13 @@ from adbooster.errors import PublishConflict
 from adbooster.objects import Root, each
 
 log = logging.getLogger(__name__)
-TABLES = {"samples": schema.SAMPLES, "cohorts": schema.COHORTS, "creatives": schema.CREATIVES}
+TABLES = {
+    "samples": schema.SAMPLES,
+    "cohorts": schema.COHORTS,
+    "members": schema.MEMBERS,
+    "prompts": schema.PROMPTS,
+    "creatives": schema.CREATIVES,
+}
 
 
 def storage_options(root: Root) -> dict[str, str] | None:
@@ -152,6 +158,38 @@ def _part(root: Root, relative: str) -> pa.Table | None:
     except pa.ArrowInvalid as e:
         log.warning("leaving out the part %s, cut short by a killed run: %s", relative, e)
         return None
+
+
+def replace(
+    root: Root, name: str, parts: Iterable[pa.RecordBatch], base: int | None, metadata: Mapping[str, str]
+) -> int:
+    """Put `parts`, which may be more than memory holds, in place of all rows of a table in one commit.
+
+    base    the version that this run was planned on; None if there was no table
+    raises  PublishConflict if another run has committed after `base`
+    """
+    if version(root, name) != base:
+        raise PublishConflict(
+            f"tables/{name} was at version {base} when this run began and another run has committed since"
+        )
+
+    def write(commit: CommitProperties) -> None:
+        write_deltalake(
+            f"{root.uri}/tables/{name}",
+            pa.RecordBatchReader.from_batches(TABLES[name], parts),
+            mode="overwrite" if base is not None else "error",
+            schema_mode="overwrite" if base is not None else None,
+            commit_properties=commit,
+            storage_options=storage_options(root),
+        )
+
+    return _commit(root, name, base, metadata, write)
+
+
+def metadata(root: Root, name: str) -> dict:
+    """What the last commit of a table says of itself; empty if there is no table."""
+    table = open_table(root, name)
+    return {} if table is None else table.history(1)[0]
 
 
 class Version(BaseModel):

@@ -1,6 +1,7 @@
-"""Bring the cohorts up to date with a cohort file.
+"""Bring the cohorts up to date with a cohort file or an interest log.
 
 python -m jobs.cohorts --config nightly.yaml --cohorts-uri s3://shop/cohorts.yaml
+python -m jobs.cohorts --config nightly.yaml --interests-uri s3://shop/interests/ --text-model s3://shop/models/clip
 """
 
 from adbooster.cli import main

@@ -53,7 +53,7 @@ def test_one_file_serves_every_job():
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--root-uri", "x"], "--cohorts-uri is required"),
+        (["--cohorts-uri", "x"], "--root-uri is required"),
         (["--config", "/nowhere.yaml"], "there is no config file '/nowhere.yaml'; presets, by name: sd15"),
     ],
 )

@@ -33,7 +33,7 @@ def painter(root, **changes):
 
 
 def requests(root, recipe=None, name="recipe"):
-    return plan.requests(root, recipe or Recipe(**RECIPE), name, Prompting(), plan.Targeting(), "")
+    return plan.requests(root, recipe or Recipe(**RECIPE), name, Prompting(), plan.Targeting(), "")[0]
 
 
 class Stub:

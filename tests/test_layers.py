@@ -8,8 +8,11 @@ import adbooster
 LAYERS = [
     {"errors", "settings"},
     {"schema", "images", "layout", "prompts", "recipe", "finish", "choose"},
-    {"mask", "caption", "outpaint", "inpainting", "rank", "gates"},
-    {"objects", "pools", "tables", "vacuum", "rollback", "report", "feeds", "plan", "prompting", "painter"},
+    {"mask", "caption", "outpaint", "inpainting", "rank", "gates", "clustering", "window", "llm"},
+    {
+        *("objects", "pools", "tables", "vacuum", "rollback", "report", "feeds", "plan", "painter"),
+        *("prompting", "llm_local", "interests", "cohort_file", "groups"),
+    },
     {"prepare", "cohorts", "finetune", "generate"},
     {"nightly"},
     {"cli", "console"},

@@ -12,7 +12,7 @@ from tests.conftest import MODELS, row
 
 def wanted(root, targeting=None, recipe=None, prompts=None, name="recipe"):
     rank = str(MODELS / "rank")
-    return plan.requests(root, recipe or Recipe(), name, prompts or Prompting(), targeting or Targeting(), rank)
+    return plan.requests(root, recipe or Recipe(), name, prompts or Prompting(), targeting or Targeting(), rank)[0]
 
 
 def add_cohort(root, **values):

@@ -130,3 +130,29 @@ def test_parts_are_read_whatever_their_number(root):
     root.write("runs/r/staged/cohorts/cut.parquet", b"PAR1 cut short")
     found = tables.read_staged(root, "runs/r/staged/cohorts", schema.COHORTS)
     assert found["cohort_id"].to_pylist() == [f"c{i}" for i in range(100)]
+
+
+def test_a_table_older_than_a_column_is_read_with_nulls_and_grows(root):
+    from deltalake import write_deltalake
+
+    young = {"shares", "negative", "centroid", "text_model"}
+    old = pa.schema([f for f in schema.COHORTS if f.name not in young])
+    row = {"cohort_id": "a", "query": "boots", "interests": ["boots"], "size": 1, "version": "1"}
+    write_deltalake(f"{root.uri}/tables/cohorts", pa.Table.from_pylist([row], old))
+    assert tables.read(root, "cohorts").to_pylist()[0]["negative"] is None
+    new = pa.Table.from_pylist([row | {"cohort_id": "b", "negative": "rain", "centroid": [1.0]}], schema.COHORTS)
+    tables.merge(root, "cohorts", new, "cohort_id", 0, {})
+    found = {r["cohort_id"]: (r["negative"], r["centroid"]) for r in tables.read(root, "cohorts").to_pylist()}
+    assert found == {"a": (None, None), "b": ("rain", [1.0])}
+
+
+def test_replace_puts_all_rows_in_place_of_all_in_one_commit(root):
+    def rows(*users):
+        return [pa.RecordBatch.from_pylist([{"user_hash": u, "cohort_id": "c"}], schema.MEMBERS) for u in users]
+
+    first = tables.replace(root, "members", rows("a", "b"), None, {"content": "x"})
+    assert tables.metadata(root, "members")["content"] == "x"
+    tables.replace(root, "members", rows("b"), first, {})
+    assert tables.read(root, "members")["user_hash"].to_pylist() == ["b"]
+    with pytest.raises(PublishConflict):
+        tables.replace(root, "members", rows("c"), first, {})

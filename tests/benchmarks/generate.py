@@ -95,7 +95,7 @@ def config(root: Root, recipe: Recipe, run_id: str = "bench", threads: int = 2) 
 
 
 def planned(root: Root, recipe: Recipe) -> pa.Table:
-    return plan.requests(root, recipe, "bench", Prompting(), plan.Targeting(), "")
+    return plan.requests(root, recipe, "bench", Prompting(), plan.Targeting(), "")[0]
 
 
 def engine(n: int, threads: int) -> float:
