@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pap
@@ -94,14 +95,18 @@ def _merge_into(table: DeltaTable, rows: pa.Table, on: str, commit: CommitProper
     marks = pa.array([False] * rows.num_rows + [True] * dropped.num_rows)
     source = pa.concat_tables([rows, dropped]).append_column("dropped", marks)
     columns = {column: f"source.{column}" for column in rows.column_names}
-    merger = table.merge(source, f"target.{on} = source.{on}", "source", "target", commit_properties=commit)
+    merger = table.merge(
+        source, f"target.{on} = source.{on}", "source", "target", merge_schema=True, commit_properties=commit
+    )
     merger = merger.when_matched_delete("source.dropped").when_matched_update(columns)
     merger.when_not_matched_insert(columns, "NOT source.dropped").execute()
 
 
 def read_staged(root: Root, folder: str, wanted: pa.Schema) -> pa.Table:
     """The rows of all whole Parquet parts in a folder of a run; a part that a killed run left cut short has none."""
-    parts = [_part(root, f"{folder}/{name}") for name in root.names(folder) if name.endswith(".parquet")]
+    names = [f"{folder}/{name}" for name in root.names(folder) if name.endswith(".parquet")]
+    with ThreadPoolExecutor(16) as threads:
+        parts = list(threads.map(lambda name: _part(root, name), names))
     return pa.concat_tables([schema.check(p, wanted, folder) for p in parts if p is not None] or [wanted.empty_table()])
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import adbooster
 
 LAYERS = [
-    {"errors", "settings"},
-    {"schema", "images", "layout", "prompts", "recipe"},
+    {"errors", "settings", "rules"},
+    {"schema", "colours", "images", "layout", "prompts", "recipe"},
     {"mask", "caption", "outpaint", "rank"},
-    {"objects", "pools", "tables", "report", "feeds", "plan", "prompting"},
+    {"objects", "pools", "tables", "report", "formats", "feeds", "fetch", "changes", "pictures", "plan", "prompting"},
     {"prepare", "cohorts", "finetune", "generate"},
     {"nightly"},
     {"cli"},
