@@ -218,13 +218,12 @@ def test_hostile_xml_expands_nothing_and_asks_nobody(tmp_path, misbehaving, how)
         "attribute": hostile(f'[<!ENTITY l0 "ha">{levels}]', "fine").replace("<item>", '<item a="&l9;">'),
     }[how]
     tracemalloc.start()
-    try:
-        found = read(tmp_path, content).pictures.to_pylist()
-        assert how == "dtd"
-        assert found[0]["title"] == "fine"
-    except ConfigError as e:
-        assert "the secret" not in str(e)
-        assert "not a feed that can be read" in str(e)
+    if how == "dtd":  # a DTD that nobody loads does no harm
+        assert read(tmp_path, content).pictures["title"][0].as_py() == "fine"
+    else:
+        with pytest.raises(ConfigError, match="not a feed that can be read") as refused:
+            read(tmp_path, content)
+        assert "the secret" not in str(refused.value)
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
     assert misbehaving.asked == []
