@@ -104,7 +104,7 @@ def _head(fs, path: str) -> bytes:
 
 
 @contextmanager
-def _opened(uri: str) -> Iterator[io.BufferedReader]:
+def _opened(uri: str) -> Iterator[Any]:
     """A local file; what lies elsewhere is copied first, so that one night reads one state of it."""
     fs, path = url_to_fs(uri)
     if "file" in fs.protocol:

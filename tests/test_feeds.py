@@ -227,3 +227,12 @@ def test_hostile_xml_expands_nothing_and_asks_nobody(tmp_path, misbehaving, how)
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
     assert misbehaving.asked == []
+
+
+def test_a_feed_over_http(misbehaving):
+    misbehaving.files["feed"] = gzip.compress(RSS.encode())
+    uri = f"{misbehaving.url}/etag/feed"
+    assert feeds.check(uri) == "google_xml"
+    assert feeds.read(uri).rows == 2
+    with pytest.raises(ConfigError, match="there is no feed at"):
+        feeds.check(f"{misbehaving.url}/status/404")
