@@ -56,7 +56,7 @@ class PrepareConfig(JobConfig):
     """Actors that mask."""
     caption: Pool = Pool(batch=16)
     """Actors that caption."""
-    judge: Pool = Pool(batch=256)
+    judge: Pool = Pool(batch=32)
     """Actors that judge."""
     rules: Rules = Rules()
     """What a picture must be to be used."""

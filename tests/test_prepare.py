@@ -63,7 +63,7 @@ def test_a_killed_run_is_finished_by_the_next(local_ray, tmp_path, tiny_feed):
         write_png(tiny_feed.parent / f"{n}.png", world.packshot(list(world.PRODUCTS)[n], 256)[0])
         lines.append(f"N{n}\tProduct {n}\t{n}.png\t\tHome")
     tiny_feed.write_text("\n".join(lines) + "\n")
-    small = {"fetch": {"batch": 2}, "mask": {"batch": 2}, "caption": {"batch": 2}}
+    small = {"fetch": {"batch": 2}, "mask": {"batch": 2}, "caption": {"batch": 2}, "judge": {"batch": 2}}
     killed, whole = Root(str(tmp_path / "killed")), Root(str(tmp_path / "whole"))
     settings = config(killed, tiny_feed, **small)
     (tmp_path / "prepare.yaml").write_text(json.dumps(settings.model_dump(mode="json")))
