@@ -185,10 +185,10 @@ def made_by(config: PrepareConfig) -> MadeBy:
 def _through_stages(night: _Night) -> Staged:
     config, made, root = night.config, night.made, night.root
     model = {"root": root, "made": made, "runs_on": (config.device, config.threads)}
-    ds = dataset_of(night.changes.blocks(config.fetch.batch))
     total = night.changes.to_fetch()
     if not total:
         return Staged([], "no picture to fetch\n")
+    ds = dataset_of(night.changes.blocks(config.fetch.batch))
     ds = through(
         ds, Fetcher, config.fetch, schema.FETCHED, root=root, source=config.source(), rules=config.rules, made=made
     )

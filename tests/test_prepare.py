@@ -6,13 +6,14 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from adbooster import prepare, tables
+from adbooster import prepare, schema, tables
 from adbooster.errors import ConfigError, TooManyRejects
 from adbooster.objects import Root
 from adbooster.tiny import world
-from tests.conftest import MODELS, write_png
+from tests.conftest import MODELS, row, write_png
 
 
 def config(root, feed, **changes):
@@ -59,7 +60,7 @@ def test_a_host_that_is_down_tonight_retires_nobody(local_ray, root, tiny_feed, 
 def test_a_killed_run_is_finished_by_the_next(local_ray, tmp_path, tiny_feed):
     """The same table as an undisturbed run, and what was staged is not made again."""
     lines = tiny_feed.read_text().splitlines()
-    for n in range(36):
+    for n in range(24):
         write_png(tiny_feed.parent / f"{n}.png", world.packshot(list(world.PRODUCTS)[n], 256)[0])
         lines.append(f"N{n}\tProduct {n}\t{n}.png\t\tHome")
     tiny_feed.write_text("\n".join(lines) + "\n")
@@ -80,12 +81,12 @@ def test_a_killed_run_is_finished_by_the_next(local_ray, tmp_path, tiny_feed):
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert tables.version(killed, "samples") is None
-    count = tables.read_staged(killed, staged, prepare.schema.PREPARED).num_rows
-    assert 0 < count < 40, "killed half-way"
+    count = tables.read_staged(killed, staged, schema.PREPARED).num_rows
+    assert 0 < count < 28, "killed half-way"
 
     report = prepare.prepare(settings)
     undisturbed = prepare.prepare(config(whole, tiny_feed, **small))
-    assert (report.new, report.rejects) == (undisturbed.new, undisturbed.rejects) == (40, {})
+    assert (report.new, report.rejects) == (undisturbed.new, undisturbed.rejects) == (28, {})
     assert report.taken_over >= count
     assert samples(killed) == samples(whole)
     assert len(tables.open_table(killed, "samples").history()) == 1
@@ -185,6 +186,21 @@ def test_a_dry_run_tells_the_plan_and_starts_nothing(local_ray, root, tiny_feed,
     assert "GPU: asked 2, in the cluster 0: DOES NOT FIT" in told
     assert _actors() == actors
     assert sorted(Path(root.base).rglob("*")) == before
+
+
+def test_a_table_of_the_first_version_gains_the_new_columns(local_ray, root, tiny_feed):
+    from deltalake import write_deltalake
+
+    old = ["sample_id", "product_id", "role", "title", "reject", "fingerprint", "retired_at"]
+    fields = pa.schema([schema.SAMPLES.field(name) for name in old])
+    gone = {"sample_id": "s", "product_id": "OLD", "role": "main", "title": "An old one", "fingerprint": "f"}
+    write_deltalake(f"{root.uri}/tables/samples", pa.Table.from_pylist([row(fields, **gone)], fields))
+    tiny_feed.write_text("id\ttitle\timage_link\n\tno id\ta.png\n")
+    report = prepare.prepare(config(root, tiny_feed, max_reject_share=1))
+    assert (report.new, report.retired, report.rejects) == (1, 1, {"missing_id": 1})
+    assert samples(root)["OLD", "main"]["title"] == "An old one"
+    again = prepare.prepare(config(root, tiny_feed, run_id="r2", max_reject_share=1))
+    assert (again.new_or_changed, again.unchanged, again.samples_version) == (0, 1, report.samples_version)
 
 
 def _actors() -> int:
