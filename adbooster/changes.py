@@ -113,6 +113,10 @@ class Changes:
     def to_fetch(self) -> int:
         return self.wanted["reject"].null_count
 
+    def work_expected(self) -> bool:
+        """Whether any picture has something to make, as far as can be told without asking for its photo."""
+        return bool((pc.is_null(self.wanted["reject"]).to_numpy() & ~self.quiet).any())
+
     def blocks(self, rows_per_block: int) -> Iterator[pa.Table]:
         """The pictures to fetch as small tables of schema.PLANNED, those with work to expect first."""
         fetched = pc.is_null(self.wanted["reject"]).to_numpy()

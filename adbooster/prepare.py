@@ -8,6 +8,7 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field
+from ray.data import Dataset
 
 from adbooster import changes, feeds, schema, tables
 from adbooster.changes import MadeBy
@@ -16,7 +17,7 @@ from adbooster.fetch import Http, file_etag
 from adbooster.formats import FeedFormat
 from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
 from adbooster.pictures import UNCHANGED, Captioner, Fetcher, Judge, Masker, Source
-from adbooster.pools import Pool, Progress, Staged, dataset_of, fit, preflight, stage_parts, through
+from adbooster.pools import Pool, Progress, Staged, dataset, dataset_of, fit, preflight, stage_parts, through
 from adbooster.rules import Captions, Masking, Rules
 from adbooster.settings import JobConfig, Uri
 
@@ -183,23 +184,37 @@ def made_by(config: PrepareConfig) -> MadeBy:
 
 
 def _through_stages(night: _Night) -> Staged:
-    config, made, root = night.config, night.made, night.root
-    model = {"root": root, "made": made, "runs_on": (config.device, config.threads)}
-    total = night.changes.to_fetch()
+    """Where nothing to make is expected, only fetchers start, and the models for what they find changed after all."""
+    config, found = night.config, night.changes
+    total = found.to_fetch()
     if not total:
         return Staged([], "no picture to fetch\n")
-    ds = dataset_of(night.changes.blocks(config.fetch.batch))
-    ds = through(
-        ds, Fetcher, config.fetch, schema.FETCHED, root=root, source=config.source(), rules=config.rules, made=made
-    )
+    place = {"root": night.root, "source": config.source(), "rules": config.rules, "made": night.made}
+    ds = through(dataset_of(found.blocks(config.fetch.batch)), Fetcher, config.fetch, schema.FETCHED, **place)
+    if found.work_expected():
+        return _through_models(night, ds, total)
+    asked = _staged(night, ds, total, f"runs/{config.run_id}/staged/asked")
+    changed = pa.concat_tables(asked.rows) if asked.rows else None
+    if changed is None:
+        return asked
+    made = _through_models(night, dataset(changed, config.mask.batch), changed.num_rows)
+    return Staged(made.rows, f"{asked.stats}\n{made.stats}")
+
+
+def _through_models(night: _Night, ds: Dataset, total: int) -> Staged:
+    config = night.config
+    model = {"root": night.root, "made": night.made, "runs_on": (config.device, config.threads)}
     ds = through(ds, Masker, config.mask, schema.MASKED, **model, model=config.mask_model, how=config.masking)
     ds = through(
         ds, Captioner, config.caption, schema.CAPTIONED, **model, model=config.caption_model, how=config.captions
     )
     ds = through(ds, Judge, config.judge, schema.PREPARED, rules=config.rules)
-    folder = changes.staged_folder(config.run_id, night.base)
-    with Progress("prepare", total, config.progress_s) as progress:
-        return stage_parts(ds, root, folder, leave_out=UNCHANGED, progress=progress)
+    return _staged(night, ds, total, changes.staged_folder(config.run_id, night.base))
+
+
+def _staged(night: _Night, ds: Dataset, total: int, folder: str) -> Staged:
+    with Progress("prepare", total, night.config.progress_s) as progress:
+        return stage_parts(ds, night.root, folder, leave_out=UNCHANGED, progress=progress)
 
 
 def _worth_writing(done: pa.Table, live: pa.Table) -> pa.Table:
