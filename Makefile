@@ -32,6 +32,7 @@ check: venv
 
 bench: venv
 	$(BIN)/python -m tests.benchmarks.generate --quick
+	$(BIN)/python -m tests.benchmarks.prepare --quick
 
 clean:
 	rm -rf $(VENV) demo-root

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
+from adbooster.rules import Captions
+
 
 class Blip:
     """A BLIP captioner (Li et al., 2022) from a folder in the transformers layout."""
@@ -17,8 +19,17 @@ class Blip:
         self.model = self.model.to(device).eval()
 
     @torch.inference_mode()
-    def captions(self, images_u8: list[np.ndarray], max_new_tokens: int = 24) -> list[str]:
+    def captions(self, images_u8: list[np.ndarray], how: Captions | None = None) -> list[str]:
         """uint8 [H,W,3] RGB pictures of any sizes to one line each; greedy, so the same picture has the same words."""
-        inputs = self.processor(images=images_u8, return_tensors="pt").to(self.model.device)
-        tokens = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        return [t.strip() for t in self.processor.batch_decode(tokens, skip_special_tokens=True)]
+        how = how or Captions()
+        text = {"text": [how.prefix] * len(images_u8)} if how.prefix else {}
+        inputs = self.processor(images=images_u8, return_tensors="pt", **text).to(self.model.device)
+        tokens = self.model.generate(
+            **inputs,
+            max_new_tokens=how.max_new_tokens,
+            no_repeat_ngram_size=how.no_repeat_ngram_size,
+            repetition_penalty=how.repetition_penalty,
+            do_sample=False,
+        )
+        said = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        return [t.strip().removeprefix(how.prefix.lower()).strip() for t in said]

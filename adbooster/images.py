@@ -1,13 +1,15 @@
 """Encoded pictures to arrays and back. The only place that decodes: fully, or not at all."""
 
 import io
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from adbooster import colours
+
 MAX_PIXELS = 64_000_000
-# All that Pillow was seen to raise on thousands of damaged files.
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+_RUN_PROGRAMS = {"EPS", "WMF"}  # Pillow hands these to Ghostscript or the system
 
 
 class UnreadableImage(ValueError):
@@ -15,24 +17,57 @@ class UnreadableImage(ValueError):
 
 
 def decode(image: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Encoded bytes to uint8 [H,W,3] RGB: upright by EXIF, first frame, transparency over white.
+    """Encoded bytes to uint8 [H,W,3] sRGB: upright by EXIF, first frame, transparency over white.
 
     raises  UnreadableImage for anything truncated, damaged, unknown or over `max_pixels`
     """
+    return decode_with_alpha(image, max_pixels)[0]
+
+
+def decode_with_alpha(image: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray | None]:
+    """As `decode`, and beside it the file's own alpha, uint8 [H,W], or None if it has none."""
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        with Image.open(io.BytesIO(image), formats=_formats()) as opened:
             if opened.width * opened.height > max_pixels:
                 raise UnreadableImage(f"{opened.width} x {opened.height} pixels, allowed are {max_pixels}")
             opened.load()
-            upright = ImageOps.exif_transpose(opened)
-            if upright.has_transparency_data:
-                rgba = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            return np.asarray(upright.convert("RGB"))
+            picture = colours.srgb(_upright(opened))
+            if picture.mode != "RGBA":
+                return np.asarray(picture), None
+            white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            return np.asarray(white.convert("RGB")), np.asarray(picture.getchannel("A"))
     except UnreadableImage:
         raise
-    except _BROKEN as e:
-        raise UnreadableImage(str(e)) from e
+    except (
+        Exception
+    ) as e:  # some forty decoders on hostile bytes: whatever they raise, the row is bad and the job is not
+        raise UnreadableImage(f"{type(e).__name__}: {e}") from e
+
+
+def source_alpha(image: bytes) -> np.ndarray | None:
+    """The file's own alpha as product mask, uint8 [H,W], 255 = product; None if it does not cut anything out."""
+    return informative(decode_with_alpha(image)[1])
+
+
+def informative(alpha_u8: np.ndarray | None) -> np.ndarray | None:
+    """The alpha if it cuts something out: clear and opaque parts of size; rounded corners alone do not."""
+    if alpha_u8 is None:
+        return None
+    clear, opaque = (alpha_u8 < 10).mean(), (alpha_u8 > 245).mean()
+    return alpha_u8 if clear >= 0.05 and opaque >= 0.005 else None
+
+
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.OPEN if name not in _RUN_PROGRAMS]
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(opened)
+    except Exception:  # a damaged note on how to turn a whole picture
+        return opened
 
 
 def decode_mask(image: bytes) -> np.ndarray:

@@ -1,11 +1,18 @@
 """Ray Data under the stages: the only module that knows how a stage becomes a pool of actors."""
 
+import hashlib
 import logging
 import sys
+import threading
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pap
 import ray
+import ray._private.state
 from pydantic import Field
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
@@ -15,6 +22,7 @@ from adbooster.objects import Root
 from adbooster.settings import Config
 
 log = logging.getLogger(__name__)
+_PART = pa.schema([("rows", pa.int64()), ("part", pa.binary())])
 
 
 class Pool(Config):
@@ -71,20 +79,94 @@ def dataset(rows: pa.Table, rows_per_block: int) -> Dataset:
     )
 
 
-def stage_parts(ds: Dataset, root: Root, folder: str) -> None:
-    """Write the rows as Parquet parts below the root as they are finished; earlier parts of the folder stay."""
-    ds.write_parquet(root.path(folder), filesystem=root.arrow(), try_create_dir=True)
+def dataset_of(blocks: Iterable[pa.Table]) -> Dataset:
+    """As `dataset`, of blocks made one by one, so that the driver never holds them all."""
+    DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+    return ray.data.from_arrow_refs([ray.put(block) for block in blocks])
+
+
+class Staged(NamedTuple):
+    """What was staged, and Ray Data's account of how."""
+
+    rows: list[pa.Table]
+    stats: str
+
+
+def stage_parts(
+    ds: Dataset, root: Root, folder: str, leave_out: str | None = None, progress: "Progress | None" = None
+) -> Staged:
+    """Write the rows as Parquet parts below the root as they are finished; earlier parts of the folder stay.
+
+    Parts are whole when they appear, and named by their content: a task that Ray runs again replaces its own.
+    Rows that carry the reject word `leave_out` are neither written nor given back.
+    """
+
+    def part(rows: pa.Table) -> pa.Table:
+        count = rows.num_rows
+        if leave_out:
+            rows = rows.filter(pc.not_equal(pc.fill_null(rows["reject"], ""), leave_out))
+        buffer = pa.BufferOutputStream()
+        pap.write_table(rows, buffer)
+        content = buffer.getvalue().to_pybytes()
+        if rows.num_rows:
+            root.write(f"{folder}/{hashlib.sha256(content).hexdigest()[:32]}.parquet", content)
+        return pa.table({"rows": [count], "part": [content if rows.num_rows else None]}, _PART)
+
+    done: list[pa.Table] = []
+    staging = ds.map_batches(part, batch_size=None, batch_format="pyarrow")
+    for batch in staging.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for row in batch.to_pylist():
+            done += [] if row["part"] is None else [pap.read_table(pa.BufferReader(row["part"]))]
+            if progress:
+                progress.done += row["rows"]
+    return Staged(done, staging.stats())
+
+
+class Progress:
+    """One line in the log every `every_s` seconds while a stage runs, for logs that are no terminal."""
+
+    def __init__(self, what: str, total: int, every_s: float):
+        self.what, self.total, self.every_s, self.done = what, total, every_s, 0
+        self._stop = threading.Event()
+
+    def __enter__(self) -> "Progress":
+        self._started = time.monotonic()
+        self._thread = threading.Thread(target=self._tell, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _tell(self) -> None:
+        while not self._stop.wait(self.every_s):
+            log.info(self.line())
+
+    def line(self) -> str:
+        seconds = time.monotonic() - self._started
+        rate = self.done / max(seconds, 1e-9)
+        left = f", about {(self.total - self.done) / rate:.0f} s to go" if self.done else ""
+        return f"{self.what}: {self.done:,} of {self.total:,} in {seconds:.0f} s, {rate:.1f}/s{left}"
+
+
+def fit(pools: dict[str, Pool]) -> list[dict]:
+    """For CPU and GPU what the pools ask for and what the cluster has, or could grow to by its autoscaler's settings."""
+    have = ray.cluster_resources()
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    rows = []
+    for name, field, spare in (("CPU", "cpus", 1), ("GPU", "gpus", 0)):
+        want = sum(getattr(p, field) * p.actors for p in pools.values()) + spare
+        rows.append({"resource": name, "asked": want, "there": max(have.get(name, 0.0), most.get(name, 0.0))})
+    return rows
 
 
 def preflight(pools: dict[str, Pool]) -> None:
-    """raises ConfigError if the cluster, as it stands, could not hold all these pools at once and still read data"""
-    have = ray.cluster_resources()
-    for name, want in (("GPU", sum(p.gpus * p.actors for p in pools.values())), ("CPU", cpus_needed(pools))):
-        if want > have.get(name, 0):
-            what = ", ".join(f"{k} {p.actors} x {p.gpus if name == 'GPU' else p.cpus:g}" for k, p in pools.items())
-            raise ConfigError(f"the pools ask for {want:g} {name}s ({what}) and the cluster has {have.get(name, 0):g}")
-
-
-def cpus_needed(pools: dict[str, Pool]) -> float:
-    """CPUs of all pools, and one for the tasks that read and write between them."""
-    return sum(p.cpus * p.actors for p in pools.values()) + 1
+    """raises ConfigError if the cluster could never hold all these pools at once and still read data"""
+    for row in fit(pools):
+        if row["asked"] > row["there"]:
+            field = "gpus" if row["resource"] == "GPU" else "cpus"
+            what = ", ".join(f"{k} {p.actors} x {getattr(p, field):g}" for k, p in pools.items())
+            raise ConfigError(
+                f"the pools ask for {row['asked']:g} {row['resource']}s ({what}) and the cluster has {row['there']:g}"
+            )

@@ -1,58 +1,52 @@
 """Feed -> samples: every picture of every product fetched, masked, captioned and judged; only what changed."""
 
-import json
 import logging
+import os
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from fsspec.core import url_to_fs
 from pydantic import BaseModel, Field
+from ray.data import Dataset
 
-from adbooster import feeds, images, schema, tables
+from adbooster import changes, feeds, schema, tables
+from adbooster.changes import MadeBy
 from adbooster.errors import ConfigError, TooManyRejects
+from adbooster.fetch import Http, file_etag
+from adbooster.formats import FeedFormat
 from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
-from adbooster.pools import Pool, dataset, preflight, stage_parts, through
-from adbooster.recipe import digest
-from adbooster.settings import Config, JobConfig, Uri
+from adbooster.pictures import UNCHANGED, Captioner, Fetcher, Judge, Masker, Source
+from adbooster.pools import Pool, Progress, Staged, dataset, dataset_of, fit, preflight, stage_parts, through
+from adbooster.rules import Captions, Masking, Rules
+from adbooster.settings import JobConfig, Uri
 
 log = logging.getLogger(__name__)
-UNCHANGED = "unchanged"  # travels in the reject column to skip the models; never reaches a table
-
-
-class Rules(Config):
-    """What a picture must be to be used."""
-
-    min_side_px: int = Field(200, ge=16)
-    """A photo with a shorter side is rejected."""
-    max_mb: float = Field(16, gt=0)
-    """A file over this is not read."""
-    min_area_share: float = Field(0.01, ge=0, le=1)
-    """A mask with a smaller share of white is no product."""
-    max_area_share: float = Field(0.9, ge=0, le=1)
-    """A mask with a larger share of white is no cut-out."""
-    max_border_share: float = Field(0.02, ge=0, le=1)
-    """Share of the border that the product of a main photo may touch; more means it is cut off."""
-    plain_deviation: float = Field(12, ge=0)
-    """Standard deviation (0-255) outside the mask below which a background is plain, not a scene."""
 
 
 class PrepareConfig(JobConfig):
     """Settings of `jobs.prepare`."""
 
     feed_uri: Uri
-    """The product feed: Google Merchant, tab-delimited (also .gz) or Parquet."""
+    """The product feed: a file, a folder of files, http(s):// or s3://; gzipped or not."""
+    feed_format: FeedFormat = "auto"
+    """What the feed is; auto: told from its first bytes, and said in log and report."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """For a feed with names of its own: our name (id, title, image_link, ...): the feed's name."""
     allowed_file_root: Uri = ""
     """Folder below which local pictures may lie; empty: the feed's own folder."""
+    allow_private_hosts: bool = False
+    """Pictures may be asked of private, loopback and link-local addresses."""
+    http: Http = Http()
+    """How photos are fetched over http(s)."""
     mask_model: Uri
     """U2-Net family model, an .onnx file."""
+    masking: Masking = Masking()
+    """How masks are made."""
     caption_model: Uri
     """BLIP model, a folder in transformers layout."""
+    captions: Captions = Captions()
+    """What captions are asked for."""
     device: str = Field("cuda", pattern="^(cuda|cpu)$")
     """Where the models run; never chosen by what is there."""
     threads: int = Field(1, ge=1)
@@ -68,207 +62,233 @@ class PrepareConfig(JobConfig):
     rules: Rules = Rules()
     """What a picture must be to be used."""
     max_reject_share: float = Field(0.2, ge=0, le=1)
-    """More rejected pictures than this share stop the job before anything is live."""
+    """More rejected or unreachable pictures than this share stop the job before anything is live."""
+    progress_s: float = Field(30, gt=0)
+    """Seconds between two lines of progress in the log."""
+
+    def pools(self) -> dict[str, Pool]:
+        return {"fetch": self.fetch, "mask": self.mask, "caption": self.caption, "judge": self.judge}
+
+    def source(self) -> Source:
+        """The limit per host is for all fetch actors together: each gets its share."""
+        http = self.http.model_copy(update={"per_host": max(1, self.http.per_host // self.fetch.actors)})
+        return Source(
+            feed_uri=self.feed_uri,
+            allowed_file_root=self.allowed_file_root,
+            allow_private_hosts=self.allow_private_hosts,
+            http=http,
+        )
 
 
 class PrepareReport(BaseModel):
-    """What `jobs.prepare` did; counts are pictures."""
+    """What `jobs.prepare` did, or would do; counts are pictures, but for `rows`."""
 
     job: str = "prepare"
     run_id: str
+    dry_run: bool
+    feed_format: str
+    rows: int
+    """products in the feed, bad ones too"""
     pictures: int
+    new: int
+    changed: int
+    """also those that came back"""
     new_or_changed: int
     unchanged: int
+    kept_unreachable: int
+    """could not be reached tonight; the photo of an earlier night stays"""
+    taken_over: int
+    """made by an unfinished run and not again"""
     retired: int
     rejects: dict[str, int]
+    pools: list[dict]
     samples_version: int | None
     seconds: float
 
 
-class Fetcher:
-    """Photos into object storage; a row whose fingerprint is known is marked unchanged and costs no model."""
+class _Night:
+    """What is read once and used throughout one run."""
 
-    def __init__(self, root: Root, feed_uri: str, allowed: str, rules: Rules, made_by: str, known: dict[str, str]):
-        self.root, self.rules, self.made_by, self.known = root, rules, made_by, known
-        self.base = feed_uri.rsplit("/", 1)[0] if "/" in feed_uri else "."
-        self.allowed = Path(allowed or self.base).resolve() if allowed or "://" not in feed_uri else None
+    def __init__(self, config: PrepareConfig):
+        self.config, self.root, self.started = config, Root(config.root_uri), time.monotonic()
+        self.base = tables.version(self.root, "samples")
+        self.live = changes.live_samples(self.root, self.base)
+        self.feed = feeds.read(config.feed_uri, config.feed_format, config.columns)
+        if not self.feed.pictures.num_rows:
+            raise ConfigError(f"the feed {config.feed_uri} has no rows; an empty feed would retire every product")
+        self.made = made_by(config)
+        known = changes.known_samples(self.root, config.run_id, self.live, self.base)
+        self.changes = changes.compare(self.feed.pictures, known, self.made)
+        self.retired = changes.retired(self.live, self.feed.pictures)
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        with ThreadPoolExecutor(16) as pool:
-            done = list(pool.map(self._fetch, rows.to_pylist()))
-        names = schema.FETCHED.names[len(schema.PICTURES) - 1 :]
-        return schema.extend(
-            rows.drop_columns(["reject"]), schema.FETCHED, **{n: [d.get(n) for d in done] for n in names}
+    def report(self, counts: tuple[int, int, int], kept: int = 0, taken_over: int = 0) -> PrepareReport:
+        new, changed, unchanged = counts
+        return PrepareReport(
+            run_id=self.config.run_id,
+            dry_run=self.config.dry_run,
+            feed_format=self.feed.format,
+            rows=self.feed.rows,
+            pictures=self.feed.pictures.num_rows,
+            new=new,
+            changed=changed,
+            new_or_changed=new + changed,
+            unchanged=unchanged,
+            kept_unreachable=kept,
+            taken_over=taken_over,
+            retired=self.retired.num_rows,
+            rejects={},
+            pools=[],
+            samples_version=self.base,
+            seconds=round(time.monotonic() - self.started, 1),
         )
-
-    def _fetch(self, row: dict) -> dict:
-        uri = row["image_uri"]
-        try:
-            fs, path = url_to_fs(uri if "://" in uri or uri.startswith("/") else f"{self.base}/{uri}")
-            if "file" in fs.protocol and not (self.allowed and Path(path).resolve().is_relative_to(self.allowed)):
-                return {"reject": "unreachable_image"}
-            with fs.open(path) as f:
-                photo = f.read(int(self.rules.max_mb * 1e6) + 1)
-        except FileNotFoundError:
-            return {"reject": "missing_image"}
-        except (OSError, ValueError) as e:
-            log.info("cannot fetch %r: %s", uri, e)
-            return {"reject": "unreachable_image"}
-        if len(photo) > self.rules.max_mb * 1e6:
-            return {"reject": "oversized_image"}
-        return self._keep(row, photo)
-
-    def _keep(self, row: dict, photo: bytes) -> dict:
-        try:
-            height, width = images.decode(photo).shape[:2]
-        except images.UnreadableImage as e:
-            log.info("cannot decode %r: %s", row["image_uri"], e)
-            return {"reject": "unreadable_image"}
-        photo_uri = self.root.put(photo, "photo")
-        sha256 = Path(photo_uri).stem
-        mark = digest(sha256, row["title"], row["category"], self.made_by)
-        unchanged = self.known.get(row["sample_id"]) == mark
-        size = {"width": width, "height": height, "photo_uri": photo_uri, "photo_sha256": sha256, "fingerprint": mark}
-        small = min(height, width) < self.rules.min_side_px
-        return size | {"reject": UNCHANGED if unchanged else "image_too_small" if small else None}
-
-
-class Masker:
-    """Product masks into object storage."""
-
-    def __init__(self, root: Root, model: str, device: str, threads: int):
-        from adbooster.mask import U2Net
-
-        self.root, self.net = root, U2Net(local_copy(model), device, threads)
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        masks = [self.net.mask(images.decode(self.root.read(uri))) for uri in rows["photo_uri"].to_pylist()]
-        return schema.extend(
-            rows,
-            schema.MASKED,
-            mask_uri=[self.root.put(images.encode_mask(m), "png") for m in masks],
-            mask_area_share=[float((m > 127).mean()) for m in masks],
-        )
-
-
-class Captioner:
-    """One line of text a picture."""
-
-    def __init__(self, root: Root, model: str, device: str, threads: int):
-        from adbooster.caption import Blip
-
-        self.root, self.net = root, Blip(local_copy(model), device, threads)
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        photos = [images.decode(self.root.read(uri)) for uri in rows["photo_uri"].to_pylist()]
-        return schema.extend(rows, schema.CAPTIONED, caption=self.net.captions(photos))
-
-
-class Judge:
-    """Rejects by the rules, and whether the surroundings are plain or a scene."""
-
-    def __init__(self, root: Root, rules: Rules):
-        self.root, self.rules = root, rules
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        verdicts = [self._judge(row) for row in rows.to_pylist()]
-        rest = rows.drop_columns(["reject"])
-        return schema.extend(rest, schema.JUDGED, reject=[v[0] for v in verdicts], background=[v[1] for v in verdicts])
-
-    def _judge(self, row: dict) -> tuple[str | None, str]:
-        photo, mask = (
-            images.decode(self.root.read(row["photo_uri"])),
-            images.decode_mask(self.root.read(row["mask_uri"])),
-        )
-        outside = photo[mask < 10]
-        deviation = float(outside.std(axis=0).max()) if len(outside) else 0.0
-        background = "plain" if deviation < self.rules.plain_deviation else "scene"
-        border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-        if row["mask_area_share"] < self.rules.min_area_share:
-            return "mask_empty", background
-        if row["mask_area_share"] > self.rules.max_area_share:
-            return "mask_full", background
-        if row["role"] == "main" and (border > 127).mean() > self.rules.max_border_share:
-            return "mask_touches_border", background
-        return (None if row["caption"] else "caption_empty"), background
 
 
 def prepare(config: PrepareConfig) -> PrepareReport:
-    """Bring tables/samples up to date with the feed; unchanged pictures cost no model."""
-    started = time.monotonic()
-    root = Root(config.root_uri)
-    base = tables.version(root, "samples")
-    live = tables.read(root, "samples")
-    wanted = feeds.pictures(feeds.read_feed(config.feed_uri))
+    """Bring tables/samples up to date with the feed in one commit; unchanged pictures cost no decoding and no model."""
+    night = _Night(config)
     if config.dry_run:
-        return _report(config, wanted, [], live, base, started)
-    folder = f"runs/{config.run_id}/staged/samples"
-    root.clear(folder)  # parts of an earlier try of this run
-    stage_parts(_pictures_through_models(config, root, wanted, live), root, folder)
-    judged = tables.read_staged(root, folder, schema.JUDGED)
-    done = judged.filter(pc.invert(pc.equal(pc.fill_null(judged["reject"], ""), UNCHANGED)))
-    report = _report(config, wanted, done["reject"].to_pylist(), live, base, started)
-    _hold_back(config, report, live)
-    rows = pa.concat_tables([schema.fill(done, schema.SAMPLES), _retired(live, wanted)])
+        return _dry_run(night)
+    preflight(config.pools())
+    staged = _through_stages(night)
+    night.root.write(f"runs/{config.run_id}/prepare.stats.txt", staged.stats.encode())
+    done = pa.concat_tables([schema.PREPARED.empty_table(), *staged.rows, night.changes.rejected_by_feed()])
+    taken_over = night.changes.taken_over(done)
+    rows = pa.concat_tables([schema.fill(_worth_writing(done, night.live), schema.SAMPLES), taken_over])
+    kept = pc.sum(pc.fill_null(done["kept"], False)).as_py() or 0
+    report = night.report(_counts(night, rows), kept, taken_over.num_rows)
+    report.rejects = _rejects(night, done)
+    _hold_back(config, report)
+    rows = pa.concat_tables([rows, night.retired])
     if rows.num_rows:
-        report.samples_version = tables.merge(root, "samples", rows, "sample_id", base, {"run_id": config.run_id})
+        metadata = {"run_id": config.run_id}
+        report.samples_version = tables.merge(night.root, "samples", rows, "sample_id", night.base, metadata)
+    report.seconds = round(time.monotonic() - night.started, 1)
     return report
 
 
 def check(config: PrepareConfig) -> None:
-    """raises ConfigError for anything that can be known before an actor starts: models, feed, root, cluster"""
+    """raises ConfigError for anything that can be known before an actor starts: models, feed, root"""
     mask_model, caption_model = local_copy(config.mask_model), local_copy(config.caption_model)
     refuse_pickles(mask_model)
     refuse_pickles(caption_model)
     if mask_model.suffix != ".onnx":
         raise ConfigError(f"the mask model {config.mask_model} is not an .onnx file")
-    feeds.read_feed(config.feed_uri)
-    Root(config.root_uri).check_writable()
+    feeds.check(config.feed_uri, config.feed_format, config.columns)
+    if not config.dry_run:
+        Root(config.root_uri).check_writable()
 
 
-def _pictures_through_models(config: PrepareConfig, root: Root, wanted: pa.Table, live: pa.Table):
-    preflight({"fetch": config.fetch, "mask": config.mask, "caption": config.caption, "judge": config.judge})
-    made_by = [content_hash(local_copy(m)) for m in (config.mask_model, config.caption_model)]
-    made_by = digest(*made_by, json.dumps(config.rules.model_dump(mode="json"), sort_keys=True))
+def made_by(config: PrepareConfig) -> MadeBy:
+    mask_model, caption_model = (content_hash(local_copy(m)) for m in (config.mask_model, config.caption_model))
+    return changes.made_by(mask_model, caption_model, config.masking, config.captions, config.rules)
+
+
+def _through_stages(night: _Night) -> Staged:
+    """Where nothing to make is expected, only fetchers start, and the models for what they find changed after all."""
+    config, found = night.config, night.changes
+    total = found.to_fetch()
+    if not total:
+        return Staged([], "no picture to fetch\n")
+    place = {"root": night.root, "source": config.source(), "rules": config.rules, "made": night.made}
+    ds = through(dataset_of(found.blocks(config.fetch.batch)), Fetcher, config.fetch, schema.FETCHED, **place)
+    if found.work_expected():
+        return _through_models(night, ds, total)
+    asked = _staged(night, ds, total, f"runs/{config.run_id}/staged/asked")
+    changed = pa.concat_tables(asked.rows) if asked.rows else None
+    if changed is None:
+        return asked
+    made = _through_models(night, dataset(changed, config.mask.batch), changed.num_rows)
+    return Staged(made.rows, f"{asked.stats}\n{made.stats}")
+
+
+def _through_models(night: _Night, ds: Dataset, total: int) -> Staged:
+    config = night.config
+    model = {"root": night.root, "made": night.made, "runs_on": (config.device, config.threads)}
+    ds = through(ds, Masker, config.mask, schema.MASKED, **model, model=config.mask_model, how=config.masking)
+    ds = through(
+        ds, Captioner, config.caption, schema.CAPTIONED, **model, model=config.caption_model, how=config.captions
+    )
+    ds = through(ds, Judge, config.judge, schema.PREPARED, rules=config.rules)
+    return _staged(night, ds, total, changes.staged_folder(config.run_id, night.base))
+
+
+def _staged(night: _Night, ds: Dataset, total: int, folder: str) -> Staged:
+    with Progress("prepare", total, night.config.progress_s) as progress:
+        return stage_parts(ds, night.root, folder, leave_out=UNCHANGED, progress=progress)
+
+
+def _worth_writing(done: pa.Table, live: pa.Table) -> pa.Table:
+    """Without rows kept for want of an answer, of which nothing else has changed either."""
     current = live.filter(pc.is_null(live["retired_at"]))
-    known = dict(zip(current["sample_id"].to_pylist(), current["fingerprint"].to_pylist(), strict=True))
-    model = {"root": root, "device": config.device, "threads": config.threads}
-    place = {"root": root, "feed_uri": config.feed_uri, "allowed": config.allowed_file_root}
-    ds = dataset(wanted, config.fetch.batch)
-    ds = through(ds, Fetcher, config.fetch, schema.FETCHED, **place, rules=config.rules, made_by=made_by, known=known)
-    ds = through(ds, Masker, config.mask, schema.MASKED, **model, model=config.mask_model)
-    ds = through(ds, Captioner, config.caption, schema.CAPTIONED, **model, model=config.caption_model)
-    return through(ds, Judge, config.judge, schema.JUDGED, root=root, rules=config.rules)
+    now = current["fingerprint"].take(pc.index_in(done["sample_id"], current["sample_id"]))
+    same = pc.and_(pc.fill_null(done["kept"], False), pc.equal(done["fingerprint"], pc.fill_null(now, "")))
+    return done.filter(pc.invert(same))
 
 
-def _retired(live: pa.Table, wanted: pa.Table) -> pa.Table:
-    """Live samples that left the feed, marked so; they are kept."""
-    gone = live.filter(pc.invert(pc.is_in(live["sample_id"], wanted["sample_id"])))
-    gone = gone.filter(pc.is_null(gone["retired_at"]))
-    now = pa.array([datetime.now(UTC)] * gone.num_rows, schema.SAMPLES.field("retired_at").type)
-    return gone.set_column(gone.schema.get_field_index("retired_at"), "retired_at", now)
+def _counts(night: _Night, rows: pa.Table) -> tuple[int, int, int]:
+    """new, changed, unchanged, of what is to be written against what is live"""
+    at = pc.index_in(rows["sample_id"], night.live["sample_id"])
+    current = pc.fill_null(pc.is_null(night.live["retired_at"]).take(at), False)
+    same = pc.and_(current, pc.equal(rows["fingerprint"], pc.fill_null(night.live["fingerprint"].take(at), "")))
+    new, same = at.null_count, pc.sum(same).as_py() or 0  # the same, with another validator of its photo
+    changed = rows.num_rows - new - same
+    return new, changed, night.feed.pictures.num_rows - new - changed
 
 
-def _hold_back(config: PrepareConfig, report: PrepareReport, live: pa.Table) -> None:
-    rejected = sum(report.rejects.values())
-    if report.pictures == 0:
-        raise ConfigError(f"the feed {config.feed_uri} has no rows; an empty feed would retire every product")
-    if rejected > config.max_reject_share * report.pictures:
-        words = ", ".join(f"{n} {word}" for word, n in report.rejects.items())
+def _rejects(night: _Night, done: pa.Table) -> dict[str, int]:
+    """Every rejected picture of the feed as it stands after this night, whenever it was rejected."""
+    before = night.changes.known.take(night.changes.at.drop_null())
+    before = before.filter(pc.invert(pc.is_in(before["sample_id"], done["sample_id"].combine_chunks())))
+    words = Counter(done["reject"].drop_null().to_pylist()) + Counter(before["reject"].drop_null().to_pylist())
+    return dict(words.most_common())
+
+
+def _hold_back(config: PrepareConfig, report: PrepareReport) -> None:
+    missing = sum(report.rejects.values()) + report.kept_unreachable
+    if missing > config.max_reject_share * report.pictures:
+        words = [f"{n} {word}" for word, n in report.rejects.items()]
+        words += [f"{report.kept_unreachable} not reached tonight"] if report.kept_unreachable else []
         raise TooManyRejects(
-            f"{rejected} of {report.pictures} pictures were rejected ({words}), more than max_reject_share "
-            f"{config.max_reject_share}; nothing was published, see runs/{config.run_id}/staged/samples"
+            f"{missing} of {report.pictures} pictures were rejected ({', '.join(words)}), more than max_reject_share "
+            f"{config.max_reject_share}; nothing was published, see runs/{config.run_id}/staged"
         )
 
 
-def _report(config, wanted: pa.Table, rejects: list, live: pa.Table, base: int | None, started: float) -> PrepareReport:
-    return PrepareReport(
-        run_id=config.run_id,
-        pictures=wanted.num_rows,
-        new_or_changed=len(rejects),
-        unchanged=wanted.num_rows - len(rejects) if not config.dry_run else 0,
-        retired=_retired(live, wanted).num_rows,
-        rejects=dict(Counter(word for word in rejects if word)),
-        samples_version=base,
-        seconds=round(time.monotonic() - started, 1),
-    )
+def _dry_run(night: _Night) -> PrepareReport:
+    """The plan, told without fetching a photo or starting an actor; only local photos are looked at (size and times)."""
+    state, found = night.changes.state, night.changes
+    etags = found.known["etag"].take(found.at)
+    for i in (state == 2).nonzero()[0].tolist():
+        if _local_changed(night, found.wanted["image_uri"][i].as_py(), etags[i].as_py()):
+            state[i] = 1
+    report = night.report(found.counts())
+    report.pools = fit(night.config.pools())
+    words = found.wanted["reject"].drop_null().to_pylist()
+    report.rejects = dict(Counter(words).most_common())
+    print(_plan_text(night.config, report), flush=True)
+    return report
+
+
+def _local_changed(night: _Night, uri: str, etag: str | None) -> bool:
+    folder = os.path.dirname(night.config.feed_uri)
+    path = uri if uri.startswith("/") else os.path.join(folder, uri)
+    if etag is None or "://" in path:
+        return False
+    try:
+        return file_etag(os.stat(path)) != etag
+    except (OSError, ValueError):
+        return True
+
+
+def _plan_text(config: PrepareConfig, report: PrepareReport) -> str:
+    lines = [f"feed {config.feed_uri}, read as {report.feed_format}"]
+    for name in ("rows", "pictures", "new", "changed", "unchanged", "retired"):
+        lines.append(f"{name:>10} {getattr(report, name):>10,}")
+    lines += [f"  rejected {n:>10,} {word} (by the feed alone)" for word, n in report.rejects.items()]
+    for name, pool in config.pools().items():
+        lines.append(f"pool {name}: {pool.actors} actors x {pool.cpus:g} CPUs, {pool.gpus:g} GPUs, batch {pool.batch}")
+    for row in report.pools:
+        verdict = "fits" if row["asked"] <= row["there"] else "DOES NOT FIT"
+        lines.append(f"{row['resource']}: asked {row['asked']:g}, in the cluster {row['there']:g}: {verdict}")
+    lines.append("photos behind http(s) and object storage are compared when the job runs; no actor was started")
+    return "\n".join(lines)

@@ -8,9 +8,12 @@ from adbooster.errors import SchemaError
 
 # Why a picture was not used, or a request not filled. One fixed word each; null means usable.
 REJECTS = (
+    "malformed_row",
     "missing_id",
     "duplicate_id",
+    "field_too_long",
     "missing_image",
+    "refused_address",
     "unreachable_image",
     "oversized_image",
     "unreadable_image",
@@ -18,6 +21,7 @@ REJECTS = (
     "mask_empty",
     "mask_full",
     "mask_touches_border",
+    "mask_in_pieces",
     "caption_empty",
     "not_painted",
     # Of candidates and their files; a request that ends on one of them falls back to the original picture.
@@ -39,6 +43,18 @@ def _schema(base: pa.Schema | None = None, **columns: pa.DataType) -> pa.Schema:
 
 
 _TEXTS = pa.list_(pa.string())
+_WHEN = pa.timestamp("us", tz="UTC")
+
+# What is measured on a photo and its mask, so that rules can change without decoding either again.
+_MASK = {
+    "mask_uri": pa.string(),
+    "mask_by": pa.string(),
+    "mask_area_share": pa.float32(),
+    "mask_border_share": pa.float32(),
+    "mask_pieces": pa.int32(),
+    "outside_deviation": pa.float32(),
+}
+_CAPTION = {"caption": pa.string(), "caption_by": pa.string()}
 
 # One row a picture of a product, as the feed names it.
 PICTURES = _schema(
@@ -51,18 +67,39 @@ PICTURES = _schema(
     image_uri=pa.string(),
     reject=pa.string(),
 )
+# The same with what is known of the picture from an earlier night: null for a new one.
+KNOWN = _schema(
+    image_uri=pa.string(),
+    photo_uri=pa.string(),
+    photo_sha256=pa.string(),
+    etag=pa.string(),
+    last_modified=pa.string(),
+    width=pa.int32(),
+    height=pa.int32(),
+    **_MASK,
+    **_CAPTION,
+    reject=pa.string(),
+    fingerprint=pa.string(),
+    retired_at=_WHEN,
+)
+PLANNED = _schema(PICTURES, known=pa.struct(list(KNOWN)))
 FETCHED = _schema(
-    PICTURES,
+    PLANNED,
     photo_uri=pa.string(),
     photo_sha256=pa.string(),
     width=pa.int32(),
     height=pa.int32(),
+    etag=pa.string(),
+    last_modified=pa.string(),
+    kept=pa.bool_(),
     fingerprint=pa.string(),
 )
-MASKED = _schema(FETCHED, mask_uri=pa.string(), mask_area_share=pa.float32())
-CAPTIONED = _schema(MASKED, caption=pa.string())
+MASKED = _schema(FETCHED, **_MASK)
+CAPTIONED = _schema(MASKED, **_CAPTION)
 JUDGED = _schema(CAPTIONED, background=pa.string())
-SAMPLES = _schema(JUDGED, retired_at=pa.timestamp("us", tz="UTC"))
+# What is staged: with what was found, without what was known.
+PREPARED = pa.schema([f for f in JUDGED if f.name != "known"])
+SAMPLES = _schema(pa.schema([f for f in PREPARED if f.name != "kept"]), retired_at=_WHEN)
 
 COHORTS = _schema(
     cohort_id=pa.string(),

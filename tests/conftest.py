@@ -1,12 +1,17 @@
 """One Ray and one S3 server for the whole session; small pictures and models that tests share."""
 
+import hashlib
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_worker_niceness"] = "0"  # tests share two cores with their own workers
@@ -153,3 +158,101 @@ def stocked(root, packshot):
     ]
     tables.merge(root, "cohorts", pa.Table.from_pylist(cohorts, schema.COHORTS), "cohort_id", None, {})
     return root
+
+
+class Misbehaving:
+    """An HTTP server in a thread: `/status/<code>,<code>...` answers these one after another, and see `_reply`."""
+
+    def __init__(self):
+        self.asked: list[str] = []
+        self.headers: list[dict] = []
+        self.counts: Counter[str] = Counter()
+        self.under_way = self.most_under_way = 0
+        self.files: dict[str, bytes] = {}
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                with outer.lock:
+                    outer.asked.append(self.path)
+                    outer.headers.append(dict(self.headers))
+                    outer.counts[self.path] += 1
+                    outer.under_way += 1
+                    outer.most_under_way = max(outer.most_under_way, outer.under_way)
+                try:
+                    outer._reply(self)
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True
+                finally:
+                    with outer.lock:
+                        outer.under_way -= 1
+
+            def log_message(self, *_):
+                pass
+
+        self.lock = threading.Lock()
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.port = self.server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def _reply(self, h: BaseHTTPRequestHandler) -> None:
+        kind, _, rest = h.path.strip("/").partition("/")
+        if kind == "status":
+            codes = rest.split("/")[0].split(",")
+            code = int(codes[min(self.counts[h.path], len(codes)) - 1])
+            return self._send(h, code, self.files["photo"] if code == 200 else b"", {"Retry-After": "0"})
+        if kind == "redirect":
+            return self._send(h, 302, b"", {"Location": unquote(rest)})
+        if kind == "etag":
+            mark = f'"{hashlib.sha256(self.files[rest]).hexdigest()[:12]}"'
+            if h.headers.get("If-None-Match") == mark:
+                return self._send(h, 304, b"", {"ETag": mark})
+            return self._send(h, 200, self.files[rest], {"ETag": mark})
+        if kind == "endless":
+            h.send_response(200)
+            h.send_header("Connection", "close")
+            h.end_headers()
+            while True:
+                h.wfile.write(b"\0" * 65536)
+        if kind == "drip":  # always something, never an end
+            h.send_response(200)
+            h.send_header("Content-Length", "1000")
+            h.end_headers()
+            for _ in range(100):
+                h.wfile.write(b"x")
+                time.sleep(0.1)
+            return None
+        if kind == "cut":
+            h.send_response(200)
+            h.send_header("Content-Length", "100000")
+            h.end_headers()
+            h.wfile.write(self.files["photo"][:50])
+            h.close_connection = True
+            return None
+        if kind == "slow":
+            time.sleep(float(rest.split("/")[0]))
+        body = b"<html>sorry</html>" if kind == "page" else self.files["photo"]
+        return self._send(h, 200, body, {"Content-Type": "text/html"})
+
+    @staticmethod
+    def _send(h: BaseHTTPRequestHandler, code: int, body: bytes, headers: dict) -> None:
+        h.send_response(code)
+        for name, value in headers.items():
+            h.send_header(name, value)
+        if code != 304:
+            h.send_header("Content-Length", str(len(body)))
+        h.end_headers()
+        h.wfile.write(body)
+
+
+@pytest.fixture
+def misbehaving(packshot):
+    server = Misbehaving()
+    server.files["photo"] = images.encode_mask(packshot[0])
+    yield server
+    server.server.shutdown()
+    server.server.server_close()

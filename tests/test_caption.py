@@ -1,4 +1,5 @@
 from adbooster.caption import Blip
+from adbooster.rules import Captions
 from adbooster.tiny import world
 from tests.conftest import MODELS
 
@@ -13,3 +14,14 @@ def test_captions_name_product_and_scene_alike_in_any_batch():
     assert sum(named) >= 3
     assert world.WHITE in together[3]
     assert len(set(together)) == 4
+
+
+def test_prefix_length_and_repetition_are_settings():
+    blip = Blip(MODELS / "caption", "cpu", 2)
+    picture = [world.packshot("watch", 256)[0]]
+    assert len(blip.captions(picture, Captions(max_new_tokens=2))[0].split()) <= 2
+    whole = blip.captions(picture)[0]
+    prefix = " ".join(whole.split()[:2])
+    assert not blip.captions(picture, Captions(prefix=prefix))[0].startswith(prefix)
+    said = blip.captions(picture, Captions(no_repeat_ngram_size=1, max_new_tokens=12))[0].split()
+    assert len(said) == len(set(said))

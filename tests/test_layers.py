@@ -6,12 +6,24 @@ from pathlib import Path
 import adbooster
 
 LAYERS = [
-    {"errors", "settings"},
-    {"schema", "images", "layout", "prompts", "recipe", "finish", "choose"},
+    {"errors", "settings", "rules"},
+    {"schema", "colours", "images", "layout", "prompts", "recipe", "finish", "choose"},
     {"mask", "caption", "outpaint", "inpainting", "rank", "gates", "clustering", "window", "llm"},
     {
-        *("objects", "pools", "tables", "vacuum", "rollback", "report", "feeds", "plan", "painter"),
-        *("prompting", "llm_local", "interests", "cohort_file", "groups"),
+        *(
+            "objects",
+            "pools",
+            "tables",
+            "vacuum",
+            "rollback",
+            "report",
+            "formats",
+            "feeds",
+            "fetch",
+            "changes",
+            "pictures",
+        ),
+        *("plan", "painter", "prompting", "llm_local", "interests", "cohort_file", "groups"),
     },
     {"prepare", "cohorts", "finetune", "generate"},
     {"nightly"},

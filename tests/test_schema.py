@@ -20,9 +20,10 @@ def test_check_names_the_wrong_type():
 
 
 def test_rows_only_grow_to_the_right():
-    chain = [schema.PICTURES, schema.FETCHED, schema.MASKED, schema.CAPTIONED, schema.JUDGED, schema.SAMPLES]
+    chain = [schema.PICTURES, schema.PLANNED, schema.FETCHED, schema.MASKED, schema.CAPTIONED, schema.JUDGED]
     for before, after in itertools.pairwise(chain):
         assert set(before.names) < set(after.names)
+    assert set(schema.SAMPLES.names) == set(schema.JUDGED.names) - {"known", "kept"} | {"retired_at"}
 
 
 def test_no_table_carries_pixels():
