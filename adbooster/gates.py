@@ -103,8 +103,10 @@ class Inspector:
         """Cosine between the product and the likest other salient thing of at least a tenth of its size; None: alone."""
         if self.gates.max_copy_similarity is None:
             return None
-        apart, n = ndimage.label(found & ~ndimage.binary_dilation(product, iterations=3))
-        sizes = ndimage.sum_labels(apart > 0, apart, range(1, n + 1))
+        near = np.asarray(ndimage.binary_dilation(product, iterations=3))
+        apart = np.zeros(product.shape, np.int32)
+        ndimage.label(found & np.logical_not(near), output=apart)
+        sizes = np.bincount(apart.ravel())[1:]
         others = [s for s, size in zip(ndimage.find_objects(apart), sizes, strict=True) if size >= product.sum() / 10]
         if not others or not product.any():
             return None

@@ -1,7 +1,11 @@
+import shutil
+from datetime import UTC, datetime
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pap
 import pytest
+from safetensors.torch import load_file, save_file
 
 from adbooster import generate, images, layout, plan, schema, tables
 from adbooster.errors import ConfigError, CoverageTooLow
@@ -141,6 +145,41 @@ def test_a_night_costs_only_what_changed(local_ray, stocked):
     assert (fourth.painted, fourth.retired) == (0, 1)
     assert tables.read(stocked, "creatives")["cohort_id"].to_pylist() == ["c1"]
     assert tables.read(stocked, "creatives", version=first.creatives_version).num_rows == 2
+
+
+def test_products_and_weights_night_by_night(local_ray, stocked, tmp_path):
+    """One product changes: its requests alone. A product goes: retired. Other weights: everything."""
+    only = {"recipe": RECIPE | {"candidates": 1, "num_inference_steps": 1}}
+    first, *_ = tables.read(stocked, "samples").to_pylist()
+    more = [first | {"sample_id": f"s{i}", "product_id": f"P{i}"} for i in (2, 3)]
+    tables.merge(stocked, "samples", pa.Table.from_pylist(more, schema.SAMPLES), "sample_id", 0, {})
+    assert generate.generate(config(stocked, "n1", **only)).painted == 6
+    before = {r["creative_id"]: r for r in tables.read(stocked, "creatives").to_pylist()}
+
+    photo = images.decode(stocked.read(first["photo_uri"])).copy()
+    photo[:3, :3] = 200
+    uri = stocked.put(images.encode_lossless(photo), "photo")
+    changed = more[0] | {"photo_uri": uri, "photo_sha256": uri.rsplit("/", 1)[-1].split(".")[0]}
+    gone = more[1] | {"retired_at": datetime.now(UTC)}
+    tables.merge(stocked, "samples", pa.Table.from_pylist([changed, gone], schema.SAMPLES), "sample_id", 1, {})
+    done = generate.generate(config(stocked, "n2", **only))
+    assert (done.requests, done.already_live, done.painted, done.published, done.retired) == (4, 2, 2, 2, 4)
+    after = {r["creative_id"]: r for r in tables.read(stocked, "creatives").to_pylist()}
+    assert sorted(r["product_id"] for r in after.values()) == ["P1", "P1", "P2", "P2"]
+    kept = {name for name, r in before.items() if r["product_id"] == "P1"}
+    assert all(after[name] == before[name] for name in kept)
+    assert not {r["product_id"] for name, r in after.items() if name in before} - {"P1"}
+
+    other = tmp_path / "other"
+    shutil.copytree(MODELS / "outpaint", other)
+    file = next((other / "unet").glob("*.safetensors"))
+    state = load_file(file)
+    save_file(state | {"conv_out.weight": state["conv_out.weight"] * 0.9}, file)
+    done = generate.generate(config(stocked, "n3", weights=str(other), **only))
+    assert (done.already_live, done.painted, done.published, done.retired) == (0, 4, 4, 4)
+    rows = tables.read(stocked, "creatives")
+    assert set(rows["weights_revision"].to_pylist()) == {done.weights_revision}
+    assert not set(rows["creative_id"].to_pylist()) & set(after)
 
 
 def test_what_a_killed_run_staged_is_not_painted_again(local_ray, stocked):
