@@ -11,12 +11,13 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 
 from adbooster import choose, plan, prompting, report, schema, tables
-from adbooster.errors import ConfigError, CoverageTooLow
+from adbooster.errors import ConfigError
 from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
 from adbooster.pools import Pool, dataset, preflight, stage_parts, through
 from adbooster.prompting import PromptFigures, Prompting
+from adbooster.publish import places, publish
 from adbooster.recipe import Recipe, recipe_id
-from adbooster.settings import Config, JobConfig, Uri, code_commit
+from adbooster.settings import Config, JobConfig, Uri
 
 log = logging.getLogger(__name__)
 
@@ -171,10 +172,10 @@ def _paint(
     config: GenerateConfig, root: Root, wanted: pa.Table, live: pa.Table, to_paint: pa.Table, done: GenerateReport
 ) -> pa.Table:
     """Paint what is to be painted, and again what turns out a duplicate; returns the night's new rows (schema.STAGED)."""
-    asked = set(_places(wanted))
+    asked = set(places(wanted))
     new = plan.without(wanted, live)
-    replaced = set(_places(new))
-    stays = live.filter(pa.array([p in asked and p not in replaced for p in _places(live)], pa.bool_()))
+    replaced = set(places(new))
+    stays = live.filter(pa.array([p in asked and p not in replaced for p in places(live)], pa.bool_()))
 
     def taken() -> choose.Scenes:
         scenes = choose.Scenes(config.recipe.gates)
@@ -232,45 +233,6 @@ def _stage(config: GenerateConfig, root: Root, rows: pa.Table, done: GenerateRep
         weights_revision=done.weights_revision,
     )
     stage_parts(ds, root, plan.staged_folder(config.run_id, done.recipe_id))
-
-
-def publish(
-    config: GenerateConfig, wanted: pa.Table, live: pa.Table, fresh: pa.Table, done: GenerateReport
-) -> pa.Table:
-    """One commit that adds what was painted, replaces what it supersedes and retires what nobody wants any more.
-
-    wanted  the night's requests; live  the table at `done.creatives_version`; fresh  painted rows (schema.STAGED)
-    done    gets the figures of the publication
-    returns the rows that are live now
-    raises  CoverageTooLow, PublishConflict; nothing of this run is live then
-    """
-    asked, new = set(_places(wanted)), set(_places(fresh))
-    stays = pa.array([place in asked and place not in new for place in _places(live)], pa.bool_())
-    fresh = schema.fill(fresh, schema.CREATIVES)
-    after = pa.concat_tables([live.filter(stays), fresh])
-    done.coverage = round(len(set(_places(after))) / wanted.num_rows, 4)
-    if done.coverage < config.min_coverage:
-        raise CoverageTooLow(
-            f"{done.coverage:.1%} of {wanted.num_rows} requests are filled, min_coverage is {config.min_coverage:.1%}; "
-            "nothing was published and the last night stays live"
-        )
-    gone = live.filter(pc.invert(stays))
-    done.retired = gone.num_rows
-    if fresh.num_rows or gone.num_rows:
-        metadata = {"run_id": config.run_id, "recipe_id": done.recipe_id, "weights_revision": done.weights_revision}
-        metadata |= {"git_commit": code_commit() or "", "job": "generate"}
-        drop = gone.filter(pc.invert(pc.is_in(gone["creative_id"], fresh["creative_id"])))["creative_id"].to_pylist()
-        done.creatives_version = tables.merge(
-            Root(config.root_uri), "creatives", fresh, "creative_id", done.creatives_version, metadata, delete=drop
-        )
-    families = dict(zip(wanted["cohort_id"].to_pylist(), wanted["family"].to_pylist(), strict=True))
-    done.uplift = report.uplift(after, families)
-    return after
-
-
-def _places(rows: pa.Table) -> list[tuple[str, str, str]]:
-    """What a creative is live for: product, cohort, placement."""
-    return list(zip(*(rows[c].to_pylist() for c in ("product_id", "cohort_id", "placement")), strict=True))
 
 
 def check(config: GenerateConfig) -> None:

@@ -23,7 +23,7 @@ LAYERS = [
             "changes",
             "pictures",
         ),
-        *("plan", "painter", "prompting", "llm_local", "interests", "cohort_file", "groups"),
+        *("plan", "publish", "painter", "prompting", "llm_local", "interests", "cohort_file", "groups"),
     },
     {"prepare", "cohorts", "finetune", "generate"},
     {"nightly"},

@@ -1,0 +1,46 @@
+"""A night's creatives become what is live, in one commit or not at all."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adbooster import report, schema, tables
+from adbooster.errors import CoverageTooLow
+from adbooster.objects import Root
+from adbooster.settings import code_commit
+
+
+def publish(config, wanted: pa.Table, live: pa.Table, fresh: pa.Table, done) -> pa.Table:
+    """One commit that adds what was painted, replaces what it supersedes and retires what nobody wants any more.
+
+    wanted  the night's requests; live  the table at `done.creatives_version`; fresh  painted rows (schema.STAGED)
+    done    gets the figures of the publication
+    returns the rows that are live now
+    raises  CoverageTooLow, PublishConflict; nothing of this run is live then
+    """
+    asked, new = set(places(wanted)), set(places(fresh))
+    stays = pa.array([place in asked and place not in new for place in places(live)], pa.bool_())
+    fresh = schema.fill(fresh, schema.CREATIVES)
+    after = pa.concat_tables([live.filter(stays), fresh])
+    done.coverage = round(len(set(places(after))) / wanted.num_rows, 4)
+    if done.coverage < config.min_coverage:
+        raise CoverageTooLow(
+            f"{done.coverage:.1%} of {wanted.num_rows} requests are filled, min_coverage is {config.min_coverage:.1%}; "
+            "nothing was published and the last night stays live"
+        )
+    gone = live.filter(pc.invert(stays))
+    done.retired = gone.num_rows
+    if fresh.num_rows or gone.num_rows:
+        metadata = {"run_id": config.run_id, "recipe_id": done.recipe_id, "weights_revision": done.weights_revision}
+        metadata |= {"git_commit": code_commit() or "", "job": "generate"}
+        drop = gone.filter(pc.invert(pc.is_in(gone["creative_id"], fresh["creative_id"])))["creative_id"].to_pylist()
+        done.creatives_version = tables.merge(
+            Root(config.root_uri), "creatives", fresh, "creative_id", done.creatives_version, metadata, delete=drop
+        )
+    families = dict(zip(wanted["cohort_id"].to_pylist(), wanted["family"].to_pylist(), strict=True))
+    done.uplift = report.uplift(after, families)
+    return after
+
+
+def places(rows: pa.Table) -> list[tuple[str, str, str]]:
+    """What a creative is live for: product, cohort, placement."""
+    return list(zip(*(rows[c].to_pylist() for c in ("product_id", "cohort_id", "placement")), strict=True))
