@@ -99,7 +99,7 @@ class Root:
     def stats(self, folder: str) -> dict[str, Stat]:
         """Every file below a folder, by its path relative to the root; none if there is no such folder."""
         found = self.fs.find(self.path(folder), detail=True)
-        return {path[len(self.base) + 1 :]: _stat(info) for path, info in found.items()}
+        return {path[len(self.base) + 1 :]: _stat(info) for path, info in found.items() if info["type"] == "file"}
 
     def remove(self, files: Iterable[str]) -> None:
         """Remove files; one that is gone already is fine, one that cannot be removed is an error."""
