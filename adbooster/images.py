@@ -1,6 +1,7 @@
 """Encoded pictures to arrays and back. The only place that decodes: fully, or not at all."""
 
 import io
+import struct
 from functools import cache
 
 import numpy as np
@@ -66,7 +67,8 @@ def _formats() -> list[str]:
 def _upright(opened: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(opened)
-    except Exception:  # a damaged note on how to turn a whole picture
+    except (OSError, ValueError, SyntaxError, TypeError, AttributeError, LookupError, ArithmeticError, struct.error):
+        # a damaged note on how to turn a whole picture
         return opened
 
 

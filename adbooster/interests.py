@@ -10,45 +10,18 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
+from adbooster import interest_columns
 from adbooster.errors import ConfigError
+from adbooster.interest_columns import Interests, quoted
 from adbooster.objects import _filesystem
 from adbooster.prompts import clean, interest
-from adbooster.settings import Config
 
 log = logging.getLogger(__name__)
 SALT = "ADBOOSTER_USER_SALT"
 SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv", ".jsonl": "jsonl", ".jsonl.gz": "jsonl"}
 SUFFIXES |= {".ndjson": "jsonl", ".ndjson.gz": "jsonl"}
 DAY_S = 86400
-
-
-class Interests(Config):
-    """What the columns of the log are called, and how it is read."""
-
-    user_column: str = "user_id"
-    """Who; written only as a salted hash."""
-    query_column: str = "query"
-    """What the user looked for."""
-    context_column: str = "context"
-    """Season, event, sport..."""
-    weight_column: str = "weight"
-    """How much a row counts; a log without it, or a row without a value: 1."""
-    timestamp_column: str = "timestamp"
-    """When: a timestamp, ISO 8601 text (UTC unless it says otherwise) or a Unix time; a log without it does not decay."""
-    half_life_days: float = Field(30, gt=0)
-    """An interest this much older counts half."""
-    max_age_days: float = Field(0, ge=0)
-    """Rows older than this are left out; 0: none."""
-    as_of: str = ""
-    """The moment that ages are counted from (ISO 8601); rows after it are left out. Empty: the log's newest row."""
-    max_texts: int = Field(1_000_000, ge=1)
-    """Distinct texts kept, those of most users; they are held in memory with their vectors."""
-    memory_gib: float = Field(4, gt=0)
-    """Memory for reading and grouping; what does not fit goes to `scratch`."""
-    scratch: str = ""
-    """A folder with room for the hashed log (some 40 bytes a row); empty: the system's temporary folder."""
 
 
 class InterestLog:
@@ -81,7 +54,9 @@ class InterestLog:
         """raises ConfigError unless the log can be read, has its columns and at least `texts` distinct texts"""
         sources, found = self._sources(), set()
         for source, columns in sources:
-            reader = self._run(f"SELECT {self._text('query', columns)}, {self._text('context', columns)} FROM {source}")
+            reader = self._run(
+                f"SELECT {interest_columns.text(self.settings, 'query', columns)}, {interest_columns.text(self.settings, 'context', columns)} FROM {source}"
+            )
             while rows := reader.fetchmany(10_000):
                 found |= {(clean(q or ""), clean(c or "")) for q, c in rows} - {("", "")}
                 if len(found) >= max(texts, 1):
@@ -96,7 +71,7 @@ class InterestLog:
         self._run("CREATE TABLE log (u UUID, q VARCHAR, c VARCHAR, w DOUBLE, ts DOUBLE, reject VARCHAR)")
         unreadable = 0
         for source, columns in self._sources():
-            self._run(f"INSERT INTO log {self._rows(source, columns)}")
+            self._run(f"INSERT INTO log {interest_columns.rows(self.settings, source, columns)}")
             if "store_rejects" in source:
                 unreadable += self._one("SELECT count(DISTINCT (file_id, line)) FROM reject_errors")
                 self._run("DROP TABLE reject_errors; DROP TABLE reject_scans")
@@ -194,7 +169,7 @@ class InterestLog:
         return [self._source(kind, group) for group in groups]
 
     def _source(self, kind: str, files: list[str]) -> tuple[str, dict[str, str]]:
-        names = "[" + ", ".join(_quoted(f, "'") for f in files) + "]"
+        names = "[" + ", ".join(quoted(f, "'") for f in files) + "]"
         source = {
             "parquet": f"read_parquet({names}, union_by_name = true)",
             "csv": f"read_csv({names}, all_varchar = true, header = true, store_rejects = true)",
@@ -202,51 +177,13 @@ class InterestLog:
         }[kind]
         described = self._run(f"DESCRIBE SELECT * FROM {source}").fetchall()
         columns = {name: str(type_) for name, type_, *_ in described}
-        self._check_columns(columns)
+        interest_columns.check_columns(self.uri, self.settings, columns)
         if kind == "jsonl":
             known = {getattr(self.settings, f"{n}_column") for n in ("user", "query", "context", "weight", "timestamp")}
-            wanted = ", ".join(f"{_quoted(c, chr(39))}: 'VARCHAR'" for c in sorted(known & set(columns)))
+            wanted = ", ".join(f"{quoted(c, chr(39))}: 'VARCHAR'" for c in sorted(known & set(columns)))
             source = f"read_json({names}, format = 'newline_delimited', ignore_errors = true, columns = {{{wanted}}})"
             columns = dict.fromkeys(known & set(columns), "VARCHAR")
         return source, columns
-
-    def _check_columns(self, columns: dict[str, str]) -> None:
-        s, has = self.settings, ", ".join(map(repr, columns))
-        if s.user_column not in columns:
-            raise ConfigError(f"the interest log {self.uri} has no column {s.user_column!r} for users; it has {has}")
-        if s.query_column not in columns and s.context_column not in columns:
-            raise ConfigError(
-                f"the interest log {self.uri} has no text: neither {s.query_column!r} nor {s.context_column!r}; it has {has}"
-            )
-        for name in ("query_column", "context_column", "weight_column", "timestamp_column"):
-            value = getattr(s, name)
-            if value != Interests.model_fields[name].default and value not in columns:
-                raise ConfigError(f"the interest log {self.uri} has no column {value!r} ({name}); it has {has}")
-
-    def _text(self, name: str, columns: dict[str, str]) -> str:
-        column = getattr(self.settings, f"{name}_column")
-        if column not in columns:
-            return "NULL::VARCHAR"
-        return f"nullif(left(lower(trim(CAST({_quoted(column)} AS VARCHAR))), 300), '')"
-
-    def _rows(self, source: str, columns: dict[str, str]) -> str:
-        """SQL of the rows of `log`; a row that cannot be used carries its reason."""
-        s = self.settings
-        user = f"nullif(trim(CAST({_quoted(s.user_column)} AS VARCHAR)), '')"
-        weight = "NULL"
-        if s.weight_column in columns:
-            weight = f"nullif(trim(CAST({_quoted(s.weight_column)} AS VARCHAR)), '')"
-        at = (
-            _seconds(_quoted(s.timestamp_column), columns[s.timestamp_column]) if s.timestamp_column in columns else "0"
-        )
-        return f"""
-            SELECT CAST(hash_user(raw) AS UUID), q, c, coalesce(w, 1), ts, CASE
-                WHEN raw IS NULL THEN 'missing_user' WHEN q IS NULL AND c IS NULL THEN 'missing_text'
-                WHEN given IS NOT NULL AND NOT coalesce(w > 0 AND w < 1e30, false) THEN 'bad_weight'
-                WHEN ts IS NULL THEN 'bad_timestamp' END
-            FROM (SELECT *, TRY_CAST(given AS DOUBLE) w FROM (
-                SELECT {user} raw, {self._text("query", columns)} q, {self._text("context", columns)} c,
-                       {weight} given, {at}::DOUBLE ts FROM {source}))"""
 
     def _as_of(self) -> float | None:
         if not self.settings.as_of:
@@ -287,16 +224,3 @@ def user_salt() -> bytes:
             f"the environment variable {SALT} is empty; users are written only as hashes under a salt of yours"
         )
     return salt.encode()
-
-
-def _quoted(name: str, mark: str = '"') -> str:
-    return mark + name.replace(mark, mark * 2) + mark
-
-
-def _seconds(column: str, type_: str) -> str:
-    """SQL of a moment in seconds since 1970, null where it is none."""
-    if type_.startswith(("TIMESTAMP", "DATE")):
-        return f"epoch({column})"
-    text, number = f"trim(CAST({column} AS VARCHAR))", f"TRY_CAST({column} AS DOUBLE)"
-    scale = f"CASE WHEN abs({number}) > 1e17 THEN 1e9 WHEN abs({number}) > 1e14 THEN 1e6 WHEN abs({number}) > 1e11 THEN 1e3 ELSE 1 END"
-    return f"coalesce({number} / {scale}, epoch(TRY_CAST({text} AS TIMESTAMPTZ)))"

@@ -30,7 +30,7 @@ from adbooster.pictures import Captioner, Fetcher, Judge, Masker
 from adbooster.tiny import world
 
 MODELS = Path(world.__file__).parent / "models"
-RATIO_BAR, SECOND_NIGHT_BAR, MEMORY_BAR_GIB = 0.9, 0.05, 3.0
+RATIO_BAR, SECOND_NIGHT_BAR, MEMORY_BAR_GIB = 0.8, 0.05, 3.0
 SIDE_PX = 256
 
 
