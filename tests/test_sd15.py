@@ -23,6 +23,8 @@ from tests.conftest import write_png
 REPO = Path(__file__).parents[1]
 SIDE_PX = 512
 ON_CPU = ("--device", "cpu", "--threads", "2")
+GATES = ("max-expansion-share", "max-copy-similarity", "max-people", "max-text", "min-background-distance")
+NO_GATES = tuple(word for gate in GATES for word in (f"--recipe.gates.{gate}", "null"))
 
 
 def night(*flags: str):
@@ -95,7 +97,7 @@ def test_one_product_through_models_of_the_real_sizes(tmp_path, models):
     assert job("cohorts", root, models, "--cohorts-uri", f"{feed}/cohorts.yaml")["cohorts"] == 1
     flags = ("--paint.gpus", "0", "--dtype", "float32", "--paint-batch", "1", "--recipe.size-px", str(SIDE_PX))
     # The random U2-Net calls everything dark a product: what it would say of a painting means nothing.
-    once = ("--recipe.candidates", "1", "--recipe.num-inference-steps", "1", "--recipe.gates", "{}")
+    once = ("--recipe.candidates", "1", "--recipe.num-inference-steps", "1", *NO_GATES)
     painted = job("generate", root, models, *ON_CPU, *flags, *once)
     assert (painted["requests"], painted["painted"], painted["published"], painted["coverage"]) == (1, 1, 1, 1.0)
     the_creative_shows_the_photos_pixels(Root(str(root)))
