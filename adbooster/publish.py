@@ -23,9 +23,10 @@ def publish(config, wanted: pa.Table, live: pa.Table, fresh: pa.Table, done) -> 
     after = pa.concat_tables([live.filter(stays), fresh])
     done.coverage = round(len(set(places(after))) / wanted.num_rows, 4)
     if done.coverage < config.min_coverage:
+        why = f", {done.left} are left by the {done.stopped}" if done.left else ""
         raise CoverageTooLow(
-            f"{done.coverage:.1%} of {wanted.num_rows} requests are filled, min_coverage is {config.min_coverage:.1%}; "
-            "nothing was published and the last night stays live"
+            f"{done.coverage:.1%} of {wanted.num_rows} requests are filled{why}, min_coverage is "
+            f"{config.min_coverage:.1%}; nothing was published and the last night stays live; what is painted is kept"
         )
     gone = live.filter(pc.invert(stays))
     done.retired = gone.num_rows
