@@ -17,7 +17,7 @@ from adbooster.errors import ConfigError
 from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
 from adbooster.pools import Pool, Progress, dataset, preflight, stage_parts, through
 from adbooster.prompting import PromptFigures, Prompting
-from adbooster.publish import places, publish
+from adbooster.publish import publish, staying
 from adbooster.recipe import Recipe, recipe_id
 from adbooster.settings import Config, JobConfig, Uri
 
@@ -152,7 +152,7 @@ def generate(config: GenerateConfig) -> GenerateReport:
     _estimate(done, live)
     log.info("%d requests: %d live, %d staged, %d to paint", *_counts(done))
     if not config.dry_run:
-        fresh = _paint(config, root, wanted, live, to_paint, done)
+        fresh = _paint(config, wanted, live, earlier, done)
         after = publish(config, wanted, live, fresh, done)
         done.seconds = round(time.monotonic() - started, 1)
         done.gallery_uri = report.write_gallery(root, config.run_id, after, wanted, done.model_dump(), config.gallery)
@@ -187,11 +187,12 @@ def _estimate(done: GenerateReport, live: pa.Table) -> None:
 
 
 def _paint(
-    config: GenerateConfig, root: Root, wanted: pa.Table, live: pa.Table, to_paint: pa.Table, done: GenerateReport
+    config: GenerateConfig, wanted: pa.Table, live: pa.Table, earlier: pa.Table, done: GenerateReport
 ) -> pa.Table:
     """Paint what is to be painted, and again what turns out a duplicate; returns the night's new rows (schema.STAGED)."""
-    new = plan.without(wanted, live)
-    meter, todo, first = _meter(config), to_paint, True
+    root, new = Root(config.root_uri), plan.without(wanted, live)
+    to_paint = plan.without(new, earlier)
+    meter, todo, first = _meter(config, earlier), to_paint, True
     if meter:
         todo = value.by_value(to_paint, live)
     while True:
@@ -200,16 +201,17 @@ def _paint(
         done.stopped = ray.get(meter.word.remote()) if meter else None
         staged = plan.staged(root, config.run_id, done.recipe_id)
         staged = staged.filter(pc.is_in(staged["request_id"], new["request_id"]))
-        fresh, again = choose.settle(staged, _taken(config, wanted, live, staged))
+        fresh, again = choose.settle(staged, staying(config.recipe.gates, wanted, live, staged))
         if not again or done.stopped or not (first or todo.num_rows):
             break
-        todo = _next_round(wanted, again)
+        todo = plan.next_round(wanted, again)
         log.info("%d winners look like others; their requests are painted again", todo.num_rows)
         done.repainted_duplicates, first = done.repainted_duplicates + todo.num_rows, False
+    left = plan.without(new, fresh) if done.stopped else new.slice(0, 0)
     if done.stopped:
-        _leave(config, root, plan.without(new, fresh), live, done)
-    done.rejected = plan.without(to_paint, fresh).num_rows - done.left
-    done.painted = to_paint.num_rows - done.rejected - done.left
+        _leave(config, root, left, live, done)
+    done.rejected = plan.without(to_paint, fresh, left).num_rows
+    done.painted = to_paint.num_rows - plan.without(to_paint, fresh).num_rows
     done.published = fresh.num_rows
     best = fresh.filter(pc.equal(fresh["rank"], 0))
     fallbacks = best.filter(best["fallback"])
@@ -223,25 +225,13 @@ def _paint(
     return fresh
 
 
-def _taken(config: GenerateConfig, wanted: pa.Table, live: pa.Table, staged: pa.Table):
-    """Makes the scenes of creatives that stay live: still wanted, and in a place that nothing was painted for."""
-    asked, replaced = set(places(wanted)), set(places(staged))
-    stays = live.filter(pa.array([p in asked and p not in replaced for p in places(live)], pa.bool_()))
-
-    def taken() -> choose.Scenes:
-        scenes = choose.Scenes(config.recipe.gates)
-        scenes.take(stays)
-        return scenes
-
-    return taken
-
-
-def _meter(config: GenerateConfig):
-    """What holds painters to deadline and budget; None where there is neither."""
+def _meter(config: GenerateConfig, earlier: pa.Table):
+    """What holds painters to deadline and budget; None where there is neither. A resumed run has spent some already."""
     ends = allowance.until(config.deadline, datetime.now().astimezone())
     if ends is None and config.gpu_hours is None:
         return None
-    gpu_s = None if config.gpu_hours is None else config.gpu_hours * 3600
+    mine = earlier.filter(pc.and_(pc.equal(earlier["run_id"], config.run_id), pc.equal(earlier["rank"], 0)))
+    gpu_s = None if config.gpu_hours is None else config.gpu_hours * 3600 - (pc.sum(mine["gpu_s"]).as_py() or 0.0)
     return allowance.start_meter(ends and ends - timedelta(seconds=config.publish_s), gpu_s)
 
 
@@ -250,12 +240,6 @@ def _leave(config: GenerateConfig, root: Root, left: pa.Table, live: pa.Table, d
     done.left_uri, done.left_by_value = value.write_left(root, config.run_id, left, live)
     words = ", ".join(f"{n} {name}" for name, n in done.left_by_value.items())
     log.warning("%s is used up: %d requests are left for the next night (%s)", done.stopped, done.left, words)
-
-
-def _next_round(wanted: pa.Table, again: dict[str, int]) -> pa.Table:
-    rows = wanted.filter(pc.is_in(wanted["request_id"], pa.array(list(again), pa.string())))
-    rounds = pa.array([again[q] for q in rows["request_id"].to_pylist()], pa.int32())
-    return rows.set_column(rows.schema.get_field_index("round"), "round", rounds)
 
 
 def _stage(config: GenerateConfig, root: Root, rows: pa.Table, done: GenerateReport, meter) -> None:

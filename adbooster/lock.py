@@ -63,7 +63,7 @@ def newest(root: Root) -> Claim | None:
 def held(root: Root | None = None) -> dict | None:
     """The lock that this process works under as part of a night: root, number and token; None outside of one."""
     told = json.loads(os.environ.get(HELD, "null"))
-    return told if told and root is None or told and told["root"] == root.uri else None
+    return told if (told and root is None) or (told and told["root"] == root.uri) else None
 
 
 def fence(root: Root) -> None:

@@ -23,11 +23,12 @@ LAYERS = [
             "changes",
             "pictures",
         ),
+        *("lock", "metrics", "allowance", "value", "due", "nights", "steps"),
         *("plan", "publish", "painter", "prompting", "llm_local", "interests", "cohort_file", "groups"),
     },
     {"prepare", "cohorts", "finetune", "generate"},
     {"nightly"},
-    {"cli", "console"},
+    {"cli", "console", "status_table"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {
