@@ -64,7 +64,8 @@ class Meter:
         self.tell(who, seconds)
         if self.stop_at is not None and time.time() + self.longest >= self.stop_at:
             self.stopped = self.stopped or "deadline"
-        if self.gpu_s is not None and self.spent + (len(self.painting) + 1) * self.longest > self.gpu_s:
+        needed = self.spent + (len(self.painting) + 1) * self.longest
+        if self.gpu_s is not None and (needed > self.gpu_s or self.spent >= self.gpu_s):
             self.stopped = self.stopped or "gpu_hours"
         if not self.stopped:
             self.painting.add(who)
