@@ -8,6 +8,7 @@ token is refused. `ray job submit` answers 1 for every failure, and 0 for a job 
 
 import argparse
 import asyncio
+import logging
 import os
 import shlex
 import subprocess
@@ -17,7 +18,9 @@ from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_fixed
 
 REPO = Path(__file__).resolve().parents[1]
 JOBS = sorted(p.stem for p in (REPO / "jobs").glob("*.py") if p.stem != "__init__")
@@ -33,22 +36,34 @@ def main() -> int:
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the job")
     told = parser.parse_args()
+    logging.getLogger("ray").setLevel("ERROR")  # else a line for every file that is not sent
     if problem := _problem(told.flags):
         print(f"cluster/submit.sh: {problem}", file=sys.stderr)
         return 2
     try:
         client = JobSubmissionClient(os.environ["RAY_ADDRESS"])
-        name = client.submit_job(
-            entrypoint=_entrypoint(told.job, told.flags),
-            submission_id=told.submission_id,
-            runtime_env={"working_dir": str(REPO), "excludes": LEFT_OUT, "env_vars": _environment()},
-            metadata={"job": told.job},
-        )
-    except (RuntimeError, ConnectionError, ValueError) as e:
+        name = _submit(client, told)
+    except (AuthenticationError, RuntimeError, ConnectionError, ValueError) as e:
         print(f"cluster/submit.sh: {os.environ['RAY_ADDRESS']} does not take the job: {e}", file=sys.stderr)
         return NO_CLUSTER
     print(f"submitted {name}; `ray job stop {name}` ends it", file=sys.stderr)
     return 0 if told.no_wait else _follow(client, name)
+
+
+@retry(
+    retry=retry_if_exception_message(match=r"(?s).*try again later"),  # a head that has just started
+    wait=wait_fixed(2),
+    stop=stop_after_delay(60),
+    reraise=True,
+)
+def _submit(client: JobSubmissionClient, told: argparse.Namespace) -> str:
+    """Send the repository and start the job; its name on the cluster."""
+    return client.submit_job(
+        entrypoint=_entrypoint(told.job, told.flags),
+        submission_id=told.submission_id,
+        runtime_env={"working_dir": str(REPO), "excludes": LEFT_OUT, "env_vars": _environment()},
+        metadata={"job": told.job},
+    )
 
 
 def _problem(flags: list[str]) -> str | None:
@@ -116,7 +131,8 @@ class Log:
 
 
 def _code(info: JobDetails) -> int:
-    print(f"{info.submission_id} {info.status.value.lower()}: {info.message}", file=sys.stderr)
+    said = (info.message or "").split(", last available logs")[0]  # the log is printed already
+    print(f"{info.submission_id} {info.status.value.lower()}: {said}", file=sys.stderr)
     if info.status == JobStatus.SUCCEEDED:
         return 0
     return STOPPED if info.status == JobStatus.STOPPED else info.driver_exit_code or 1
