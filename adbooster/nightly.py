@@ -228,4 +228,4 @@ def check(config: NightlyConfig) -> None:
 
 def needs_ray(config: NightlyConfig) -> bool:
     """Whether this process itself works on Ray: steps in processes of their own connect to a cluster that is there."""
-    return not (config.isolated and os.environ.get("RAY_ADDRESS"))
+    return config.dry_run or not (config.isolated and os.environ.get("RAY_ADDRESS"))
