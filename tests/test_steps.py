@@ -1,7 +1,11 @@
 """Steps that finished are not run again; a step's own process gives its report or its own error."""
 
 import json
+import signal
+import subprocess
+import sys
 
+import psutil
 import pytest
 from pydantic import BaseModel
 
@@ -117,3 +121,23 @@ def test_a_step_that_was_killed_is_told_apart_from_one_that_says_why():
     killed = _failure("generate", -9, "some line")
     assert type(killed) is AdboosterError
     assert str(killed) == "the step generate was killed by signal 9; its last line: some line"
+
+
+BEGIN = "import os, subprocess, sys, time\nfrom adbooster import cli, lock\nfrom adbooster.objects import Root\n"
+STEP = BEGIN + "cli._end_when_told()\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
+NIGHT = (
+    BEGIN
+    + "cli._end_when_told()\nwith lock.NightLock(Root(sys.argv[1]), 'n'):\n    subprocess.run([sys.executable, '-c', sys.argv[2]])"
+)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_step_ends_with_its_night(root, how):
+    """A driver that is told to end lets go of the lock; one that is killed cannot, and its step ends nevertheless."""
+    night = subprocess.Popen([sys.executable, "-c", NIGHT, root.uri, STEP], stdout=subprocess.PIPE, text=True)
+    step = psutil.Process(int(night.stdout.readline()))
+    night.send_signal(how)
+    assert night.wait(20) == (143 if how == signal.SIGTERM else -how)
+    psutil.wait_procs([step], timeout=20)
+    assert not step.is_running()
+    assert lock.newest(root).released == (how == signal.SIGTERM)
