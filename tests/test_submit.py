@@ -72,7 +72,7 @@ class Head:
             time.sleep(0.5)
         raise AssertionError("the head did not start")
 
-    def run(self, command: str, timeout_s: float = 280, **env: str) -> subprocess.CompletedProcess:
+    def run(self, command: str, timeout_s: float = 400, **env: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             ["bash", "-c", command],
             cwd=REPO,
@@ -114,7 +114,7 @@ def commands_of_the_readme() -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_the_readmes_night_on_a_head_with_a_token(head, tmp_path):
     submit, *after = commands_of_the_readme()
     assert submit.startswith("cluster/submit.sh nightly ")
