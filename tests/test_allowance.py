@@ -101,9 +101,8 @@ def test_what_a_budget_leaves_the_next_nights_paint(local_ray, stocked):
     second = generate.generate(config(stocked, "n2", gpu_hours=ONE_BATCH, paint={"batch": 1}, min_coverage=0.5))
     assert (second.already_staged, second.painted, second.left, second.rejected) == (2, 2, 4, 0)
     assert (second.stopped, second.left_by_value, second.coverage) == ("gpu_hours", {"new_product": 4}, 0.5)
-    assert {r["cohort_id"] for r in left(stocked, second)} == {f"m{i}" for i in range(6)} | {"c1", "c2"} - live(
-        stocked
-    ).keys()
+    asked = {f"m{i}" for i in range(6)} | {"c1", "c2"}
+    assert {r["cohort_id"] for r in left(stocked, second)} == asked - live(stocked).keys()
 
     third = generate.generate(config(stocked, "n3", gpu_hours=1000, deadline="5h", paint={"batch": 1}))
     assert (third.already_live, third.painted, third.left, third.stopped, third.left_uri) == (4, 4, 0, None, None)

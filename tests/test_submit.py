@@ -41,7 +41,7 @@ class Head:
     """`ray start --head` with its own folder, ports, home and token; stopped by its own processes' ids."""
 
     def __init__(self, scratch: str):
-        gcs, jobs, agent, self.metrics = free_ports(4)
+        gcs, jobs, agent, client, self.metrics = free_ports(5)
         self.token = secrets.token_hex(32)
         # `adbooster` as an installed package has it, but of this checkout.
         installed = Path(scratch) / "bin" / "adbooster"
@@ -53,7 +53,7 @@ class Head:
         self.env = inherited | {"HOME": scratch, "PATH": path, "PYTHON": sys.executable}
         self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_ADDRESS": f"http://127.0.0.1:{jobs}"}
         ports = [f"--port={gcs}", f"--dashboard-port={jobs}", f"--dashboard-agent-listen-port={agent}"]
-        ports += [f"--metrics-export-port={self.metrics}", "--ray-client-server-port=0"]
+        ports += [f"--metrics-export-port={self.metrics}", f"--ray-client-server-port={client}"]
         command = [str(RAY), "start", "--head", "--block", "--num-cpus=8", "--dashboard-host=127.0.0.1", *ports]
         command += [f"--temp-dir={scratch}/ray", "--disable-usage-stats"]
         environment = {k: v for k, v in self.env.items() if k != "RAY_ADDRESS"}
