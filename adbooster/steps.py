@@ -84,7 +84,7 @@ class Steps:
 def _in_a_process(name: str, config: JobConfig) -> str:
     """Run `python -m jobs.<name>`; its log goes to ours. Returns the last line of its stdout: its report."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix=f"adbooster-{name}-") as file:
-        yaml.safe_dump({name: _escaped(config.model_dump(mode="json"))}, file)
+        file.write(as_file(name, config))
         file.flush()
         command = [sys.executable, "-m", f"jobs.{name}", "--config", file.name]
         child = subprocess.Popen(
@@ -107,6 +107,11 @@ def _in_a_process(name: str, config: JobConfig) -> str:
     if code:
         raise _failure(name, code, last["err"].strip())
     return last["out"]
+
+
+def as_file(name: str, config: JobConfig) -> str:
+    """The settings as the YAML file that gives them back, whatever they hold."""
+    return yaml.safe_dump({name: _escaped(config.model_dump(mode="json"))})
 
 
 def _forward_err(child: subprocess.Popen, last: dict[str, str]) -> None:

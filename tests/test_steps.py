@@ -10,11 +10,13 @@ import pytest
 from pydantic import BaseModel
 
 from adbooster import cohorts, lock, nights
+from adbooster.cli import load
 from adbooster.errors import AdboosterError, ConfigError, LockLost, TooManyRejects
+from adbooster.nightly import NightlyConfig
 from adbooster.nights import Night
 from adbooster.objects import Root
 from adbooster.settings import JobConfig
-from adbooster.steps import Steps, _failure
+from adbooster.steps import Steps, _failure, as_file
 from tests.test_nights import night
 
 
@@ -113,6 +115,15 @@ def test_a_step_in_a_process_of_its_own_reports_as_a_call_does(root, tmp_path, m
         with pytest.raises(ConfigError, match="context"):
             Steps(root, night("n"), isolated=True)(cohorts.cohorts, config)
     assert "ConfigError" in capfd.readouterr().err  # the step's log goes to ours
+
+
+@pytest.mark.parametrize("name", ["prepare", "cohorts", "finetune", "generate"])
+def test_a_step_gets_the_settings_of_its_night(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADBOOSTER_MODELS", "/models/${x}")
+    feed, cohorts_uri = "--prepare.feed-uri=/f", "--cohorts.cohorts-uri=/c"
+    settings = getattr(load(NightlyConfig, ["--config", "sd15", "--root-uri", "/r", feed, cohorts_uri]), name)
+    (tmp_path / "step.yaml").write_text(as_file(name, settings))
+    assert load(type(settings), ["--config", str(tmp_path / "step.yaml")]) == settings
 
 
 def test_a_step_that_was_killed_is_told_apart_from_one_that_says_why():
