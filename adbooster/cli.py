@@ -1,9 +1,11 @@
 """How a job starts and ends: settings, logging, Ray, the run folder, the report, the exit code."""
 
+import ctypes
 import logging
 import os
 import platform
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from pydantic_settings import (
 from rich.console import Console
 from rich.table import Table
 
+from adbooster import lock, metrics
 from adbooster.errors import AdboosterError, ConfigError
 from adbooster.objects import Root
 from adbooster.report import percent
@@ -41,6 +44,7 @@ def main(config_class: type[BaseModel], job: Callable[[Any], BaseModel], argv: l
     """Run one job as a program: exit code 0 only if it did all it promised; its report is the last line of stdout."""
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     log.setLevel(os.environ.get("ADBOOSTER_LOG", "INFO"))
+    _end_when_told()
     try:
         config = load(config_class, sys.argv[1:] if argv is None else argv)
         report = run(config, job)
@@ -49,6 +53,16 @@ def main(config_class: type[BaseModel], job: Callable[[Any], BaseModel], argv: l
         raise SystemExit(2 if isinstance(e, ConfigError) else 1) from None
     ray.shutdown()  # which prints what became of lost workers to stdout; after it the report is the last line
     print(report.model_dump_json(), flush=True)
+
+
+def _end_when_told() -> None:
+    """SIGTERM ends a job as an error does, so that a night lets go of its lock; a step ends with its night's process."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    night = lock.held()
+    if night and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != night["pid"]:
+            raise SystemExit(143)
 
 
 def load(config_class: type[BaseModel], argv: list[str]) -> Any:
@@ -179,18 +193,21 @@ def run(config: Any, job: Callable[[Any], BaseModel]) -> BaseModel:
     if not config.dry_run:
         root.write_json(f"runs/{config.run_id}/{module.__name__.split('.')[-1]}.config.json", _provenance(config))
     _start_ray(module, config)
-    report = job(config)
+    name, part = module.__name__.split(".")[-1], lock.held(root)
+    with metrics.of_run(name, config.run_id):
+        report = job(config)
     if not config.dry_run:
-        root.write_json(f"runs/{config.run_id}/report.json", report.model_dump(mode="json"))
-    if sys.stderr.isatty() or os.environ.get("ADBOOSTER_SUMMARY"):
+        # report.json says that the run is finished: what it staged is no longer taken over by another.
+        file = f"{name}.report.json" if part else "report.json"
+        root.write_json(f"runs/{config.run_id}/{file}", report.model_dump(mode="json"))
+    if not part and (sys.stderr.isatty() or os.environ.get("ADBOOSTER_SUMMARY")):
         _summary(report.model_dump())
     return report
 
 
 def _start_ray(module: ModuleType, config: Any) -> None:
     """The cluster that RAY_ADDRESS names (a submitted job has it), or one of this machine alone."""
-    from_a_file = module.__name__.endswith(".cohorts") and not config.interests_uri
-    if from_a_file or ray.is_initialized():
+    if ray.is_initialized() or not getattr(module, "needs_ray", lambda _: True)(config):
         return
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)
@@ -245,6 +262,10 @@ def _summary(report: dict) -> None:
                 percent(u["uplift_share"]),
             )
         console.print(table)
+    painted = report.get("generate") or report
+    if painted.get("left"):
+        words = ", ".join(f"{n} {name}" for name, n in painted["left_by_value"].items())
+        console.print(f"left for the next night by {painted['stopped']}: {painted['left']} requests ({words})")
     if report.get("gallery_uri"):
         console.print(f"gallery: {report['gallery_uri']}", soft_wrap=True)
     console.print(f"{report['job']} took {report['seconds']:.0f} s")

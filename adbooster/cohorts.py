@@ -133,6 +133,11 @@ def check(config: CohortsConfig) -> None:
     Root(config.root_uri).check_writable()
 
 
+def needs_ray(config: CohortsConfig) -> bool:
+    """A cohort file is read here."""
+    return bool(config.interests_uri)
+
+
 def one_source(config: CohortsConfig) -> None:
     """raises ConfigError unless there is a cohort file or a log, and not both"""
     if bool(config.cohorts_uri) == bool(config.interests_uri):

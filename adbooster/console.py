@@ -1,4 +1,4 @@
-"""What operators type after a night: `adbooster history`, `adbooster rollback --to 12`, `adbooster vacuum --older-than 7d`."""
+"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from adbooster import tables
+from adbooster import nights, status_table, tables
 from adbooster.errors import AdboosterError, ConfigError
 from adbooster.objects import Root
 from adbooster.rollback import rollback
@@ -37,9 +37,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "adbooster", description="What is live, back to an earlier night, and clearing up."
+        "adbooster", description="Where the night stands, what is live, back to an earlier night, and clearing up."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    stand = _add(commands, "status", _status, "where the night stands: its steps, its lock, what is live")
+    stand.add_argument("--run-id", help="of a night; the newest if not given")
+    stand.add_argument("--limit", type=int, default=1, help="newest nights shown (default 1)")
     _add(commands, "history", _history, "the commits of a table, newest first", table=True).add_argument(
         "--limit", type=int, help="newest commits shown; all if not given"
     )
@@ -82,6 +85,18 @@ def _duration(text: str) -> timedelta:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time; 7 or 7d, 36h, 2w are")
     return timedelta(**{UNITS[found[2]]: float(found[1])})
+
+
+def _status(root: Root, arguments: argparse.Namespace) -> None:
+    found = nights.status(root, arguments.run_id, arguments.limit)
+    if arguments.run_id and not found.nights:
+        raise ConfigError(
+            f"there is no night {arguments.run_id} below {root.uri}; without --run-id the newest is shown"
+        )
+    if arguments.json:
+        print(found.model_dump_json(indent=2))
+    else:
+        status_table.show(found, Console(width=None if sys.stdout.isatty() else 160))
 
 
 def _history(root: Root, arguments: argparse.Namespace) -> None:

@@ -6,6 +6,8 @@ AdboosterError          something this package can name
   TooManyRejects        more rows rejected than allowed: how many, why, where to look
   CoverageTooLow        too few requests filled to publish
   PublishConflict       another run committed first
+  LockHeld              another night runs below this root: which, where, since when
+  LockLost              this night's lock expired and another night has taken it over
 
 Each takes one sentence: what, which value, what would be right. One string argument, so that it survives pickling.
 """
@@ -33,3 +35,11 @@ class CoverageTooLow(AdboosterError):
 
 class PublishConflict(AdboosterError):
     """Another run committed first; nothing of this one is live."""
+
+
+class LockHeld(AdboosterError):
+    """Another night runs below this root."""
+
+
+class LockLost(AdboosterError):
+    """Another night has taken over; nothing more of this one is published."""

@@ -4,18 +4,20 @@ import logging
 import math
 import time
 from collections import Counter
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 from pydantic import BaseModel, Field
 
-from adbooster import choose, plan, prompting, report, schema, tables
+from adbooster import allowance, choose, plan, prompting, report, schema, tables, value
 from adbooster.errors import ConfigError
 from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
-from adbooster.pools import Pool, dataset, preflight, stage_parts, through
+from adbooster.pools import Pool, Progress, dataset, preflight, stage_parts, through
 from adbooster.prompting import PromptFigures, Prompting
-from adbooster.publish import places, publish
+from adbooster.publish import publish, staying
 from adbooster.recipe import Recipe, recipe_id
 from adbooster.settings import Config, JobConfig, Uri
 
@@ -62,8 +64,16 @@ class GenerateConfig(JobConfig):
     """How a product and a cohort become text."""
     targeting: plan.Targeting = plan.Targeting()
     """Which cohorts a product is painted for."""
+    deadline: str = ""
+    """When painting stops, and what is complete is published: 06:30 (this machine's time), 06:30 Europe/Berlin, 5h."""
+    publish_s: float = Field(60, ge=0)
+    """Seconds before the deadline that are kept for publishing."""
+    gpu_hours: float | None = Field(None, ge=0)
+    """GPU-hours of painting (as in `gpu_s`) after which painting stops."""
     min_coverage: float = Field(0.95, ge=0, le=1)
-    """With a smaller share of requests filled nothing is published."""
+    """With a smaller share of requests filled nothing is published; older creatives that are still live count."""
+    progress_s: float = Field(30, gt=0)
+    """Seconds between two lines of progress in the log."""
     gallery: int = Field(300, ge=0)
     """Creatives shown on the page."""
 
@@ -82,6 +92,14 @@ class GenerateReport(BaseModel):
     painted: int = 0
     rejected: int = 0
     """Requests that got no creative at all."""
+    stopped: str | None = None
+    """What ended painting early: deadline or gpu_hours; null: nothing did."""
+    left: int = 0
+    """Requests that the next night paints; what is live in their places stays."""
+    left_by_value: dict[str, int] = {}
+    """Of these, by class of value: new_product, low_margin, new_place, high_margin."""
+    left_uri: str | None = None
+    """Parquet file of their ids."""
     fallbacks: int = 0
     fallback_reasons: dict[str, int] = {}
     candidate_rejects: dict[str, int] = {}
@@ -134,7 +152,7 @@ def generate(config: GenerateConfig) -> GenerateReport:
     _estimate(done, live)
     log.info("%d requests: %d live, %d staged, %d to paint", *_counts(done))
     if not config.dry_run:
-        fresh = _paint(config, root, wanted, live, to_paint, done)
+        fresh = _paint(config, wanted, live, earlier, done)
         after = publish(config, wanted, live, fresh, done)
         done.seconds = round(time.monotonic() - started, 1)
         done.gallery_uri = report.write_gallery(root, config.run_id, after, wanted, done.model_dump(), config.gallery)
@@ -169,33 +187,31 @@ def _estimate(done: GenerateReport, live: pa.Table) -> None:
 
 
 def _paint(
-    config: GenerateConfig, root: Root, wanted: pa.Table, live: pa.Table, to_paint: pa.Table, done: GenerateReport
+    config: GenerateConfig, wanted: pa.Table, live: pa.Table, earlier: pa.Table, done: GenerateReport
 ) -> pa.Table:
     """Paint what is to be painted, and again what turns out a duplicate; returns the night's new rows (schema.STAGED)."""
-    asked = set(places(wanted))
-    new = plan.without(wanted, live)
-    replaced = set(places(new))
-    stays = live.filter(pa.array([p in asked and p not in replaced for p in places(live)], pa.bool_()))
-
-    def taken() -> choose.Scenes:
-        scenes = choose.Scenes(config.recipe.gates)
-        scenes.take(stays)
-        return scenes
-
-    todo, first = to_paint, True
+    root, new = Root(config.root_uri), plan.without(wanted, live)
+    to_paint = plan.without(new, earlier)
+    meter, todo, first = _meter(config, earlier), to_paint, True
+    if meter:
+        todo = value.by_value(to_paint, live)
     while True:
         if todo.num_rows:
-            _stage(config, root, todo, done)
+            _stage(config, root, todo, done, meter)
+        done.stopped = ray.get(meter.word.remote()) if meter else None
         staged = plan.staged(root, config.run_id, done.recipe_id)
         staged = staged.filter(pc.is_in(staged["request_id"], new["request_id"]))
-        fresh, again = choose.settle(staged, taken)
-        if not again or not (first or todo.num_rows):
+        fresh, again = choose.settle(staged, staying(config.recipe.gates, wanted, live, staged))
+        if not again or done.stopped or not (first or todo.num_rows):
             break
-        todo = _next_round(wanted, again)
+        todo = plan.next_round(wanted, again)
         log.info("%d winners look like others; their requests are painted again", todo.num_rows)
         done.repainted_duplicates, first = done.repainted_duplicates + todo.num_rows, False
-    done.rejected = plan.without(to_paint, fresh).num_rows
-    done.painted = to_paint.num_rows - done.rejected
+    left = plan.without(new, fresh) if done.stopped else new.slice(0, 0)
+    if done.stopped:
+        _leave(config, root, left, live, done)
+    done.rejected = plan.without(to_paint, fresh, left).num_rows
+    done.painted = to_paint.num_rows - plan.without(to_paint, fresh).num_rows
     done.published = fresh.num_rows
     best = fresh.filter(pc.equal(fresh["rank"], 0))
     fallbacks = best.filter(best["fallback"])
@@ -209,13 +225,24 @@ def _paint(
     return fresh
 
 
-def _next_round(wanted: pa.Table, again: dict[str, int]) -> pa.Table:
-    rows = wanted.filter(pc.is_in(wanted["request_id"], pa.array(list(again), pa.string())))
-    rounds = pa.array([again[q] for q in rows["request_id"].to_pylist()], pa.int32())
-    return rows.set_column(rows.schema.get_field_index("round"), "round", rounds)
+def _meter(config: GenerateConfig, earlier: pa.Table):
+    """What holds painters to deadline and budget; None where there is neither. A resumed run has spent some already."""
+    ends = allowance.until(config.deadline, datetime.now().astimezone())
+    if ends is None and config.gpu_hours is None:
+        return None
+    mine = earlier.filter(pc.and_(pc.equal(earlier["run_id"], config.run_id), pc.equal(earlier["rank"], 0)))
+    gpu_s = None if config.gpu_hours is None else config.gpu_hours * 3600 - (pc.sum(mine["gpu_s"]).as_py() or 0.0)
+    return allowance.start_meter(ends and ends - timedelta(seconds=config.publish_s), gpu_s)
 
 
-def _stage(config: GenerateConfig, root: Root, rows: pa.Table, done: GenerateReport) -> None:
+def _leave(config: GenerateConfig, root: Root, left: pa.Table, live: pa.Table, done: GenerateReport) -> None:
+    done.left = left.num_rows
+    done.left_uri, done.left_by_value = value.write_left(root, config.run_id, left, live)
+    words = ", ".join(f"{n} {name}" for name, n in done.left_by_value.items())
+    log.warning("%s is used up: %d requests are left for the next night (%s)", done.stopped, done.left, words)
+
+
+def _stage(config: GenerateConfig, root: Root, rows: pa.Table, done: GenerateReport, meter) -> None:
     """Run requests through the painters; their rows are staged as they are finished."""
     preflight({"paint": config.paint})
     whole = config.paint_batch // math.gcd(config.paint_batch, config.recipe.candidates)  # requests that fill passes
@@ -224,7 +251,7 @@ def _stage(config: GenerateConfig, root: Root, rows: pa.Table, done: GenerateRep
 
     ds = through(
         dataset(rows, pool.batch),
-        Painter,
+        allowance.metered(Painter, meter) if meter else Painter,
         pool,
         schema.STAGED,
         root=root,
@@ -232,7 +259,9 @@ def _stage(config: GenerateConfig, root: Root, rows: pa.Table, done: GenerateRep
         recipe_id=done.recipe_id,
         weights_revision=done.weights_revision,
     )
-    stage_parts(ds, root, plan.staged_folder(config.run_id, done.recipe_id))
+    with Progress("generate", rows.num_rows, config.progress_s, root) as progress:
+        folder = plan.staged_folder(config.run_id, done.recipe_id)
+        stage_parts(ds, root, folder, leave_out=allowance.LEFT, progress=progress)
 
 
 def check(config: GenerateConfig) -> None:
@@ -240,6 +269,7 @@ def check(config: GenerateConfig) -> None:
     from adbooster.outpaint import check_recipe, check_weights
 
     prompting.check(config.prompts)
+    allowance.until(config.deadline, datetime.now().astimezone())
     recipe, gates = config.recipe, config.recipe.gates
     if recipe.keep > recipe.candidates:
         raise ConfigError(f"recipe.keep {recipe.keep} is more than recipe.candidates {recipe.candidates}")

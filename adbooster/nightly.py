@@ -1,28 +1,52 @@
-"""The whole night: prepare, cohorts, finetune, generate, in order."""
+"""The whole night: prepare, cohorts, finetune when due, generate; one night at a time, resumable at the step that failed."""
 
 import logging
+import os
 import time
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from adbooster import cohorts, finetune, generate, prepare
+from adbooster import allowance, cohorts, finetune, generate, nights, prepare
 from adbooster.cohorts import CohortsConfig, CohortsReport
+from adbooster.due import Due, Trained, not_due, remember, trained
+from adbooster.errors import ConfigError
 from adbooster.finetune import FinetuneConfig, FinetuneReport
 from adbooster.generate import GenerateConfig, GenerateReport
+from adbooster.lock import NightLock
+from adbooster.nights import Night
 from adbooster.objects import Root
 from adbooster.prepare import PrepareConfig, PrepareReport
 from adbooster.settings import JobConfig
+from adbooster.steps import Steps
 
 log = logging.getLogger(__name__)
 SECTIONS = ("prepare", "cohorts", "finetune", "generate")
 
 
+def _due(value: Any) -> Any:
+    """`train: true` and `train: false` in a file, or as a flag."""
+    words = {True: "always", "true": "always", False: "never", "false": "never"}
+    return {"rule": words[value]} if isinstance(value, bool | str) and value in words else value
+
+
 class NightlyConfig(JobConfig):
     """Settings of `jobs.nightly`: one section a job; root_uri, run_id and dry_run stand once and hold for all."""
 
-    train: bool = True
-    """Fine-tune before generating; off: `generate.weights` are used as they are."""
+    resume: bool = False
+    """Go on with the night of this run_id: steps that finished with the same settings are not run again."""
+    train: Annotated[Due, BeforeValidator(_due)] = Due()
+    """When to fine-tune before generating."""
+    deadline: str = ""
+    """When painting stops, from the start of this night: 06:30 (this machine's time), 06:30 Europe/Berlin, 5h."""
+    gpu_hours: float | None = Field(None, ge=0)
+    """GPU-hours of fine-tuning and painting together after which painting stops."""
+    isolate: Literal["auto", "process", "inline"] = "auto"
+    """process: each step is a process of its own, so that what it held on the cluster is free when it ends; inline: one
+    process for all; auto: process on a cluster (RAY_ADDRESS), inline on a machine alone."""
+    lock_ttl_s: float = Field(120, gt=0)
+    """Seconds without a sign of life after which another night may take this one's place."""
     prepare: PrepareConfig
     """Feed to samples."""
     cohorts: CohortsConfig
@@ -41,12 +65,20 @@ class NightlyConfig(JobConfig):
         shared = {k: values[k] for k in ("root_uri", "run_id", "dry_run") if k in values}
         return values | {s: values[s] | shared for s in SECTIONS if isinstance(values.get(s), dict)}
 
+    @property
+    def isolated(self) -> bool:
+        return self.isolate == "process" or (self.isolate == "auto" and bool(os.environ.get("RAY_ADDRESS")))
+
 
 class NightlyReport(BaseModel):
     """What the night did, job by job."""
 
     job: str = "nightly"
     run_id: str
+    resumed: int = 0
+    """Times the night was taken up again."""
+    skipped: dict[str, str] = {}
+    """Steps that were not due, and why."""
     prepare: PrepareReport
     cohorts: CohortsReport
     finetune: FinetuneReport | None
@@ -56,35 +88,144 @@ class NightlyReport(BaseModel):
 
 
 def nightly(config: NightlyConfig) -> NightlyReport:
-    """Run the jobs in order; each meets the next only in the tables, and an error of one stops the night."""
+    """Run the jobs in order; each meets the next only in the tables, and an error of one stops the night.
+
+    raises  LockHeld if another night runs below the root, and what the jobs raise
+    """
     started = time.monotonic()
-    prepared = prepare.prepare(config.prepare)
-    found = cohorts.cohorts(config.cohorts)
-    first_dry_run = config.dry_run and (prepared.samples_version is None or found.cohorts_version is None)
-    trained = generated = None
-    generating = config.generate
-    if config.train and config.finetune and not first_dry_run:
-        trained = finetune.finetune(config.finetune)
-        if trained.weights:
-            generating = generating.model_copy(update={"weights": trained.weights})
-    if not first_dry_run:
-        generated = generate.generate(generating)
+    if config.dry_run:
+        return _planned(config, started)
+    root = Root(config.root_uri)
+    with NightLock(root, config.run_id, config.lock_ttl_s):
+        night = _night(root, config)
+        try:
+            report = _steps(config, root, night)
+        except BaseException as e:
+            night.state, night.ended_at = "failed" if isinstance(e, Exception) else "stopped", datetime.now(UTC)
+            night.save(root)
+            log.error("night %s %s; go on with --resume --run-id %s", config.run_id, night.state, config.run_id)
+            raise
+        night.state, night.ended_at = "finished", datetime.now(UTC)
+        night.save(root)
+    report.seconds = round(time.monotonic() - started, 1)
+    return report
+
+
+def _steps(config: NightlyConfig, root: Root, night: Night) -> NightlyReport:
+    steps = Steps(root, night, config.isolated)
+    prepared = steps(prepare.prepare, config.prepare)
+    found = steps(cohorts.cohorts, config.cohorts)
+    last, tuned = trained(root), None
+    why = _why_not(config, root, night, last)
+    if why:
+        steps.skip(finetune.finetune, why)
+    elif config.finetune:
+        tuned = steps(finetune.finetune, config.finetune)
+    generating = _generating(config, night, tuned, last)
+    generated = steps(generate.generate, generating)
+    if tuned and tuned.weights_revision:
+        remember(root, config.run_id, tuned.weights_revision)
     return NightlyReport(
         run_id=config.run_id,
+        resumed=night.resumed,
+        skipped={s.step: s.why or "" for s in night.steps if s.state == "skipped"},
         prepare=prepared,
         cohorts=found,
-        finetune=trained,
+        finetune=tuned,
         generate=generated,
-        gallery_uri=generated and generated.gallery_uri,
+        gallery_uri=generated.gallery_uri,
+        seconds=0,
+    )
+
+
+def _why_not(config: NightlyConfig, root: Root, night: Night, last: Trained | None) -> str | None:
+    """Why this night does not fine-tune. What it decided once holds when it is resumed."""
+    if config.finetune is None:
+        return "there is no section finetune"
+    step = night.step("finetune")
+    if step.state in ("finished", "failed", "stopped", "running"):
+        return not_due(root, config.train, None)
+    return not_due(root, config.train, last)
+
+
+def _generating(
+    config: NightlyConfig, night: Night, tuned: FinetuneReport | None, last: Trained | None
+) -> GenerateConfig:
+    """The settings of generate: with tonight's weights or the last accepted, what is left of the time and the budget."""
+    changes: dict[str, Any] = {}
+    if tuned and tuned.weights:
+        changes["weights"] = tuned.weights
+    elif config.finetune and config.train.rule != "never" and last:
+        changes["weights"] = last.weights
+    if night.deadline:
+        changes["deadline"] = night.deadline.isoformat()
+    if config.gpu_hours is not None:
+        spent = tuned.seconds * max(1, config.finetune.workers) / 3600 if tuned and config.finetune else 0.0
+        changes["gpu_hours"] = max(0.0, config.gpu_hours - spent)
+    return config.generate.model_copy(update=changes)
+
+
+def _night(root: Root, config: NightlyConfig) -> Night:
+    """This night's state, written; a resumed night's, from where it is."""
+    now = datetime.now(UTC)
+    night = nights.read(root, config.run_id) if config.resume else None
+    if night is None:
+        night = Night(run_id=config.run_id, started_at=now)
+        for name in SECTIONS:
+            night.step(name)
+    else:
+        night.resumed += 1
+        for step in night.steps:  # of a driver that was killed
+            step.state = "stopped" if step.state == "running" else step.state
+    night.state, night.ended_at, night.gpu_hours = "running", None, config.gpu_hours
+    night.deadline = allowance.until(config.deadline, now.astimezone())
+    night.save(root)
+    return night
+
+
+def _planned(config: NightlyConfig, started: float) -> NightlyReport:
+    """What the night would do, as each job's own dry run tells it; nothing is written."""
+    root = Root(config.root_uri)
+    prepared, found = prepare.prepare(config.prepare), cohorts.cohorts(config.cohorts)
+    last, tuned, generated, skipped = trained(root), None, None, {}
+    first = prepared.samples_version is None or found.cohorts_version is None
+    if why := _why_not(config, root, Night(run_id=config.run_id, started_at=datetime.now(UTC)), last):
+        skipped["finetune"] = why
+    elif config.finetune and not first:
+        tuned = finetune.finetune(config.finetune)
+    if not first:
+        night = Night(run_id=config.run_id, started_at=datetime.now(UTC))
+        generated = generate.generate(_generating(config, night, tuned, last))
+    return NightlyReport(
+        run_id=config.run_id,
+        skipped=skipped,
+        prepare=prepared,
+        cohorts=found,
+        finetune=tuned,
+        generate=generated,
+        gallery_uri=None,
         seconds=round(time.monotonic() - started, 1),
     )
 
 
 def check(config: NightlyConfig) -> None:
     """raises ConfigError for what any of the night's jobs would refuse, before the first of them starts"""
-    Root(config.root_uri).check_writable()
+    root = Root(config.root_uri)
+    root.check_writable()
+    allowance.until(config.deadline, datetime.now().astimezone())
+    if config.resume and nights.read(root, config.run_id) is None:
+        unfinished = [n.run_id for n in nights.every(root) if n.state != "finished"]
+        raise ConfigError(
+            f"there is no night {config.run_id} below {root.uri} to resume; give --run-id, one of: "
+            f"{', '.join(unfinished[:5]) or '(every night is finished)'}"
+        )
     prepare.check(config.prepare)
     cohorts.check(config.cohorts)
-    if config.train and config.finetune:
+    if config.train.rule != "never" and config.finetune:
         finetune.check(config.finetune)
     generate.check(config.generate)
+
+
+def needs_ray(config: NightlyConfig) -> bool:
+    """Whether this process itself works on Ray: steps in processes of their own connect to a cluster that is there."""
+    return config.dry_run or not (config.isolated and os.environ.get("RAY_ADDRESS"))

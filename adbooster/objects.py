@@ -64,6 +64,24 @@ class Root:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
 
+    def create(self, relative: str, content: bytes) -> None:
+        """Write one object if there is none of this name, whole and by one process only.
+
+        raises  FileExistsError; any OSError where it is not known whether the storage kept it
+        """
+        path = self.path(relative)
+        if not _is_local(self.fs):
+            self.fs.pipe_file(path, content, mode="create")  # If-None-Match: *
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".part-")
+        try:
+            with os.fdopen(handle, "wb") as f:
+                f.write(content)
+            os.link(temporary, path)
+        finally:
+            os.remove(temporary)
+
     def write_json(self, relative: str, content: Any) -> None:
         self.write(relative, (json.dumps(content, indent=2, default=str) + "\n").encode())
 

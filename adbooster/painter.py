@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from adbooster import choose, finish, images, layout, schema
+from adbooster import choose, finish, images, layout, metrics, schema
 from adbooster.gates import Inspector, Safety
 from adbooster.mask import U2Net
 from adbooster.objects import Root, local_copy
@@ -114,6 +114,7 @@ class Painter:
             for i, s in enumerate(places)
         ]
         painted = self.outpainter.paint(paintings)
+        metrics.add("adbooster_candidates_total", len(painted), {"job": "generate", "run_id": self.names["run_id"]})
         places = [s for some in settings for s in some]
         previews = [s.overlay.paste(p) for s, p in zip(places, painted, strict=True)]
         vectors = self.ranker.embed_images(previews)

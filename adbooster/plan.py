@@ -198,3 +198,10 @@ def without(rows: pa.Table, *done: pa.Table) -> pa.Table:
     """The anti-join on request_id."""
     ids = pa.concat_arrays([chunk for t in done for chunk in t["request_id"].chunks] or [pa.array([], pa.string())])
     return rows.filter(pc.invert(pc.is_in(rows["request_id"], ids)))
+
+
+def next_round(wanted: pa.Table, again: dict[str, int]) -> pa.Table:
+    """The requests to paint again, by request_id, with the round that each is painted in next."""
+    rows = wanted.filter(pc.is_in(wanted["request_id"], pa.array(list(again), pa.string())))
+    rounds = pa.array([again[q] for q in rows["request_id"].to_pylist()], pa.int32())
+    return rows.set_column(rows.schema.get_field_index("round"), "round", rounds)

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ import ray._private.state
 from pydantic import Field
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from adbooster import schema
+from adbooster import metrics, schema
 from adbooster.errors import ConfigError
 from adbooster.objects import Root
 from adbooster.settings import Config
@@ -46,6 +47,8 @@ def through(ds: Dataset, stage: type, pool: Pool, out: pa.Schema, **init) -> Dat
     stage when the first usable row arrives: a night without changes loads no model.
     """
 
+    told = metrics.tags()
+
     class Actor:
         def __init__(self):
             self.stage = None
@@ -57,6 +60,7 @@ def through(ds: Dataset, stage: type, pool: Pool, out: pa.Schema, **init) -> Dat
                 return skipped
             self.stage = self.stage or stage(**init)
             done = schema.check(self.stage(rows.filter(usable)), out, stage.__name__)
+            metrics.count(done, told)
             return pa.concat_tables([done, skipped])
 
     Actor.__name__ = Actor.__qualname__ = stage.__name__  # the name on the Ray dashboard
@@ -118,19 +122,28 @@ def stage_parts(
         for row in batch.to_pylist():
             done += [] if row["part"] is None else [pap.read_table(pa.BufferReader(row["part"]))]
             if progress:
-                progress.done += row["rows"]
+                progress.add(row["rows"])
     return Staged(done, staging.stats())
 
 
 class Progress:
-    """One line in the log every `every_s` seconds while a stage runs, for logs that are no terminal."""
+    """One line in the log every `every_s` seconds while a stage runs, for logs that are no terminal.
 
-    def __init__(self, what: str, total: int, every_s: float):
-        self.what, self.total, self.every_s, self.done = what, total, every_s, 0
+    The same line goes to runs/<run_id>/progress.json, where `root` is given, for `adbooster status`.
+    """
+
+    def __init__(self, what: str, total: int, every_s: float, root: Root | None = None):
+        self.what, self.total, self.every_s, self.done, self.root = what, total, every_s, 0, root
+        self.told = metrics.tags()
         self._stop = threading.Event()
+
+    def add(self, rows: int) -> None:
+        self.done += rows
+        metrics.queue(self.total - self.done, self.told)
 
     def __enter__(self) -> "Progress":
         self._started = time.monotonic()
+        metrics.queue(self.total, self.told)
         self._thread = threading.Thread(target=self._tell, daemon=True)
         self._thread.start()
         return self
@@ -142,6 +155,16 @@ class Progress:
     def _tell(self) -> None:
         while not self._stop.wait(self.every_s):
             log.info(self.line())
+            if self.root and self.told["run_id"]:
+                self._write()
+
+    def _write(self) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        facts = {"job": self.told["job"], "at": now, "done": self.done, "total": self.total, "line": self.line()}
+        try:
+            self.root.write_json(f"runs/{self.told['run_id']}/progress.json", facts)
+        except OSError as e:  # a line less to read is no reason to end a night
+            log.warning("progress could not be written: %s", e)
 
     def line(self) -> str:
         seconds = time.monotonic() - self._started

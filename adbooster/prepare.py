@@ -213,7 +213,7 @@ def _through_models(night: _Night, ds: Dataset, total: int) -> Staged:
 
 
 def _staged(night: _Night, ds: Dataset, total: int, folder: str) -> Staged:
-    with Progress("prepare", total, night.config.progress_s) as progress:
+    with Progress("prepare", total, night.config.progress_s, night.root) as progress:
         return stage_parts(ds, night.root, folder, leave_out=UNCHANGED, progress=progress)
 
 

@@ -1,11 +1,15 @@
 """A night's creatives become what is live, in one commit or not at all."""
 
+from collections.abc import Callable
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from adbooster import report, schema, tables
+from adbooster.choose import Scenes
 from adbooster.errors import CoverageTooLow
 from adbooster.objects import Root
+from adbooster.recipe import Gates
 from adbooster.settings import code_commit
 
 
@@ -23,9 +27,10 @@ def publish(config, wanted: pa.Table, live: pa.Table, fresh: pa.Table, done) -> 
     after = pa.concat_tables([live.filter(stays), fresh])
     done.coverage = round(len(set(places(after))) / wanted.num_rows, 4)
     if done.coverage < config.min_coverage:
+        why = f", {done.left} are left by the {done.stopped}" if done.left else ""
         raise CoverageTooLow(
-            f"{done.coverage:.1%} of {wanted.num_rows} requests are filled, min_coverage is {config.min_coverage:.1%}; "
-            "nothing was published and the last night stays live"
+            f"{done.coverage:.1%} of {wanted.num_rows} requests are filled{why}, min_coverage is "
+            f"{config.min_coverage:.1%}; nothing was published and the last night stays live; what is painted is kept"
         )
     gone = live.filter(pc.invert(stays))
     done.retired = gone.num_rows
@@ -39,6 +44,19 @@ def publish(config, wanted: pa.Table, live: pa.Table, fresh: pa.Table, done) -> 
     families = dict(zip(wanted["cohort_id"].to_pylist(), wanted["family"].to_pylist(), strict=True))
     done.uplift = report.uplift(after, families)
     return after
+
+
+def staying(gates: Gates, wanted: pa.Table, live: pa.Table, staged: pa.Table) -> Callable[[], Scenes]:
+    """Makes the scenes of live creatives that stay: still wanted, and in a place that nothing was painted for."""
+    asked, replaced = set(places(wanted)), set(places(staged))
+    stays = live.filter(pa.array([p in asked and p not in replaced for p in places(live)], pa.bool_()))
+
+    def taken() -> Scenes:
+        scenes = Scenes(gates)
+        scenes.take(stays)
+        return scenes
+
+    return taken
 
 
 def places(rows: pa.Table) -> list[tuple[str, str, str]]:

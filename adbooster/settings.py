@@ -1,5 +1,6 @@
 """The base of every configuration: frozen, strict, and documented by the line under each field."""
 
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -35,7 +36,9 @@ class JobConfig(Config):
 
 @cache
 def code_commit() -> str | None:
-    """The git commit of this code, where it runs from a checkout."""
+    """The git commit of this code: what ADBOOSTER_COMMIT says, or the checkout's that it runs from."""
+    if told := os.environ.get("ADBOOSTER_COMMIT"):
+        return told
     command = ["git", "rev-parse", "HEAD"]
     found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return found.stdout.strip() or None

@@ -14,7 +14,7 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from pydantic import BaseModel
 
-from adbooster import schema
+from adbooster import lock, schema
 from adbooster.errors import PublishConflict
 from adbooster.objects import Root, each
 
@@ -97,8 +97,9 @@ def _commit(
 ) -> int:
     """One commit on top of `base`; returns its version.
 
-    Its `commit_id` tells after an error whose commit is there: a storage that answers with an error may have kept it.
+    A night that has lost its lock commits nothing (LockLost). The `commit_id` tells after an error whose commit is there: a storage that answers with an error may have kept it.
     """
+    lock.fence(root)
     commit_id = uuid4().hex
     mine = CommitProperties(custom_metadata={**metadata, "commit_id": commit_id}, max_commit_retries=0)
     try:

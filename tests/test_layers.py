@@ -6,38 +6,23 @@ from pathlib import Path
 import adbooster
 
 LAYERS = [
-    {"errors", "settings", "rules"},
-    {"schema", "colours", "images", "layout", "prompts", "recipe", "finish", "choose"},
-    {"mask", "caption", "outpaint", "inpainting", "rank", "gates", "clustering", "window", "llm"},
-    {
-        *(
-            "objects",
-            "pools",
-            "tables",
-            "vacuum",
-            "rollback",
-            "report",
-            "formats",
-            "feeds",
-            "fetch",
-            "changes",
-            "pictures",
-        ),
-        *(
-            "plan",
-            "publish",
-            "painter",
-            "prompting",
-            "llm_local",
-            "interest_columns",
-            "interests",
-            "cohort_file",
-            "groups",
-        ),
-    },
-    {"prepare", "cohorts", "finetune", "generate"},
-    {"nightly"},
-    {"cli", "console"},
+    layer.split()
+    for layer in (
+        "errors settings rules redact",
+        "schema colours images layout prompts recipe finish choose intervals seen",
+        "mask caption outpaint inpainting rank gates clustering window llm variety",
+        # storage and Ray; preparing; cohorts and prompts; training; painting; measuring and showing; the night
+        "objects node_cache models pools tables vacuum rollback lock metrics "
+        "formats feeds fetch changes pictures "
+        "cohort_file interest_columns interests groups prompting llm_local "
+        "learning examples learner latents checkpoints panel tracking training "
+        "plan value allowance publish painter candidates marks "
+        "evaluation eyes evaluator looks trials figures comparison outcomes blind summary report gallery "
+        "due nights steps",
+        "prepare cohorts finetune generate evaluate canary",
+        "nightly",
+        "cli console status_table",
+    )
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {

@@ -1,8 +1,13 @@
 """The whole night, on disk and on S3, with real models and a feed with a broken row."""
 
+from datetime import UTC, datetime
+
 import pytest
 
-from adbooster import nightly, tables
+from adbooster import nightly, nights, tables
+from adbooster.due import Due, remember, trained
+from adbooster.errors import ConfigError, CoverageTooLow, LockHeld
+from adbooster.lock import NightLock
 from adbooster.objects import Root
 from adbooster.tiny import world
 from tests.conftest import MODELS
@@ -60,6 +65,18 @@ def config(root_uri: str, feed, tmp_path) -> nightly.NightlyConfig:
     )
 
 
+def failed_at_generate(settings: nightly.NightlyConfig) -> nightly.NightlyConfig:
+    """Run a night that may not paint; returns the settings to resume it with. What went before has no need to run again."""
+    with pytest.raises(CoverageTooLow, match="0.0% of 4 requests are filled, 4 are left by the gpu_hours"):
+        nightly.nightly(settings.model_copy(update={"gpu_hours": 0.0}))
+    told = nights.read(Root(settings.root_uri), "night")
+    assert (told.state, [s.state for s in told.steps]) == ("failed", ["finished"] * 3 + ["failed"])
+    for step in told.steps[:3]:  # a step that ran again would have a report of its own
+        step.report["seconds"] = 1234.0
+    told.save(Root(settings.root_uri))
+    return settings.model_copy(update={"resume": True})
+
+
 def live(root_uri: str) -> list[dict]:
     return sorted(tables.read(Root(root_uri), "creatives", list(SAME)).to_pylist(), key=lambda r: r["creative_id"])
 
@@ -79,6 +96,8 @@ def test_a_night_on_s3_is_the_night_on_disk(local_ray, tmp_path, tiny_feed, s3_r
             update={"prepare": settings.prepare.model_copy(update={"max_reject_share": 0.5})}
         )
         nightly.check(settings)
+        if uri == disk:
+            settings = failed_at_generate(settings)
         reports[uri] = nightly.nightly(settings)
         samples = {r["product_id"]: r["reject"] for r in tables.read(Root(uri), "samples").to_pylist()}
         assert samples == {"P0": None, "P1": None, "P9": "missing_image", "P8": "unreadable_image"}
@@ -89,8 +108,39 @@ def test_a_night_on_s3_is_the_night_on_disk(local_ray, tmp_path, tiny_feed, s3_r
     assert len(live(disk)) == 4
     for creative in live(s3_root):
         assert Root(s3_root).read(creative["uri"]) == Root(disk).read(creative["uri"])
+    resumed = nights.read(Root(disk), "night")
+    assert [s.state for s in resumed.steps] == ["finished"] * 4
+    assert (resumed.state, resumed.resumed, reports[disk].resumed) == ("finished", 1, 1)
+    before = (reports[disk].prepare, reports[disk].cohorts, reports[disk].finetune)
+    assert [r.seconds for r in before] == [1234.0] * 3
     page = Root(s3_root).read("runs/night/report.html").decode()
     assert "spooky halloween night" in page
+
+
+def test_what_cannot_be_resumed_or_is_running_is_said_at_once(tmp_path, tiny_feed):
+    root = Root(str(tmp_path / "root"))
+    settings = config(root.uri, tiny_feed, tmp_path)
+    with pytest.raises(ConfigError, match="there is no night night below .* to resume"):
+        nightly.check(settings.model_copy(update={"resume": True}))
+    with pytest.raises(ConfigError, match="the deadline 'soon'"):
+        nightly.check(settings.model_copy(update={"deadline": "soon"}))
+    with NightLock(root, "another"), pytest.raises(LockHeld, match="night another has held the lock"):
+        nightly.nightly(settings)
+    assert not root.names("tables")
+
+
+def test_a_night_that_does_not_train_paints_with_the_weights_of_the_last_that_did(root, tiny_feed, tmp_path):
+    settings = config(root.uri, tiny_feed, tmp_path).model_copy(update={"train": Due(rule="days", days=7)})
+    begun = nights.Night(run_id="night", started_at=datetime.now(UTC))
+    assert nightly._why_not(settings, root, begun, None) is None  # nothing was trained yet
+    remember(root, "earlier", "abc")
+    last = trained(root)
+    assert nightly._why_not(settings, root, begun, last) == "the last training is 0.0 days old, due after 7"
+    assert nightly._generating(settings, begun, None, last).weights == f"{root.uri}/weights/abc"
+    never = settings.model_copy(update={"train": Due(rule="never")})
+    assert nightly._generating(never, begun, None, last).weights == settings.generate.weights
+    begun.step("finetune").state = "failed"  # it was due when the night began
+    assert nightly._why_not(settings, root, begun, last) is None
 
 
 def test_the_demo_is_a_night_that_can_start():
