@@ -12,6 +12,8 @@ LAYERS = [
     {
         *(
             "objects",
+            "node_cache",
+            "models",
             "pools",
             "tables",
             "vacuum",
