@@ -16,6 +16,7 @@ from adbooster import tables
 from adbooster.errors import AdboosterError, ConfigError
 from adbooster.models import pull
 from adbooster.objects import Root
+from adbooster.redact import redact
 from adbooster.rollback import rollback
 from adbooster.vacuum import MINIMUM, vacuum
 
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         arguments.command(Root(arguments.root_uri), arguments)
     except AdboosterError as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        print(redact(f"{type(e).__name__}: {e}"), file=sys.stderr)
         raise SystemExit(2 if isinstance(e, ConfigError) else 1) from None
 
 

@@ -18,6 +18,7 @@ from fsspec.core import url_to_fs
 
 from adbooster import node_cache
 from adbooster.errors import ConfigError
+from adbooster.redact import redact
 
 THREADS = 32  # requests to the storage at one time
 FRESH_S = 12 * 3600  # an object put again is written again if older, so that vacuum (a day at least) leaves it alone
@@ -66,7 +67,8 @@ class Root:
         os.replace(temporary, path)
 
     def write_json(self, relative: str, content: Any) -> None:
-        self.write(relative, (json.dumps(content, indent=2, default=str) + "\n").encode())
+        """A document that people read (settings, reports): secrets in it are hidden."""
+        self.write(relative, (json.dumps(redact(content), indent=2, default=str) + "\n").encode())
 
     def put(self, content: bytes, extension: str) -> str:
         """Store content under the name that follows from it; returns `objects/ab/<sha256>.<ext>`. Twice is once."""

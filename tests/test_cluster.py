@@ -246,7 +246,10 @@ def test_the_schedule():
     assert "eks.amazonaws.com/role-arn" in accounts["ServiceAccount", "adbooster"]["metadata"]["annotations"]
     role = accounts["Role", pod["serviceAccountName"]]
     assert role["rules"] == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get", "list"]}]
-    files = {g["name"]: g["files"] for g in yaml.safe_load((KUBERAY / "kustomization.yaml").read_text())["configMapGenerator"]}
+    files = {
+        g["name"]: g["files"]
+        for g in yaml.safe_load((KUBERAY / "kustomization.yaml").read_text())["configMapGenerator"]
+    }
     mounted = files[pod["volumes"][0]["configMap"]["name"]]
     assert [Path(p).name for p in pod["containers"][0]["command"][1:]] == list(reversed(mounted))
     assert all((KUBERAY / name).is_file() for names in files.values() for name in names)
@@ -270,7 +273,7 @@ def test_the_scheduled_pod_waits_for_the_night(tmp_path, states, code):
         "#!/bin/sh\ncd $(dirname $0)\n"
         'if [ "$1" = create ]; then echo rayjob.ray.io/adbooster-nightly-x7; exit; fi\n'
         '[ "$2" = rayjob.ray.io/adbooster-nightly-x7 ] || exit 9\n'
-        "now=$(head -n 1 states); sed -i 1d states; [ \"$now\" = gone ] && exit 1; printf '%s' \"$now\"\n"
+        'now=$(head -n 1 states); sed -i 1d states; [ "$now" = gone ] && exit 1; printf \'%s\' "$now"\n'
     )
     (tmp_path / "kubectl").chmod(0o755)
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "POLL_S": "0"}
@@ -342,7 +345,9 @@ def test_no_weights_no_settings_and_no_keys_go_to_the_builder():
     assert rules[0] == "*"
     let_in = {rule[1:] for rule in rules if rule.startswith("!")}
     dockerfile = (REPO / "cluster" / "Dockerfile").read_text()
-    copied = {name for line in re.findall(r"^COPY --chown=\S+ (.*) \S+$", dockerfile, re.MULTILINE) for name in line.split()}
+    copied = {
+        name for line in re.findall(r"^COPY --chown=\S+ (.*) \S+$", dockerfile, re.MULTILINE) for name in line.split()
+    }
     assert copied == let_in
     assert "adbooster/tiny" in rules, "the embedded weights stay out"
     suffixes = (".safetensors", ".onnx", ".env", ".pem")

@@ -6,7 +6,7 @@ from pathlib import Path
 import adbooster
 
 LAYERS = [
-    {"errors", "settings", "rules"},
+    {"errors", "settings", "rules", "redact"},
     {"schema", "colours", "images", "layout", "prompts", "recipe", "finish", "choose"},
     {"mask", "caption", "outpaint", "inpainting", "rank", "gates", "clustering", "window", "llm"},
     {

@@ -210,7 +210,11 @@ def test_from_a_hub(root):
     said = json.loads(done.stdout)
     assert said["hub_commit"] == Hub.COMMIT
     assert Path(said["uri"]) == Path(root.uri) / "models" / "clip" / said["revision"]
-    assert sorted(root.names(f"models/clip/{said['revision']}")) == ["config.json", "manifest.json", "model.safetensors"]
+    assert sorted(root.names(f"models/clip/{said['revision']}")) == [
+        "config.json",
+        "manifest.json",
+        "model.safetensors",
+    ]
     assert "pytorch_model.bin" not in server.asked, "pickles are not even fetched"
     assert lost.returncode == 2
     assert "hub:shop/none" in lost.stderr
