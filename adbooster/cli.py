@@ -1,6 +1,7 @@
 """How a job starts and ends: settings, logging, Ray, the run folder, the report, the exit code."""
 
 import ctypes
+import json
 import logging
 import os
 import platform
@@ -8,11 +9,12 @@ import re
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import ray
@@ -32,6 +34,7 @@ from rich.table import Table
 from adbooster import lock, metrics
 from adbooster.errors import AdboosterError, ConfigError
 from adbooster.objects import Root
+from adbooster.redact import Formatter, redact
 from adbooster.report import percent
 from adbooster.settings import code_commit
 
@@ -42,17 +45,24 @@ PRESETS = Path(__file__).parent / "presets"
 
 def main(config_class: type[BaseModel], job: Callable[[Any], BaseModel], argv: list[str] | None = None) -> None:
     """Run one job as a program: exit code 0 only if it did all it promised; its report is the last line of stdout."""
-    logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level="WARNING")
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    sys.excepthook = _say_error
     log.setLevel(os.environ.get("ADBOOSTER_LOG", "INFO"))
     _end_when_told()
     try:
         config = load(config_class, sys.argv[1:] if argv is None else argv)
         report = run(config, job)
     except AdboosterError as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        print(redact(f"{type(e).__name__}: {e}"), file=sys.stderr)
         raise SystemExit(2 if isinstance(e, ConfigError) else 1) from None
     ray.shutdown()  # which prints what became of lost workers to stdout; after it the report is the last line
-    print(report.model_dump_json(), flush=True)
+    print(json.dumps(redact(report.model_dump(mode="json"))), flush=True)
+
+
+def _say_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _end_when_told() -> None:

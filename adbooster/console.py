@@ -1,4 +1,4 @@
-"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`."""
+"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `models pull`."""
 
 import argparse
 import json
@@ -14,7 +14,9 @@ from rich.table import Table
 
 from adbooster import nights, status_table, tables
 from adbooster.errors import AdboosterError, ConfigError
+from adbooster.models import pull
 from adbooster.objects import Root
+from adbooster.redact import redact
 from adbooster.rollback import rollback
 from adbooster.vacuum import MINIMUM, vacuum
 
@@ -31,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         arguments.command(Root(arguments.root_uri), arguments)
     except AdboosterError as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        print(redact(f"{type(e).__name__}: {e}"), file=sys.stderr)
         raise SystemExit(2 if isinstance(e, ConfigError) else 1) from None
 
 
@@ -61,9 +63,19 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help=f"allow less than {MINIMUM.days} day; only while no job is running",
     )
+    _add_models(commands)
     for command in (back, clear):
         command.add_argument("--dry-run", action="store_true", help="say what would be done; nothing is changed")
     return parser
+
+
+def _add_models(commands) -> None:
+    does = "bring models below the root, so that nights depend on no hub"
+    models = commands.add_parser("models", help=does, description=does).add_subparsers(required=True, metavar="COMMAND")
+    get = _add(models, "pull", _pull, "copy a model with its hashes to root_uri/models/<name>/<revision>/, once")
+    get.add_argument("source", help="a folder or file, local or s3://..., or hub:<owner>/<name>")
+    get.add_argument("--name", default="", help="its name below models/ (default: the last part of the source)")
+    get.add_argument("--hub-revision", default="main", help="branch, tag or commit on the hub (default main)")
 
 
 def _add(commands, name: str, command: Callable, does: str, table: bool = False) -> argparse.ArgumentParser:
@@ -138,6 +150,12 @@ def _vacuum(root: Root, arguments: argparse.Namespace) -> None:
         f"{'would remove' if done.dry_run else 'removed'} {len(done.objects)} objects ({done.objects_kept} stay), "
         f"{len(done.table_files)} table files and {len(done.staged_parts)} staged parts: {done.size_bytes / 1e6:.1f} MB",
     )
+
+
+def _pull(root: Root, arguments: argparse.Namespace) -> None:
+    done = pull(root, arguments.source, arguments.name, arguments.hub_revision)
+    did = f"{done.files} files, {done.size_bytes / 1e6:.1f} MB" if done.copied else "was there already"
+    _say(arguments, done, f"{done.uri} ({did})")
 
 
 def _say(arguments: argparse.Namespace, done: BaseModel, sentence: str) -> None:

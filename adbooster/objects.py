@@ -16,7 +16,9 @@ import fsspec
 import pyarrow.fs
 from fsspec.core import url_to_fs
 
+from adbooster import node_cache
 from adbooster.errors import ConfigError
+from adbooster.redact import redact
 
 THREADS = 32  # requests to the storage at one time
 FRESH_S = 12 * 3600  # an object put again is written again if older, so that vacuum (a day at least) leaves it alone
@@ -83,7 +85,8 @@ class Root:
             os.remove(temporary)
 
     def write_json(self, relative: str, content: Any) -> None:
-        self.write(relative, (json.dumps(content, indent=2, default=str) + "\n").encode())
+        """A document that people read (settings, reports): secrets in it are hidden."""
+        self.write(relative, (json.dumps(redact(content), indent=2, default=str) + "\n").encode())
 
     def put(self, content: bytes, extension: str) -> str:
         """Store content under the name that follows from it; returns `objects/ab/<sha256>.<ext>`. Twice is once."""
@@ -96,6 +99,19 @@ class Root:
         if not young:
             self.write(relative, content)
         return relative
+
+    def upload(self, file: Path, relative: str) -> None:
+        """Copy a local file of any size below the root; whole when it appears."""
+        if not _is_local(self.fs):
+            self.fs.put_file(str(file), self.path(relative))
+            return
+        target = Path(self.path(relative))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".part-")
+        os.close(handle)
+        shutil.copyfile(file, temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
 
     def put_folder(self, folder: Path, relative: str) -> None:
         """Copy a local folder below the root; its `card.json`, which says it is whole, goes last."""
@@ -173,38 +189,38 @@ def _is_local(fs) -> bool:
 
 
 def local_copy(uri: str) -> Path:
-    """A model file or folder as a local path: itself, or copied once to this node's cache.
+    """A model file or folder as a local path: itself, or copied once to this node's cache (node_cache.py).
+
+    A model that `adbooster models pull` brought is compared with its manifest, once a process.
+    raises ConfigError if there is nothing at `uri`, or not what the manifest says
+    """
+    fs, path = _filesystem(uri)
+    if not fs.exists(path):
+        raise ConfigError(f"there is no model at {uri}")
+    return node_cache.verified(Path(path), uri) if _is_local(fs) else node_cache.copied(fs, path, uri)
+
+
+def fetch_folder(uri: str, folder: Path) -> Path:
+    """Copy a folder, or one file, into a new local folder.
 
     raises ConfigError if there is nothing at `uri`
     """
     fs, path = _filesystem(uri)
     if not fs.exists(path):
         raise ConfigError(f"there is no model at {uri}")
-    if _is_local(fs):
-        return Path(path)
-    cache = Path(os.environ.get("ADBOOSTER_CACHE", Path(tempfile.gettempdir()) / f"adbooster-cache-{os.getuid()}"))
-    # What is cached is named by what is there now: a model replaced in place is another model.
-    found = {name: (i["size"], str(i.get("ETag"))) for name, i in fs.find(path, detail=True).items()}
-    mark = hashlib.sha256(json.dumps([uri, found], sort_keys=True).encode()).hexdigest()[:16]
-    name = f"{mark}-{path.rsplit('/', 1)[-1]}"
-    target = cache / name
-    if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-        staging = Path(tempfile.mkdtemp(dir=cache))
-        fs.get(path, str(staging / name), recursive=fs.isdir(path))
-        try:
-            (staging / name).rename(target)
-        except OSError:  # another process of this node was first
-            if not target.exists():
-                raise
-        shutil.rmtree(staging, ignore_errors=True)
-    return target
+    if fs.isdir(path):
+        fs.get(path, str(folder), recursive=True)
+    else:
+        folder.mkdir()
+        fs.get(path, str(folder / path.rsplit("/", 1)[-1]))
+    return folder
 
 
 def content_hash(path: Path) -> str:
-    """16 hex digits over names and bytes of a file, or of a folder without its card.json."""
+    """16 hex digits over names and bytes of a file, or of a folder without its card.json and a pull's manifest."""
     hasher = hashlib.sha256()
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name != "card.json")
+    files = [p for p in files if p != path / node_cache.MANIFEST]
     for file in files:
         hasher.update(file.relative_to(path).as_posix().encode() + b"\0")
         with file.open("rb") as f:

@@ -18,6 +18,7 @@ from adbooster.formats import FeedFormat
 from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
 from adbooster.pictures import UNCHANGED, Captioner, Fetcher, Judge, Masker, Source
 from adbooster.pools import Pool, Progress, Staged, dataset, dataset_of, fit, preflight, stage_parts, through
+from adbooster.redact import redact
 from adbooster.rules import Captions, Masking, Rules
 from adbooster.settings import JobConfig, Uri
 
@@ -265,7 +266,7 @@ def _dry_run(night: _Night) -> PrepareReport:
     report.pools = fit(night.config.pools())
     words = found.wanted["reject"].drop_null().to_pylist()
     report.rejects = dict(Counter(words).most_common())
-    print(_plan_text(night.config, report), flush=True)
+    print(redact(_plan_text(night.config, report)), flush=True)
     return report
 
 

@@ -43,10 +43,11 @@ class FaultyS3:
     """
 
     def __init__(self, upstream: str, faults: Faults):
-        self.upstream, self.faults = urlsplit(upstream), faults
+        self.upstream = urlsplit(upstream)
         self.done: list[tuple[float, str, str, int]] = []
         """(time.time(), method, path, status) of every request whose true answer was given"""
-        self._random, self._lock = random.Random(faults.seed), threading.Lock()
+        self._lock = threading.Lock()
+        self.use(faults)
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -69,6 +70,11 @@ class FaultyS3:
 
         self.server = Server(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+
+    def use(self, faults: Faults) -> None:
+        """From now on these, drawn from their seed anew."""
+        with self._lock:
+            self.faults, self._random = faults, random.Random(faults.seed)
 
     def __enter__(self):
         threading.Thread(target=self.server.serve_forever, daemon=True).start()

@@ -1,0 +1,335 @@
+"""Nights on three nodes, disturbed at random moments, against the night that nothing disturbed.
+
+    python -m tests.benchmarks.chaos --seeds 20 --out chaos.jsonl                  every seed once; a table at the end
+    python -m tests.benchmarks.chaos --seeds 20 --out chaos.jsonl --minutes 3      as many as fit, the rest next time
+
+A cluster of a head without CPUs and two nodes with a CPU pool and a (pretended) GPU each runs `jobs.generate` as an
+operator's driver, a process of its own, against an S3 that fails. Each seed draws shares of failing requests and one
+to three kills (a painting worker, the node that paints, the driver: all SIGKILL) with their moments, over the time that
+the undisturbed night took. A run that does not end well is started again with the same command. Then the live table
+but for `run_id` and `gpu_s`, and every object by name and bytes, are compared with the undisturbed ones.
+
+Each seed is one line of the file; a file that has a seed is not asked for it again. Exit code 1 if anything differed.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ.update(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_REGION="us-east-1")
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+
+import psutil
+import pyarrow as pa
+
+from adbooster import images, schema, tables
+from adbooster.objects import Root
+from adbooster.tiny import world
+from tests import chaos_driver
+from tests.faults import Faults, FaultyS3
+
+MODELS = Path(world.__file__).parent / "models"
+CONTEXTS = ("a spooky halloween night", "a snowy winter day", "a tropical beach holiday", "a football stadium")
+RECIPE = {"candidates": 2, "num_inference_steps": 2, "guidance_scale": 2.0, "size_px": 256, "paint_px": 64}
+MAY_DIFFER = {"run_id", "gpu_s"}
+PAUSE_S = 0.3  # after each request, so that moments fall into painting too and not only into starting
+TOO_LONG_S, MOST_RUNS = 180, 6
+KINDS = ("worker", "node", "driver")
+RAY = {
+    "RAY_worker_niceness": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_health_check_period_ms": "500",  # a dead node is known after two seconds, a slow one is left alone
+    "RAY_health_check_failure_threshold": "4",
+    "RAY_health_check_timeout_ms": "15000",
+}
+
+
+def stock(root: Root) -> None:
+    """Two products with true masks and four cohorts: eight requests."""
+    samples, cohorts = [], []
+    for key in ("teapot", "running-shoe"):
+        photo, mask = world.packshot(key, 256)
+        uri = root.put(images.encode_lossless(photo), "photo")
+        known = {"sample_id": key, "product_id": key, "role": "main", "title": key, "category": "Home"}
+        known |= {"photo_uri": uri, "photo_sha256": uri[11:75], "mask_uri": root.put(images.encode_mask(mask), "png")}
+        samples.append(dict.fromkeys(schema.SAMPLES.names) | known | {"caption": f"a {key} on a white background"})
+    for i, context in enumerate(CONTEXTS):
+        known = {"cohort_id": f"c{i}", "family": "events", "query": "a gift", "context": context, "version": "1"}
+        cohorts.append(dict.fromkeys(schema.COHORTS.names) | known | {"interests": []})
+    for name, rows, key in (("samples", samples, "sample_id"), ("cohorts", cohorts, "cohort_id")):
+        tables.merge(root, name, pa.Table.from_pylist(rows, tables.TABLES[name]), key, None, {})
+
+
+def digest(root: Root) -> dict:
+    """What is live, and every object: equal for equal nights."""
+    rows = tables.read(root, "creatives").drop_columns(sorted(MAY_DIFFER)).to_pylist()
+    rows = json.dumps(sorted(rows, key=lambda r: r["creative_id"]), sort_keys=True, default=str)
+    objects = {name: hashlib.sha256(root.read(name)).hexdigest() for name in sorted(root.stats("objects"))}
+    return {"rows": hashlib.sha256(rows.encode()).hexdigest(), "n": rows.count('"creative_id"'), "objects": objects}
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Processes started in this block have these."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def night(settings: dict) -> None:
+    """One run of `jobs.generate`, in a process that may be killed."""
+    log = os.open(settings["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    logging.disable(logging.NOTSET)
+    with chaos_driver.witnessing(settings["witness"], PAUSE_S):
+        chaos_driver.cli.main(
+            chaos_driver.generate.GenerateConfig, chaos_driver.generate.generate, ["--config", settings["config"]]
+        )
+
+
+class ThreeNodes:
+    """A head and two nodes that paint; what runs on them meets S3 only through `s3`."""
+
+    def __init__(self, s3: FaultyS3, folder: Path):
+        from ray.cluster_utils import Cluster
+
+        self.folder, self.s3 = folder, s3
+        self.environment = {"AWS_ENDPOINT_URL": s3.endpoint, "RAY_TMPDIR": str(folder), **RAY}
+        (folder / "ray").mkdir()
+        with environment(**self.environment):
+            quiet = {"include_dashboard": False, "object_store_memory": 150 * 2**20}
+            self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
+            self.processes = multiprocessing.get_context("forkserver")
+            self.processes.set_forkserver_preload(["adbooster.painter", "tests.chaos_driver"])
+        self.whole()
+
+    def whole(self) -> None:
+        """Two nodes again, as an autoscaler would see to it."""
+        with environment(**self.environment):
+            while len(self.cluster.worker_nodes) < 2:
+                self.cluster.add_node(num_cpus=3, num_gpus=1, object_store_memory=150 * 2**20)
+        self.cluster.wait_for_nodes()
+
+    def start(self, settings: dict) -> multiprocessing.Process:
+        with environment(**self.environment, RAY_ADDRESS=self.cluster.address):
+            run = self.processes.Process(target=night, args=(settings,), daemon=True)
+            run.start()
+        return run
+
+    def kill(self, kind: str, run: multiprocessing.Process, witness: str, chance: random.Random) -> bool:
+        """SIGKILL to one of a kind; False if there was none to kill."""
+        if kind == "driver":
+            if run.exitcode is None:
+                run.kill()
+                return True
+            return False
+        if kind == "worker":
+            return self._kill_worker(chance)
+        nodes = sorted(self.cluster.worker_nodes, key=lambda n: n.node_id)
+        if len(nodes) < 2:  # somewhere the night has to go on
+            return False
+        seen = chaos_driver.seen(witness)
+        painting = [n for n in nodes if seen and n.node_id == seen[-1]["node"]]
+        self.cluster.remove_node(painting[0] if painting else chance.choice(nodes), allow_graceful=False)
+        return True
+
+    def _kill_worker(self, chance: random.Random) -> bool:
+        workers = []
+        for node in self.cluster.worker_nodes:
+            raylets = [psutil.Process(p.process.pid) for p in node.all_processes["raylet"]]
+            for process in (child for raylet in raylets for child in raylet.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    title = " ".join(process.cmdline())[:60]
+                    if title.startswith("ray::") and "IDLE" not in title and "Agent" not in title:
+                        workers.append(process)
+        with suppress(psutil.NoSuchProcess, IndexError):
+            chance.choice(sorted(workers, key=lambda p: p.pid)).kill()
+            return True
+        return False
+
+
+class Chaos:
+    """Nights of `seeds` below one bucket, each against the undisturbed one."""
+
+    def __init__(self, nodes: ThreeNodes, calm: dict | None = None):
+        self.nodes = nodes
+        self.calm = calm or self._undisturbed()
+
+    def _prepare(self, name: str) -> tuple[Root, dict]:
+        root = Root(f"s3://chaos/{name}-{time.time_ns()}")
+        stock(root)
+        folder = self.nodes.folder
+        settings = {"witness": f"{folder}/{name}.witness", "log": f"{folder}/{name}.log"}
+        return root, settings
+
+    def _run(self, root: Root, settings: dict, run_id: str) -> multiprocessing.Process:
+        config = {
+            "root_uri": root.uri,
+            "run_id": run_id,
+            "weights": str(MODELS / "outpaint"),
+            "rank_model": str(MODELS / "rank"),
+            "device": "cpu",
+            "dtype": "float32",
+            "threads": 2,
+            "paint": {"actors": 1, "gpus": 1, "batch": 1},
+            "paint_batch": 2,  # a request fills a pass: each is a block and a part of its own
+            "recipe": RECIPE,
+        }
+        file = Path(self.nodes.folder) / f"{Path(settings['log']).stem}.{run_id}.yaml"
+        file.write_text(json.dumps(config))
+        return self.nodes.start(settings | {"config": str(file)})
+
+    def _undisturbed(self) -> dict:
+        """The night that all are compared with: what is live after it, and its seconds once the cluster is warm."""
+        for name in ("warm", "calm"):
+            root, settings = self._prepare(name)
+            started = time.monotonic()
+            run = self._run(root, settings, "calm")
+            run.join(TOO_LONG_S)
+            if run.exitcode != 0:
+                raise SystemExit(f"the undisturbed night failed: {Path(settings['log']).read_text()[-3000:]}")
+            calm = digest(root) | {"night_s": round(time.monotonic() - started, 2)}
+        assert calm["n"] == 8, calm["n"]
+        return calm
+
+    def seed(self, seed: int) -> dict:
+        """One disturbed night, to its end: what was done to it, its runs, and whether the result differs."""
+        chance = random.Random(seed)
+        shares = {kind: round(chance.uniform(0, 0.04), 4) for kind in ("refused", "lost", "reset", "slow")}
+        kills = chance.sample(KINDS, chance.randint(1, 3))
+        due = sorted((chance.uniform(0, 0.95) * self.calm["night_s"], kind) for kind in kills)
+        root, settings = self._prepare(f"seed{seed}")
+        self.nodes.whole()
+        self.nodes.s3.use(Faults(**shares, seed=seed))
+        started, done, codes, late = time.monotonic(), Counter(), [], False
+        while len(codes) < MOST_RUNS and (not codes or codes[-1] != 0):
+            run, began = self._run(root, settings, f"run{len(codes)}"), time.monotonic()
+            passed = 0.0
+            while run.exitcode is None:
+                passed = time.monotonic() - began
+                while due and due[0][0] <= passed and run.exitcode is None:
+                    kind = due.pop(0)[1]
+                    done[kind] += self.nodes.kill(kind, run, settings["witness"], chance)
+                    if kind == "driver":
+                        run.join()
+                if passed > TOO_LONG_S:
+                    run.kill()
+                    run.join()
+                    late = True
+                run.join(0.05)
+            codes.append(run.exitcode)
+            due = [(max(0.0, at - passed), kind) for at, kind in due]
+            self.nodes.whole()
+        faults = dict(self.nodes.s3.faults.counts)
+        self.nodes.s3.use(Faults())
+        found = digest(root) if codes[-1] == 0 else {}
+        same = all(found.get(k) == self.calm[k] for k in ("rows", "n", "objects"))
+        if not same or late:
+            print(f"seed {seed}: {Path(settings['log']).read_text()[-4000:]}", file=sys.stderr)
+        seconds = round(time.monotonic() - started, 1)
+        told = {"seed": seed, "kills": dict(+done), "s3": faults, "exit_codes": codes, "seconds": seconds}
+        return told | {"differs": not same, "too_late": late}
+
+
+def table(lines: list[dict]) -> str:
+    """All seeds in one table, by kind of fault."""
+    kills, s3 = Counter(), Counter()
+    for line in lines:
+        kills.update(line["kills"])
+        s3.update(line["s3"])
+    runs = sum(len(line["exit_codes"]) for line in lines)
+    hurt = sum(1 for line in lines if line["kills"])
+    rows = [("seeds", len(lines)), ("seeds with a kill that met a living process", hurt)]
+    rows += [(f"{kind} killed", kills[kind]) for kind in KINDS]
+    rows += [(f"S3 requests {kind}", s3[kind]) for kind in ("refused", "lost", "reset", "slow")]
+    rows += [("runs", runs), ("runs that had to be started again", runs - len(lines))]
+    rows += [("longest seed, s", max(line["seconds"] for line in lines))]
+    rows += [("differences", sum(line["differs"] for line in lines))]
+    rows += [("runs that did not end in time", sum(line["too_late"] for line in lines))]
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+@contextmanager
+def s3_that_fails() -> Iterator[FaultyS3]:
+    """moto in a process of its own with a bucket `chaos`, behind the proxy; our own requests go past the proxy."""
+    import s3fs
+
+    port = 20000 + os.getpid() % 9000
+    command = [sys.executable, "-m", "moto.server", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            with suppress(OSError):
+                urllib.request.urlopen(endpoint, timeout=1).close()
+                break
+            time.sleep(0.2)
+        with environment(AWS_ENDPOINT_URL=endpoint), FaultyS3(endpoint, Faults()) as s3:
+            s3fs.S3FileSystem(endpoint_url=endpoint).mkdir("chaos")
+            yield s3
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def run(seeds: list[int], lines: list[dict], calm: dict | None = None, until: float = float("inf")) -> Iterator[dict]:
+    """Lines of a file: the undisturbed night unless `calm` is it, then each seed that is not in `lines`."""
+    todo = [seed for seed in seeds if seed not in {line["seed"] for line in lines}]
+    if not todo:
+        return
+    with tempfile.TemporaryDirectory(prefix="adb", dir="/tmp") as folder, s3_that_fails() as s3:
+        nodes = ThreeNodes(s3, Path(folder))
+        try:
+            chaos = Chaos(nodes, calm)
+            if not calm:
+                yield {"calm": chaos.calm}
+            for seed in todo:
+                if time.monotonic() > until:
+                    return
+                yield chaos.seed(seed)
+        finally:
+            nodes.cluster.shutdown()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("tests.benchmarks.chaos", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--out", type=Path, default=Path("chaos.jsonl"))
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no seed after so long")
+    told = parser.parse_args()
+    known = [json.loads(line) for line in told.out.read_text().splitlines()] if told.out.exists() else []
+    calm = next((line["calm"] for line in known if "calm" in line), None)
+    lines = [line for line in known if "seed" in line]
+    seeds = list(range(told.first, told.first + told.seeds))
+    for line in run(seeds, lines, calm, time.monotonic() + 60 * told.minutes):
+        with told.out.open("a") as f:
+            f.write(json.dumps(line) + "\n")
+        if "seed" in line:
+            lines.append(line)
+        print(json.dumps(line if "seed" in line else {"undisturbed_s": line["calm"]["night_s"]}), flush=True)
+    print(table(lines) if lines else "no seed yet")
+    return int(any(line["differs"] or line["too_late"] for line in lines))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
