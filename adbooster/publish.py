@@ -1,40 +1,54 @@
 """A night's creatives become what is live, in one commit or not at all."""
 
+from collections.abc import Set
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adbooster import report, schema, tables
+from adbooster import marks, report, schema, tables
 from adbooster.errors import CoverageTooLow
 from adbooster.objects import Root
 from adbooster.settings import code_commit
 
 
-def publish(config, wanted: pa.Table, live: pa.Table, fresh: pa.Table, done) -> pa.Table:
+def publish(
+    config, wanted: pa.Table, live: pa.Table, fresh: pa.Table, done, rejected: Set[str] = frozenset()
+) -> pa.Table:
     """One commit that adds what was painted, replaces what it supersedes and retires what nobody wants any more.
 
     wanted  the night's requests; live  the table at `done.creatives_version`; fresh  painted rows (schema.STAGED)
+    rejected  creatives that people rejected; they are retired
     done    gets the figures of the publication
     returns the rows that are live now
     raises  CoverageTooLow, PublishConflict; nothing of this run is live then
     """
     asked, new = set(places(wanted)), set(places(fresh))
-    stays = pa.array([place in asked and place not in new for place in places(live)], pa.bool_())
+    told = zip(places(live), live["creative_id"].to_pylist(), strict=True)
+    stays = pa.array([at in asked and at not in new and name not in rejected for at, name in told], pa.bool_())
+    gone = live.filter(pc.invert(stays))
     fresh = schema.fill(fresh, schema.CREATIVES)
-    after = pa.concat_tables([live.filter(stays), fresh])
-    done.coverage = round(len(set(places(after))) / wanted.num_rows, 4)
+    kept = marks.close_ranks(live.filter(stays), gone)
+    moved = kept.filter(pc.not_equal(kept["rank"], live.filter(stays)["rank"]))
+    after = pa.concat_tables([kept, fresh])
+    done.coverage = round(len(set(places(after))) / wanted.num_rows, 4) if wanted.num_rows else 1.0
     if done.coverage < config.min_coverage:
         raise CoverageTooLow(
             f"{done.coverage:.1%} of {wanted.num_rows} requests are filled, min_coverage is {config.min_coverage:.1%}; "
             "nothing was published and the last night stays live"
         )
-    gone = live.filter(pc.invert(stays))
     done.retired = gone.num_rows
     if fresh.num_rows or gone.num_rows:
         metadata = {"run_id": config.run_id, "recipe_id": done.recipe_id, "weights_revision": done.weights_revision}
         metadata |= {"git_commit": code_commit() or "", "job": "generate"}
         drop = gone.filter(pc.invert(pc.is_in(gone["creative_id"], fresh["creative_id"])))["creative_id"].to_pylist()
         done.creatives_version = tables.merge(
-            Root(config.root_uri), "creatives", fresh, "creative_id", done.creatives_version, metadata, delete=drop
+            Root(config.root_uri),
+            "creatives",
+            pa.concat_tables([fresh, moved]),
+            "creative_id",
+            done.creatives_version,
+            metadata,
+            delete=drop,
         )
     families = dict(zip(wanted["cohort_id"].to_pylist(), wanted["family"].to_pylist(), strict=True))
     done.uplift = report.uplift(after, families)
