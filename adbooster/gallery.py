@@ -9,7 +9,7 @@ the page is one file that can be mailed or opened by a presigned address; beyond
 import base64
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -62,9 +62,12 @@ def collect(root: Root, run_id: str, creatives: pa.Table, most: int) -> dict:
     large = _winners(root, rows, kept, pictures)
     marks = tables.read(root, "marks", ["creative_id", "mark"])
     approved = set(marks.filter(pc.equal(marks["mark"], "approved"))["creative_id"].to_pylist())
+    live: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        live[row["request_id"]].add(str(row["seed"]))
     shown_rows = []
     for row, thumb in zip(rows, large, strict=True):
-        told = _creative(row, kept.get(row["request_id"]), pictures)
+        told = _creative(row, kept.get(row["request_id"]), live[row["request_id"]], pictures)
         told |= {"product": at[0][row["product_id"]], "cohort": at[1][row["cohort_id"]], "thumb": thumb}
         told |= {"fresh": row["run_id"] == run_id, "mark": "approved" if row["creative_id"] in approved else None}
         shown_rows.append(told)
@@ -72,6 +75,8 @@ def collect(root: Root, run_id: str, creatives: pa.Table, most: int) -> dict:
         "run_id": run_id,
         "made_at": datetime.now(UTC).isoformat(timespec="minutes"),
         "live": creatives.num_rows,
+        "fallbacks": pc.sum(creatives["fallback"]).as_py() or 0,
+        "proof": _proof(creatives),
         "cohorts": cohorts,
         "products": products,
         "creatives": shown_rows,
@@ -161,7 +166,7 @@ def _thumbs(root: Root, uris: list[str | None], side_px: int) -> list[bytes | No
         return list(threads.map(one, uris))
 
 
-def _creative(row: dict, kept: dict | None, pictures: _Pictures) -> dict:
+def _creative(row: dict, kept: dict | None, live: set[str], pictures: _Pictures) -> dict:
     plain = ("creative_id", "request_id", "placement", "rank", "prompt", "negative_prompt", "prompt_style", "sha256")
     plain += ("uri", "width", "height", "fallback", "fallback_reason", "run_id")
     told = {name: row[name] for name in plain}
@@ -169,16 +174,18 @@ def _creative(row: dict, kept: dict | None, pictures: _Pictures) -> dict:
     told["seed"] = str(row["seed"])
     told["gates"] = {k: _rounded(v) for k, v in (row["gates"] or {}).items() if v is not None}
     if kept:
-        told["candidates"] = [_candidate(c, told["seed"], kept["winners"], pictures) for c in kept["candidates"]]
+        told["candidates"] = [
+            _candidate(c, told["seed"], set(kept["winners"]) - live, pictures) for c in kept["candidates"]
+        ]
     else:
         told["candidates"] = [{"score": _rounded(s)} for s in row["candidate_scores"] or ()]
     return told
 
 
-def _candidate(candidate: dict, won: str, winners: dict, pictures: _Pictures) -> dict:
+def _candidate(candidate: dict, won: str, stepped_back: set[str], pictures: _Pictures) -> dict:
     told = {name: candidate[name] for name in ("seed", "score", "word")}
-    # It passed its gates and is not live: its scene was another's.
-    told["word"] = "duplicate_background" if candidate["seed"] in winners and won == "0" else told["word"]
+    if candidate["seed"] in stepped_back:  # it won its round and is not live: its scene was another's
+        told["word"] = "duplicate_background"
     figures = {k: _rounded(v) for k, v in candidate["figures"].items()}
     return told | {"figures": figures, "thumb": pictures.add(candidate["thumb"]), "won": candidate["seed"] == won}
 
@@ -197,6 +204,15 @@ def _histogram(creatives: pa.Table) -> dict:
     edges = np.linspace(low, max(high, low + 1e-3), BINS + 1)
     winners, neutral = (np.histogram(s, edges)[0].tolist() for s in scores)
     return {"edges": [round(e, 4) for e in edges.tolist()], "winners": winners, "neutral": neutral}
+
+
+def _proof(creatives: pa.Table) -> dict:
+    """How far the product in any live file is from its photo: levels of 255, and dB where files are lossy."""
+    if not creatives.num_rows:
+        return {}
+    differences, psnr = (pc.struct_field(creatives["gates"], name) for name in ("product_max_diff", "psnr_db"))
+    lossy = len(psnr) - psnr.null_count
+    return {"max_diff": pc.max(differences).as_py(), "lossy": lossy, "min_psnr_db": pc.min(psnr).as_py()}
 
 
 def _rejects(root: Root, creatives: pa.Table) -> dict[str, dict[str, int]]:

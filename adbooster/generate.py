@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from adbooster import candidates, choose, gallery, marks, plan, prompting, report, schema, tables
 from adbooster.errors import ConfigError, CoverageTooLow
+from adbooster.marks import MarkFigures
 from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
 from adbooster.pools import Pool, dataset, preflight, stage_parts, through
 from adbooster.prompting import PromptFigures, Prompting
@@ -96,7 +97,7 @@ class GenerateReport(BaseModel):
     coverage: float = 0.0
     cohort_shares: dict[str, float] = {}
     prompts: PromptFigures = PromptFigures()
-    marks: marks.MarkFigures = marks.MarkFigures()
+    marks: MarkFigures = MarkFigures()
     uplift: dict[str, report.Uplift] = {}
     creatives_version: int | None
     gallery_uri: str | None = None
@@ -155,7 +156,9 @@ def generate(config: GenerateConfig) -> GenerateReport:
     return done
 
 
-def _show(config: GenerateConfig, root: Root, live: pa.Table, done: GenerateReport, started: float, why_not: str = "") -> None:
+def _show(
+    config: GenerateConfig, root: Root, live: pa.Table, done: GenerateReport, started: float, why_not: str = ""
+) -> None:
     """The page of this run over what is live; `why_not` says why nothing was published."""
     done.seconds = round(time.monotonic() - started, 1)
     gallery.write(root, config.run_id, live, done.model_dump() | {"why_not": why_not}, config.gallery)

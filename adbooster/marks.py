@@ -148,9 +148,7 @@ class Marks:
         return fresh.filter(pc.invert(bad)), fresh.filter(bad)
 
 
-def take_in(
-    root: Root, uri: str, live: pa.Table, run_id: str, dry_run: bool = False
-) -> tuple[Marks, MarkFigures]:
+def take_in(root: Root, uri: str, live: pa.Table, run_id: str, dry_run: bool = False) -> tuple[Marks, MarkFigures]:
     """Tonight's marks laid over those of earlier nights, and kept in tables/marks unless this is a dry run."""
     base = tables.version(root, "marks")
     known = tables.read(root, "marks", version=base)

@@ -18,7 +18,15 @@ from adbooster import gallery
 from adbooster.objects import Root
 
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("parts.js", "plots.js", "marks.js", "gallery.js", "detail.js", "page.js")  # one script, in this order
+SCRIPTS = (
+    "parts.js",
+    "plots.js",
+    "results.js",
+    "marks.js",
+    "gallery.js",
+    "detail.js",
+    "page.js",
+)  # one script, in this order
 NORMAL_95 = 1.959964
 
 
