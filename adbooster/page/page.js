@@ -2,7 +2,7 @@
 const KEYS = [
   ['← → ↑ ↓', 'move through the gallery'], ['j / k', 'next / previous creative'], ['Enter', 'open the creative'],
   ['a', 'approve, or take it back'], ['r', 'reject, or take it back'], ['u', 'take the mark back'], ['/', 'search'], ['Home / End', 'first / last creative'],
-  ['Esc', 'close, or leave the search'], ['?', 'these keys'],
+  ['Esc', 'close, or leave a field'], ['?', 'these keys'],
 ];
 const THEMES = { '': 'Auto', light: 'Light', dark: 'Dark' };
 
@@ -32,7 +32,8 @@ function key(event) {
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
   if (event.ctrlKey || event.metaKey || event.altKey) return false;
   if (typing) {
-    if (event.key === 'Escape') event.target.blur();
+    if (event.key === 'Escape') return event.target.blur(), true; // the browser would empty the search
+    if (event.key === 'Enter' && event.target.id === 'search') return activate(Math.max(gallery.active, 0)), true;
     return false;
   }
   if (byId('keys').open) return event.key === '?' ? (byId('keys').close(), true) : false;
@@ -85,7 +86,7 @@ function listen() {
     const made = event.target.closest('.card');
     if (made && Number(made.dataset.i) !== gallery.active) activate(Number(made.dataset.i), false);
   });
-  byId('detail').addEventListener('close', () => { if (gallery.active >= 0) activate(gallery.active); });
+  byId('detail').addEventListener('close', () => { if (gallery.list[opened]) activate(opened); });
   for (const dialog of document.querySelectorAll('dialog')) dialog.addEventListener('click', (event) => { if (event.target === dialog) dialog.close(); });
   document.addEventListener('keydown', (event) => { if (key(event)) event.preventDefault(); });
   let waiting = false;
