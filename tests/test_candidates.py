@@ -21,7 +21,9 @@ def kept(stocked, rows):
 
 
 def test_the_sample_is_the_lowest_names_and_hardly_changes_when_more_are_there():
-    names = pa.chunked_array([[hashlib.sha256(str(i).encode()).hexdigest() for i in range(n)] for n in (700, 300)])
+    names = pa.chunked_array(
+        [[hashlib.sha256(str(i).encode()).hexdigest() for i in range(*n)] for n in ((0, 700), (700, 1000))]
+    )
     last = candidates.shown_up_to(names, 50)
     assert sum(n <= last for n in names.to_pylist()) == len({n for n in names.to_pylist() if n <= last}) == 50
     assert candidates.shown_up_to(names, 5000) == max(names.to_pylist())

@@ -37,12 +37,21 @@ function openDetail(i) {
   opened = Math.min(Math.max(i, 0), gallery.list.length - 1);
   const c = gallery.list[opened];
   if (!c) return;
-  activate(opened, false);
+  if (byId('detail').open || byId('grid').contains(document.activeElement)) activate(opened, false);
   fill(dialog, detail(c));
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
   dialog.focus();
   showDetailMark(c);
+}
+
+/** Open a creative from outside the gallery; filters that hide it are cleared. */
+function openThis(c) {
+  if (!gallery.list.includes(c)) {
+    byId('filters').reset();
+    applyFilters();
+  }
+  openDetail(gallery.list.indexOf(c));
 }
 
 function detail(c) {
@@ -86,7 +95,7 @@ function detail(c) {
 }
 
 function markOpened(mark) {
-  markActive(mark);
+  markAt(opened, mark);
   showDetailMark(gallery.list[opened]);
 }
 

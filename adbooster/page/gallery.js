@@ -177,8 +177,8 @@ function activate(i, focus = true) {
   draw();
 }
 
-function markActive(mark) {
-  const c = gallery.list[gallery.active];
+function markAt(i, mark) {
+  const c = gallery.list[i];
   if (!c) return;
   toggleMark(c, mark);
   refreshMarks();

@@ -55,7 +55,8 @@ function key(event) {
   const mark = { a: 'approved', r: 'rejected', u: 'clear' }[event.key];
   if (!mark || !gallery.list[at]) return false;
   const given = mark === 'clear' ? markOf(gallery.list[at]) : mark;
-  if (given) (inDetail ? markOpened : markActive)(given);
+  if (given && inDetail) markOpened(given);
+  else if (given) markAt(at, given);
   return true;
 }
 
@@ -64,7 +65,7 @@ function clicked(event) {
   if (!made) return;
   const i = Number(made.dataset.i), button = event.target.closest('.verdict button');
   activate(i);
-  if (button) markActive(button.dataset.mark);
+  if (button) markAt(i, button.dataset.mark);
   else openDetail(i);
 }
 

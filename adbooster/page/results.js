@@ -1,5 +1,5 @@
 // The headline, the plots beneath it, and the evaluation where there is one.
-const INTERVAL = '95 % intervals';
+const INTERVAL = '95\u00a0% intervals';
 
 function results() {
   const n = DATA.numbers, all = (n.uplift || {}).all;
@@ -11,14 +11,32 @@ function results() {
   const painted = n.requests === undefined ? '' : n.painted
     ? ` This run painted ${many(n.painted, 'request')}${n.already_live ? ` and left ${count(n.already_live)} as they were` : ''}.`
     : ' This run had nothing to paint.';
-  fill(byId('results'),
+  fill(byId('results'), el('div', { class: 'hero' }, el('div', {},
     el('p', { class: 'eyebrow' }, 'Run ', foreign(DATA.run_id), ' · ', when(DATA.made_at)),
     el('h1', { id: 'headline' }, headline(all, empty)),
-    el('p', { class: 'lead' }, sentence, painted),
+    el('p', { class: 'lead' }, sentence, painted)), highlights()),
     n.why_not ? el('p', { class: 'notice' }, el('b', {}, 'Nothing was published. '), foreign(n.why_not)) : null,
     onlyOriginals() ? el('p', { class: 'notice' }, el('b', {}, 'Every creative is the original photo. '), 'No painting passed its gates and scored above it; the reject words below say why.') : null,
     el('dl', { class: 'figures' }, headlineFigures(n)),
     el('div', { class: 'plots' }, plots(n)));
+}
+
+/** The paintings furthest above their product's own pictures, each of another product and cohort. */
+function highlights() {
+  const taken = new Set(), chosen = [];
+  const best = DATA.creatives.filter((c) => !c.fallback && known(c.thumb)).sort((a, b) => b.margin - a.margin);
+  for (const c of best) {
+    const keys = [`p${c.product}`, `c${c.cohort}`];
+    if (chosen.length < 6 && !keys.some((k) => taken.has(k))) {
+      chosen.push(c);
+      keys.forEach((k) => taken.add(k));
+    }
+  }
+  if (chosen.length < 3) return null;
+  return el('div', { class: 'highlights' }, chosen.slice(0, chosen.length < 6 ? 3 : 6).map((c) => {
+    const told = plain(`${DATA.products[c.product].title || DATA.products[c.product].id} for ${DATA.cohorts[c.cohort].text}`, 160);
+    return el('button', { type: 'button', title: told, 'aria-label': `Open ${told}`, onclick: () => openThis(c) }, picture(c.thumb, ''));
+  }));
 }
 
 const onlyOriginals = () => DATA.creatives.length > 0 && DATA.creatives.every((c) => c.fallback);
