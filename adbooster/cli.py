@@ -246,5 +246,5 @@ def _summary(report: dict) -> None:
             )
         console.print(table)
     if report.get("gallery_uri"):
-        console.print(f"gallery: {report['gallery_uri']}", soft_wrap=True)
+        console.print(f"report: {report['gallery_uri']}", soft_wrap=True)
     console.print(f"{report['job']} took {report['seconds']:.0f} s")

@@ -9,7 +9,7 @@ the page is one file that can be mailed or opened by a presigned address; beyond
 import base64
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -137,8 +137,8 @@ def _products(root: Root, rows: list[dict], pictures: _Pictures) -> list[dict]:
             "title": row["title"] or "",
             "category": row["category"] or "",
             "photo_uri": row["photo_uri"],
-            "photo": photo and pictures.add(photo),
-            "mask": mask and pictures.add(mask),
+            "photo": pictures.add(photo) if photo else None,
+            "mask": pictures.add(mask) if mask else None,
         }
         for row, photo, mask in zip(told, photos, masks, strict=True)
     ]
@@ -150,7 +150,7 @@ def _winners(root: Root, rows: list[dict], kept: dict[str, dict], pictures: _Pic
     missing = sorted({r["uri"] for r, known in zip(rows, there, strict=True) if not known and r["uri"]})
     made = dict(zip(missing, _thumbs(root, missing, candidates.WINNER_PX), strict=True))
     thumbs = [known or made.get(r["uri"]) for r, known in zip(rows, there, strict=True)]
-    return [thumb and pictures.add(thumb) for thumb in thumbs]
+    return [pictures.add(thumb) if thumb else None for thumb in thumbs]
 
 
 def _thumbs(root: Root, uris: list[str | None], side_px: int) -> list[bytes | None]:
@@ -224,4 +224,5 @@ def _rejects(root: Root, creatives: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def _counted(words: pa.ChunkedArray) -> dict[str, int]:
-    return dict(Counter(w for w in words.to_pylist() if w).most_common())
+    counts = sorted(pc.value_counts(words.drop_null()).to_pylist(), key=lambda c: (-c["counts"], c["values"]))
+    return {c["values"]: c["counts"] for c in counts}

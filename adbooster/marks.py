@@ -142,6 +142,8 @@ class Marks:
 
         An original picture that was rejected for a cohort comes back when no other seed beats it either.
         """
+        if not self.rejected:
+            return fresh, fresh.slice(0, 0)
         columns = ("creative_id", "product_id", "cohort_id", "placement", "sha256")
         keys = zip(*(fresh[c].to_pylist() for c in columns), strict=True)
         bad = pa.array([k[0] in self.rejected or k[1:] in self.pictures for k in keys], pa.bool_())
@@ -206,7 +208,9 @@ def leave_empty(root: Root, refused: pa.Table, marks: Marks, run_id: str) -> Non
 
 
 def close_ranks(kept: pa.Table, lost: pa.Table) -> pa.Table:
-    """Creatives that stay, ranked from 0 again where a rejected one of their request is gone."""
+    """Creatives that stay, ranked from 0 again where a rejected one of their request (`lost`) is gone."""
+    if not lost.num_rows:
+        return kept
     at = sorted(
         zip(kept["request_id"].to_pylist(), kept["rank"].to_pylist(), range(kept.num_rows), strict=True),
     )

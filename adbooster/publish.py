@@ -27,7 +27,8 @@ def publish(
     stays = pa.array([at in asked and at not in new and name not in rejected for at, name in told], pa.bool_())
     gone = live.filter(pc.invert(stays))
     fresh = schema.fill(fresh, schema.CREATIVES)
-    kept = marks.close_ranks(live.filter(stays), gone)
+    taken_off = gone.filter(pc.is_in(gone["creative_id"], pa.array(sorted(rejected), pa.string())))
+    kept = marks.close_ranks(live.filter(stays), taken_off)
     moved = kept.filter(pc.not_equal(kept["rank"], live.filter(stays)["rank"]))
     after = pa.concat_tables([kept, fresh])
     done.coverage = round(len(set(places(after))) / wanted.num_rows, 4) if wanted.num_rows else 1.0

@@ -245,7 +245,7 @@ def test_an_empty_run_and_one_of_originals_only_say_so(root, chromium):
         assert "No creatives to show" in page.inner_text("#nothing")
     rows = shop(root, 1, 5)
     with Visit(chromium, write_page(root, rows.slice(4))) as page:
-        assert "Every creative is the original photo" in page.inner_text("#results")
+        assert "Every creative is the original picture" in page.inner_text("#results")
         assert "below original" in page.inner_text("#results")
 
 

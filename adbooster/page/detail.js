@@ -75,7 +75,7 @@ function detail(c) {
           fact('CLIP score', el('b', {}, score(c.clip_score))),
           fact('Product on white', score(c.neutral_score)),
           fact('Over its best own picture', signed(c.margin)),
-          c.fallback ? fact('Why the original photo', words(c.fallback_reason || 'below_original')) : [],
+          c.fallback ? fact('Why the original picture', words(c.fallback_reason || 'below_original')) : [],
           figureRows(c.gates)),
         el('div', { class: 'origin' },
           el('figure', {}, picture(product.photo, 'the photo from the feed'), el('figcaption', {}, 'photo')),

@@ -11,7 +11,7 @@ const ORDERS = {
 const KINDS = {
   all: ['everything', () => true],
   painted: ['painted scenes', (c) => !c.fallback],
-  fallback: ['original photos', (c) => c.fallback],
+  fallback: ['original pictures', (c) => c.fallback],
   fresh: ['new in this run', (c) => c.fresh],
 };
 
@@ -123,7 +123,7 @@ function card(c, i) {
     foreign(cohort.text, 'p', { class: 'cohort' }),
     foreign(title, 'p', { class: 'product' }),
     el('p', { class: 'numbers' }, el('b', {}, score(c.clip_score)),
-      c.fallback ? ` the original photo: ${words(c.fallback_reason || 'below_original')}` : ` ${signed(c.clip_score - c.neutral_score)} over white`));
+      c.fallback ? ` the original picture: ${words(c.fallback_reason || 'below_original')}` : ` ${signed(c.clip_score - c.neutral_score)} over white`));
   const made = el('article', { class: 'card', role: 'gridcell', tabindex: i === Math.max(0, gallery.active) ? 0 : -1, 'data-i': i, 'data-id': c.creative_id, 'aria-colindex': (i % gallery.columns) + 1 },
     el('div', { class: 'shot' }, picture(c.thumb, ''), c.rank ? el('span', { class: 'rank' }, `no. ${c.rank + 1}`) : null,
       el('span', { class: 'badge' }),
@@ -153,8 +153,8 @@ function strip(c, product) {
 function showMark(made, c) {
   const mark = markOf(c), product = DATA.products[c.product], cohort = DATA.cohorts[c.cohort];
   made.dataset.mark = mark || '';
-  made.setAttribute('aria-label', plain(`${product.title || product.id}, for ${cohort.text}, score ${score(c.clip_score)}${c.fallback ? ', the original photo' : ''}${mark ? `, ${mark}` : ''}`, 300));
-  made.querySelector('.badge').textContent = mark || (c.fallback ? 'original photo' : '');
+  made.setAttribute('aria-label', plain(`${product.title || product.id}, for ${cohort.text}, score ${score(c.clip_score)}${c.fallback ? ', the original picture' : ''}${mark ? `, ${mark}` : ''}`, 300));
+  made.querySelector('.badge').textContent = mark || (c.fallback ? 'original picture' : '');
   for (const button of made.querySelectorAll('.verdict button')) button.setAttribute('aria-pressed', button.dataset.mark === mark);
 }
 

@@ -16,7 +16,7 @@ function results() {
     el('h1', { id: 'headline' }, headline(all, empty)),
     el('p', { class: 'lead' }, sentence, painted)), highlights()),
     n.why_not ? el('p', { class: 'notice' }, el('b', {}, 'Nothing was published. '), foreign(n.why_not)) : null,
-    onlyOriginals() ? el('p', { class: 'notice' }, el('b', {}, 'Every creative is the original photo. '), 'No painting passed its gates and scored above it; the reject words below say why.') : null,
+    onlyOriginals() ? el('p', { class: 'notice' }, el('b', {}, 'Every creative is the original picture. '), 'No painting passed its gates and scored above it; the reject words below say why.') : null,
     el('dl', { class: 'figures' }, headlineFigures(n)),
     el('div', { class: 'plots' }, plots(n)));
 }
@@ -56,7 +56,7 @@ function headlineFigures(n) {
   if (proof.lossy) add('Product PSNR, lowest', `${proof.min_psnr_db.toFixed(1)} dB`, `in ${many(proof.lossy, 'lossy file')}`);
   if (known(n.coverage) && n.requests) add('Requests filled', share(n.coverage), `of ${count(n.requests)}`);
   if (known(n.published)) add('Published', count(n.published), n.retired ? `${count(n.retired)} retired` : 'tonight');
-  if (DATA.live) add('Original photo kept', share(DATA.fallbacks / DATA.live), `${count(DATA.fallbacks)} of ${count(DATA.live)}`);
+  if (DATA.live) add('Original picture kept', share(DATA.fallbacks / DATA.live), `${count(DATA.fallbacks)} of ${count(DATA.live)}`);
   if (n.painted) add('Painter time', `${(n.gpu_s / n.painted).toFixed(2)} s`, 'a request');
   const m = n.marks || {};
   if (m.approved || m.rejected) add('Marks honoured', count(m.approved + m.rejected), `${count(m.approved)} approved, ${count(m.rejected)} rejected${m.unknown ? `, ${count(m.unknown)} unknown` : ''}`);
@@ -76,7 +76,7 @@ function plots(n) {
   }
   const groups = [
     ['Candidates turned down', 'by gates, in this run', n.candidate_rejects],
-    ['Original photo kept', 'live creatives, by reason', DATA.rejects.fallbacks],
+    ['Original picture kept', 'live creatives, by reason', DATA.rejects.fallbacks],
     ['Pictures of the feed not used', 'by what was wrong with them', DATA.rejects.photos],
   ];
   const rejects = groups.map(([title, note, counts]) => {
