@@ -2,7 +2,8 @@ import json
 
 import pyarrow as pa
 
-from adbooster import gallery, report, schema
+from adbooster import gallery, marks, report, schema
+from adbooster.objects import Root
 from tests.conftest import row
 from tests.pages import keep_candidates, shop, write_page
 
@@ -45,6 +46,22 @@ def test_a_run_that_painted_nothing_shows_what_is_live(root):
     report.write_report(root, "evaluate-1", {"notes": []})
     assert b"Teapot 0" in root.read("runs/evaluate-1/report.html")
     assert gallery.read(root, "evaluate-1")["live"] == 12
+
+
+def test_pages_pictures_and_marks_on_s3(s3_root, monkeypatch):
+    root = Root(s3_root)
+    monkeypatch.setattr(gallery, "INLINE_MOST", 3)
+    rows = shop(root)
+    keep_candidates(root, rows)
+    assert write_page(root, rows) == f"{s3_root}/runs/r1/report.html"
+    data = gallery.read(root, "r1")
+    assert len(data["creatives"][0]["candidates"]) == 3
+    assert sorted(data["pictures"]) == [f"thumbs/{name}" for name in root.names("runs/r1/thumbs")]
+    said = {"format": marks.FORMAT, "marks": [{"creative_id": rows["creative_id"][0].as_py(), "mark": "rejected"}]}
+    root.write_json("marks/anna.json", said)
+    assert [m.mark for m in marks.read(f"{s3_root}/marks/")] == ["rejected"]
+    found, figures = marks.take_in(root, f"{s3_root}/marks/anna.json", rows, "r2")
+    assert (len(found.rejected), figures.rejected, figures.unknown) == (1, 1, 0)
 
 
 def test_pictures_that_are_gone_leave_an_empty_place(root):
