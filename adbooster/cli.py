@@ -277,5 +277,5 @@ def _summary(report: dict) -> None:
         words = ", ".join(f"{n} {name}" for name, n in painted["left_by_value"].items())
         console.print(f"left for the next night by {painted['stopped']}: {painted['left']} requests ({words})")
     if report.get("gallery_uri"):
-        console.print(f"gallery: {report['gallery_uri']}", soft_wrap=True)
+        console.print(f"report: {report['gallery_uri']}", soft_wrap=True)
     console.print(f"{report['job']} took {report['seconds']:.0f} s")

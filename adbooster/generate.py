@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 import ray
 from pydantic import BaseModel, Field
 
-from adbooster import allowance, choose, plan, prompting, report, schema, tables, value
-from adbooster.errors import ConfigError
+from adbooster import allowance, candidates, choose, gallery, marks, plan, prompting, report, schema, tables, value
+from adbooster.errors import ConfigError, CoverageTooLow
+from adbooster.marks import MarkFigures
 from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
 from adbooster.pools import Pool, Progress, dataset, preflight, stage_parts, through
 from adbooster.prompting import PromptFigures, Prompting
@@ -75,7 +76,9 @@ class GenerateConfig(JobConfig):
     progress_s: float = Field(30, gt=0)
     """Seconds between two lines of progress in the log."""
     gallery: int = Field(300, ge=0)
-    """Creatives shown on the page."""
+    """Requests whose creatives the page shows; of these small pictures of all candidates are kept."""
+    marks_uri: Uri = ""
+    """A file of approvals and rejections that the page exported, or a folder of them; empty: those of earlier nights."""
 
 
 class GenerateReport(BaseModel):
@@ -112,6 +115,7 @@ class GenerateReport(BaseModel):
     coverage: float = 0.0
     cohort_shares: dict[str, float] = {}
     prompts: PromptFigures = PromptFigures()
+    marks: MarkFigures = MarkFigures()
     uplift: dict[str, report.Uplift] = {}
     creatives_version: int | None
     gallery_uri: str | None = None
@@ -132,9 +136,11 @@ def generate(config: GenerateConfig) -> GenerateReport:
     base = tables.version(root, "creatives")
     live = tables.read(root, "creatives", version=base)
     writing = {"dry_run": config.dry_run, "tokenizer_path": local_copy(config.weights) / "tokenizer"}
+    said, marked = marks.take_in(root, config.marks_uri, live, config.run_id, config.dry_run)
     wanted, written = plan.requests(
         root, config.recipe, recipe, config.prompts, config.targeting, config.rank_model, **writing
     )
+    wanted = said.apply(wanted, live, marked)
     earlier = plan.staged(root, config.run_id, recipe)
     to_paint = plan.without(wanted, live, earlier)
     done = GenerateReport(
@@ -147,17 +153,34 @@ def generate(config: GenerateConfig) -> GenerateReport:
         to_paint=to_paint.num_rows,
         cohort_shares=plan.cohort_shares(wanted),
         prompts=written,
+        marks=marked,
         creatives_version=base,
     )
     _estimate(done, live)
     log.info("%d requests: %d live, %d staged, %d to paint", *_counts(done))
     if not config.dry_run:
-        fresh = _paint(config, wanted, live, earlier, done)
-        after = publish(config, wanted, live, fresh, done)
-        done.seconds = round(time.monotonic() - started, 1)
-        done.gallery_uri = report.write_gallery(root, config.run_id, after, wanted, done.model_dump(), config.gallery)
+        fresh, refused = said.refuse(_paint(config, wanted, live, earlier, done))
+        emptied = plan.without(refused, fresh)
+        marked.left_empty += emptied.num_rows
+        wanted = plan.without(wanted, emptied)
+        try:
+            after = publish(config, wanted, live, fresh, done, said.rejected)
+        except CoverageTooLow as e:
+            _show(config, root, live, done, started, str(e))
+            raise
+        marks.leave_empty(root, emptied, said, config.run_id)
+        _show(config, root, after, done, started)
     done.seconds = round(time.monotonic() - started, 1)
     return done
+
+
+def _show(
+    config: GenerateConfig, root: Root, live: pa.Table, done: GenerateReport, started: float, why_not: str = ""
+) -> None:
+    """The page of this run over what is live; `why_not` says why nothing was published."""
+    done.seconds = round(time.monotonic() - started, 1)
+    gallery.write(root, config.run_id, live, done.model_dump() | {"why_not": why_not}, config.gallery)
+    done.gallery_uri = report.write_report(root, config.run_id)
 
 
 def revisions(config: GenerateConfig) -> tuple[str, str]:
@@ -193,11 +216,12 @@ def _paint(
     root, new = Root(config.root_uri), plan.without(wanted, live)
     to_paint = plan.without(new, earlier)
     meter, todo, first = _meter(config, earlier), to_paint, True
+    shown_up_to = candidates.shown_up_to(wanted["request_id"], config.gallery)
     if meter:
         todo = value.by_value(to_paint, live)
     while True:
         if todo.num_rows:
-            _stage(config, root, todo, done, meter)
+            _stage(config, root, todo, done, meter, shown_up_to)
         done.stopped = ray.get(meter.word.remote()) if meter else None
         staged = plan.staged(root, config.run_id, done.recipe_id)
         staged = staged.filter(pc.is_in(staged["request_id"], new["request_id"]))
@@ -242,7 +266,7 @@ def _leave(config: GenerateConfig, root: Root, left: pa.Table, live: pa.Table, d
     log.warning("%s is used up: %d requests are left for the next night (%s)", done.stopped, done.left, words)
 
 
-def _stage(config: GenerateConfig, root: Root, rows: pa.Table, done: GenerateReport, meter) -> None:
+def _stage(config: GenerateConfig, root: Root, rows: pa.Table, done: GenerateReport, meter, shown_up_to: str) -> None:
     """Run requests through the painters; their rows are staged as they are finished."""
     preflight({"paint": config.paint})
     whole = config.paint_batch // math.gcd(config.paint_batch, config.recipe.candidates)  # requests that fill passes
@@ -258,6 +282,7 @@ def _stage(config: GenerateConfig, root: Root, rows: pa.Table, done: GenerateRep
         config=config,
         recipe_id=done.recipe_id,
         weights_revision=done.weights_revision,
+        shown_up_to=shown_up_to,
     )
     with Progress("generate", rows.num_rows, config.progress_s, root) as progress:
         folder = plan.staged_folder(config.run_id, done.recipe_id)
@@ -270,6 +295,8 @@ def check(config: GenerateConfig) -> None:
 
     prompting.check(config.prompts)
     allowance.until(config.deadline, datetime.now().astimezone())
+    if config.marks_uri:
+        marks.read(config.marks_uri)
     recipe, gates = config.recipe, config.recipe.gates
     if recipe.keep > recipe.candidates:
         raise ConfigError(f"recipe.keep {recipe.keep} is more than recipe.candidates {recipe.candidates}")

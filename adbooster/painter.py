@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from adbooster import choose, finish, images, layout, metrics, schema
+from adbooster import candidates, choose, finish, images, layout, metrics, schema
 from adbooster.gates import Inspector, Safety
 from adbooster.mask import U2Net
 from adbooster.objects import Root, local_copy
@@ -20,6 +20,7 @@ from adbooster.rank import Ranker
 from adbooster.recipe import digest, seed_of
 
 SHARED = ("request_id", "product_id", "cohort_id", "placement", "prompt", "negative_prompt", "prompt_style")
+SHARED += ("text", "photo_sha256")
 IO_THREADS = 4
 # What may differ from picture to picture; all else in GATES is null unless a gate asks for it.
 _FIGURES = dict.fromkeys(field.name for field in schema.GATES)
@@ -55,17 +56,20 @@ class Request:
     rejects: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     picks: list[Pick] = field(default_factory=list)
+    seen: list[candidates.Candidate] | None = None  # all candidates, where the page shows this request
 
 
 class Painter:
     """Paints requests, puts the product back, scores, gates, and stores the winners' files.
 
     Models come with the device of the config; pictures depend on request, recipe and models alone.
+    shown_up_to  of requests named up to here, which the page shows, small pictures of all candidates are kept
     """
 
-    def __init__(self, root: Root, config, recipe_id: str, weights_revision: str):
+    def __init__(self, root: Root, config, recipe_id: str, weights_revision: str, shown_up_to: str = ""):
         torch.set_num_threads(config.threads)
         self.root, self.recipe, device = root, config.recipe, config.device
+        self.shown_up_to = shown_up_to
         self.names = {"recipe_id": recipe_id, "weights_revision": weights_revision, "run_id": config.run_id}
         self.outpainter = Outpainter(
             local_copy(config.weights),
@@ -100,7 +104,8 @@ class Painter:
         text = self.ranker.embed_texts([row["text"]])[0]
         own = [float(self.embedded(uri) @ text) for uri in row["own_photo_uris"]]
         rejects = ["duplicate_background"] if row["round"] else []
-        return Request(row, text, own, row["round"] or 0, rejects)
+        seen = [] if row["request_id"] <= self.shown_up_to else None
+        return Request(row, text, own, row["round"] or 0, rejects, seen=seen)
 
     def _round(self, requests: list[Request]) -> None:
         """Paint the next K candidates of each request and pick the winners; a request without any goes on to a new round."""
@@ -120,6 +125,10 @@ class Painter:
         vectors = self.ranker.embed_images(previews)
         for i, request in enumerate(requests):
             window = slice(i * k, (i + 1) * k)
+            if request.seen is not None:
+                numbers = range(request.round * k, (request.round + 1) * k)
+                seeds = [seed_of(request.row["request_id"], n) for n in numbers]
+                request.seen += candidates.of_round(numbers, seeds, previews[window], vectors[window] @ request.text)
             self._pick(request, settings[i], painted[window], previews[window], vectors[window] @ request.text)
 
     def _settings(self, request: Request) -> list[Setting]:
@@ -141,6 +150,8 @@ class Painter:
             if scores[i] <= best_own:
                 continue
             pick, word = self._finished(request, i, places[i], painted[i])
+            if request.seen is not None:
+                request.seen[i - len(scores)].looked_at(word, pick.figures)
             if word:
                 request.rejects.append(word)
                 turned_down = turned_down or word != "below_original"
@@ -179,11 +190,17 @@ class Painter:
             "candidate_rejects": request.rejects,
             "round": max(request.round - 1, request.row["round"] or 0),
         }
+        if request.seen is not None:
+            order = {p.number: p.picture for p in self._best_first(request)}
+            candidates.write(self.root, self.names["run_id"], request.row, request.seen, order, max(request.own))
         return [shared | row for row in (self._winners(request) or [self._original(request)])]
 
     def _winners(self, request: Request) -> Iterator[dict] | list[dict]:
-        order = sorted(request.picks, key=lambda p: (-p.score, p.number))
-        return [self._stored(request, p) | {"rank": rank} for rank, p in enumerate(order)]
+        return [self._stored(request, p) | {"rank": rank} for rank, p in enumerate(self._best_first(request))]
+
+    @staticmethod
+    def _best_first(request: Request) -> list[Pick]:
+        return sorted(request.picks, key=lambda p: (-p.score, p.number))
 
     def _stored(self, request: Request, pick: Pick) -> dict:
         row = request.row

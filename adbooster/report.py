@@ -1,31 +1,33 @@
-"""What a run achieved: its uplift by family, and the gallery, one static page with every text escaped."""
+"""What a run achieved: its uplift by family, and report.html, one static page that asks no address outside for anything.
+
+The page is made of the files in page/ and of the run's data as JSON in it. All text of feeds and cohorts is data, which
+the page's script shows as text; a content security policy in the page allows its own script and style and nothing else.
+"""
 
 import base64
-import html
+import hashlib
+import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
-from adbooster import images
+from adbooster import gallery
 from adbooster.objects import Root
 
-THUMB_PX = 320
-
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>AdBooster {run}</title><style>
-:root {{ color-scheme: light dark; --line: #8884; }}
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1500px; padding: 1.5rem; }}
-h1 {{ font-size: 1.4rem; }} table {{ border-collapse: collapse; margin: 1rem 0; }}
-td, th {{ padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }}
-td:first-child, th:first-child {{ text-align: left; }}
-section {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 1rem; margin: 1rem 0 2rem; }}
-figure {{ margin: 0; border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }}
-img {{ width: 100%; display: block; aspect-ratio: 1; object-fit: contain; }}
-figcaption {{ padding: .5rem .7rem; font-size: .82rem; overflow-wrap: anywhere; }} small {{ opacity: .7; }}
-</style><body><h1>Creatives of run {run}</h1><p>{summary}</p>
-<table><tr><th>family<th>creatives<th>CLIP score<th>product on white<th>uplift</tr>{rows}</table>{sections}"""
+PAGE = Path(__file__).parent / "page"
+SCRIPTS = (
+    "parts.js",
+    "plots.js",
+    "results.js",
+    "marks.js",
+    "gallery.js",
+    "detail.js",
+    "page.js",
+)  # one script, in this order
+NORMAL_95 = 1.959964
 
 
 class Uplift(BaseModel):
@@ -37,6 +39,9 @@ class Uplift(BaseModel):
     difference: float
     uplift_share: float | None
     """clip_score / neutral_score - 1; null where the neutral score is not positive"""
+    low: float | None = None
+    """of the 95 % interval of `uplift_share`: ratio of means, paired, linearised (Cochran, 1977, section 6.3)"""
+    high: float | None = None
 
 
 def uplift(creatives: pa.Table, families: dict[str, str]) -> dict[str, Uplift]:
@@ -48,97 +53,74 @@ def uplift(creatives: pa.Table, families: dict[str, str]) -> dict[str, Uplift]:
 
 
 def _uplift(rows: pa.Table) -> Uplift:
-    score, neutral = (float(np.mean(rows[c].to_numpy())) for c in ("clip_score", "neutral_score"))
-    return Uplift(
+    scores, neutrals = (rows[c].to_numpy().astype(float) for c in ("clip_score", "neutral_score"))
+    score, neutral = float(np.mean(scores)), float(np.mean(neutrals))
+    told = Uplift(
         creatives=rows.num_rows,
         clip_score=round(score, 4),
         neutral_score=round(neutral, 4),
         difference=round(score - neutral, 4),
         uplift_share=round(score / neutral - 1, 4) if neutral > 0 else None,
     )
-
-
-def write_gallery(root: Root, run_id: str, creatives: pa.Table, requests: pa.Table, numbers: dict, most: int) -> str:
-    """Write runs/<run_id>/report.html and return its address.
-
-    creatives  rows of schema.CREATIVES; requests the rows they answer; numbers the job's report; most: creatives shown
-    """
-    by = [(c, "ascending") for c in ("product_id", "cohort_id", "placement", "rank")]
-    rows = _spread(creatives.take(pc.sort_indices(creatives, sort_keys=by)), most).to_pylist()
-    asked = requests.filter(pc.is_in(requests["product_id"], pa.array([r["product_id"] for r in rows], pa.string())))
-    told = asked.select(["product_id", "cohort_id", "placement", "family", "text", "photo_uri"]).to_pylist()
-    texts = {(r["product_id"], r["cohort_id"], r["placement"]): r for r in told}
-    shown = [r | texts[r["product_id"], r["cohort_id"], r["placement"]] for r in rows]
-    sections = "".join(
-        _section(root, product, [r for r in shown if r["product_id"] == product]) for product in _products(shown)
-    )
-    page = _PAGE.format(
-        run=html.escape(run_id), summary=_summary(numbers, len(shown)), rows=_table(numbers), sections=sections
-    )
-    relative = f"runs/{run_id}/report.html"
-    root.write(relative, page.encode())
-    return f"{root.uri}/{relative}"
-
-
-def _products(rows: list[dict]) -> list[str]:
-    return list(dict.fromkeys(r["product_id"] for r in rows))
-
-
-def _spread(rows: pa.Table, most: int) -> pa.Table:
-    """At most `most` rows, evenly over the whole."""
-    if rows.num_rows <= most:
-        return rows
-    return rows.take(pa.array([i * rows.num_rows // most for i in range(most)], pa.int64()))
-
-
-def _summary(numbers: dict, shown: int) -> str:
-    told = (
-        "requests",
-        "already_live",
-        "painted",
-        "rejected",
-        "fallbacks",
-        "published",
-        "retired",
-        "coverage",
-        "seconds",
-    )
-    facts = ", ".join(f"{key.replace('_', ' ')} {numbers[key]}" for key in told)
-    return html.escape(
-        f"{facts}. {shown} creatives shown. Weights {numbers['weights_revision']}, recipe {numbers['recipe_id']}."
-    )
-
-
-def _table(numbers: dict) -> str:
-    return "".join(
-        f"<tr><td>{html.escape(family or '(none)')}<td>{u['creatives']}<td>{u['clip_score']:.3f}<td>{u['neutral_score']:.3f}"
-        f"<td>{percent(u['uplift_share'])}</tr>"
-        for family, u in numbers["uplift"].items()
-    )
+    if neutral > 0 and rows.num_rows > 1:
+        ratio = score / neutral
+        half = NORMAL_95 * float(np.std(scores - ratio * neutrals, ddof=1)) / neutral / rows.num_rows**0.5
+        told.low, told.high = round(ratio - 1 - half, 4), round(ratio - 1 + half, 4)
+    return told
 
 
 def percent(share: float | None) -> str:
     return "not defined" if share is None else f"{share:+.1%}"
 
 
-def _section(root: Root, product_id: str, rows: list[dict]) -> str:
-    photo = f"<figure>{_image(root, rows[0]['photo_uri'])}<figcaption>the photo</figcaption></figure>"
-    return f"<h2>{html.escape(product_id)}</h2><section>{photo}{''.join(_figure(root, r) for r in rows)}</section>"
+def write_report(root: Root, run_id: str, evaluation: dict | None = None) -> str:
+    """Write runs/<run_id>/report.html and return its address.
+
+    It shows what `gallery.write` kept for the run, or, for a run that painted nothing, what is live now. Call it again
+    when there is an evaluation: the page is made anew from the same data, without opening a picture.
+    evaluation  runs/<run_id>/evaluation.json as a dict; None: the one that lies there, if there is one
+    """
+    at = f"runs/{run_id}/evaluation.json"
+    if evaluation is None and root.exists(at):
+        evaluation = json.loads(root.read(at))
+    data = gallery.read(root, run_id) | {"evaluation": evaluation}
+    relative = f"runs/{run_id}/report.html"
+    root.write(relative, page(data).encode())
+    return f"{root.uri}/{relative}"
 
 
-def _figure(root: Root, row: dict) -> str:
-    note = (
-        f"the original picture: {row['fallback_reason'] or 'nothing beat it'}"
-        if row["fallback"]
-        else f"{row['clip_score'] - row['neutral_score']:+.3f} over white"
-    )
+def page(data: dict) -> str:
+    """The page for what gallery.collect gives, with `numbers` and `evaluation`."""
+    style = (PAGE / "report.css").read_text()
+    script = "'use strict';\n(() => {\n" + "".join((PAGE / name).read_text() for name in SCRIPTS) + "})();\n"
+    parts = {
+        "{{policy}}": _policy(script, style),
+        "{{style}}": style,
+        "{{script}}": script,
+        "{{data}}": embedded(data),
+    }
+    head, *rest = (PAGE / "report.html").read_text().split("{{")
+    return head + "".join(parts["{{" + name + "}}"] + text for name, text in (p.split("}}", 1) for p in rest))
+
+
+def embedded(data: dict) -> str:
+    """JSON that can stand in a script element, whatever its texts hold; what is no number in JSON becomes null."""
+    text = json.dumps(_finite(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _policy(script: str, style: str) -> str:
+    """This script, this style, pictures of the document and of the files beside it; no network, frames or forms."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, style)]
     return (
-        f"<figure>{_image(root, row['uri'])}<figcaption>{html.escape(row['text'])}<br>"
-        f"<small>{html.escape(row['family'])} · score {row['clip_score']:.3f} · {html.escape(note)}</small></figcaption></figure>"
+        f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; "
+        "img-src data: 'self' file:; base-uri 'none'; form-action 'none'"
     )
-
-
-def _image(root: Root, uri: str) -> str:
-    thumb = base64.b64encode(images.encode_thumbnail(images.decode(root.read(uri)), THUMB_PX)).decode()
-    link = html.escape(f"../../{uri}")
-    return f'<a href="{link}"><img loading="lazy" alt="" src="data:image/webp;base64,{thumb}"></a>'

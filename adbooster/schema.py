@@ -187,6 +187,8 @@ CREATIVES = _schema(
     prompt=pa.string(),
     negative_prompt=pa.string(),
     prompt_style=pa.string(),
+    text=pa.string(),  # the cohort's, as scored against
+    photo_sha256=pa.string(),  # of the product's photo
     seed=pa.int64(),
     layout=LAYOUT,
     recipe_id=pa.string(),
@@ -214,6 +216,18 @@ STAGED = _schema(
     candidate_rejects=_TEXTS,  # the word of every candidate that a gate turned down for this request
     paint_batch=pa.int32(),  # paintings in a pass; smaller than asked for where memory ran out
     reject=pa.string(),
+)
+
+# What people said of creatives, and which requests stay empty because of it.
+MARKS = _schema(
+    creative_id=pa.string(),
+    mark=pa.string(),  # approved, rejected, or empty: its request ended on a picture that was rejected
+    request_id=pa.string(),
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    placement=pa.string(),
+    sha256=pa.string(),
+    run_id=pa.string(),  # the run that took the mark in
 )
 
 

@@ -1,3 +1,4 @@
+import json
 import shutil
 from datetime import UTC, datetime
 
@@ -7,7 +8,7 @@ import pyarrow.parquet as pap
 import pytest
 from safetensors.torch import load_file, save_file
 
-from adbooster import generate, images, layout, plan, schema, tables
+from adbooster import generate, images, layout, marks, plan, schema, tables
 from adbooster.errors import ConfigError, CoverageTooLow
 from adbooster.painter import Painter
 from adbooster.prompting import Prompting
@@ -180,6 +181,37 @@ def test_products_and_weights_night_by_night(local_ray, stocked, tmp_path):
     rows = tables.read(stocked, "creatives")
     assert set(rows["weights_revision"].to_pylist()) == {done.weights_revision}
     assert not set(rows["creative_id"].to_pylist()) & set(after)
+
+
+def test_what_people_approved_stays_and_what_they_rejected_never_comes_back(local_ray, stocked, tmp_path):
+    def live():
+        return {r["cohort_id"]: r for r in tables.read(stocked, "creatives").to_pylist()}
+
+    generate.generate(config(stocked, "n1"))
+    first = live()
+    assert not any(r["fallback"] for r in first.values())
+    said = [{"creative_id": first[c]["creative_id"], "mark": m} for c, m in (("c1", "rejected"), ("c2", "approved"))]
+    path = tmp_path / "marks.json"
+    path.write_text(json.dumps({"format": marks.FORMAT, "marks": said}))
+    dry = generate.generate(config(stocked, "n2", marks_uri=str(path), dry_run=True))
+    assert (dry.to_paint, tables.version(stocked, "marks")) == (1, None)
+    done = generate.generate(config(stocked, "n2", marks_uri=str(path)))
+    assert (done.painted, done.already_live, done.retired, done.marks.renamed, done.marks.unknown) == (1, 1, 1, 1, 0)
+    second = live()
+    assert second["c2"] == first["c2"]
+    assert second["c1"]["seed"] != first["c1"]["seed"]
+    assert second["c1"]["sha256"] != first["c1"]["sha256"]
+    page = json.loads(stocked.read("runs/n2/gallery.json"))
+    assert [c["mark"] for c in page["creatives"]] == [None, "approved"]
+    assert [len(c["candidates"]) for c in page["creatives"]] == [2, 2]
+
+    # Without the file, and with another recipe: the approved one stays, the other is painted anew.
+    third = generate.generate(config(stocked, "n3", recipe=RECIPE | {"seed": 5}))
+    assert (third.painted, third.marks.held, third.coverage) == (1, 1, 1.0)
+    assert live()["c2"] == first["c2"]
+    # Back to the first recipe: not what was rejected, but what was painted in its place.
+    generate.generate(config(stocked, "n4"))
+    assert live()["c1"]["sha256"] == second["c1"]["sha256"]
 
 
 def test_what_a_killed_run_staged_is_not_painted_again(local_ray, stocked):
