@@ -6,6 +6,7 @@ AdboosterError          something this package can name
   TooManyRejects        more rows rejected than allowed: how many, why, where to look
   CoverageTooLow        too few requests filled to publish
   PublishConflict       another run committed first
+  CanaryRefused         new weights did worse on the panel than the rule allows
 
 Each takes one sentence: what, which value, what would be right. One string argument, so that it survives pickling.
 """
@@ -33,3 +34,7 @@ class CoverageTooLow(AdboosterError):
 
 class PublishConflict(AdboosterError):
     """Another run committed first; nothing of this one is live."""
+
+
+class CanaryRefused(AdboosterError):
+    """New weights did worse on the panel than the rule allows; they are not used."""

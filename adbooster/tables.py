@@ -25,6 +25,7 @@ TABLES = {
     "members": schema.MEMBERS,
     "prompts": schema.PROMPTS,
     "creatives": schema.CREATIVES,
+    "looks": schema.LOOKS,
 }
 
 

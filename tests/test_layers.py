@@ -7,8 +7,8 @@ import adbooster
 
 LAYERS = [
     {"errors", "settings", "rules"},
-    {"schema", "colours", "images", "layout", "prompts", "recipe", "finish", "choose"},
-    {"mask", "caption", "outpaint", "inpainting", "rank", "gates", "clustering", "window", "llm"},
+    {"schema", "colours", "images", "layout", "prompts", "recipe", "finish", "choose", "intervals", "seen"},
+    {"mask", "caption", "outpaint", "inpainting", "rank", "gates", "clustering", "window", "llm", "variety"},
     {
         *(
             "objects",
@@ -24,8 +24,9 @@ LAYERS = [
             "pictures",
         ),
         *("plan", "publish", "painter", "prompting", "llm_local", "interests", "cohort_file", "groups"),
+        *("evaluation", "eyes", "evaluator", "looks", "trials", "figures", "comparison", "outcomes", "blind"),
     },
-    {"prepare", "cohorts", "finetune", "generate"},
+    {"prepare", "cohorts", "finetune", "generate", "evaluate", "canary"},
     {"nightly"},
     {"cli", "console"},
 ]
