@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, Field
@@ -36,8 +36,11 @@ RELATIVE_MARGINS = {"sharpness": 0.4, "diversity_of_cohort": 0.3, "diversity_of_
 
 
 class CanaryConfig(Trying):
-    """Settings of the canary; in a night, what it shares with `generate` stands there."""
+    """Settings of the canary; in a night's file, what it shares with `generate` stands there."""
 
+    inherits: ClassVar = {
+        "generate": {**Trying.inherits["generate"], "base": "weights", "adapters": "adapters", "prompts": "prompts"}
+    }
     weights: Uri
     """The new weights."""
     adapters: tuple[Adapter, ...] = ()

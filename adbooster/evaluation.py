@@ -24,7 +24,7 @@ class Experiment(BaseModel):
     contextual: float | None = None
     """BestContextualSetting: the catalog's own scene that `rank` prefers; null where no pair has one"""
     uplift_neutral: Interval | None = None
-    """creative / neutral - 1, of means; null where the mean of the baseline is not positive"""
+    """creative / neutral - 1, of means; null where the mean of the baseline is not surely positive"""
     uplift_contextual: Interval | None = None
     """over the pairs whose product has a scene of its own"""
     difference_neutral: Interval | None = None

@@ -39,13 +39,15 @@ def difference(over: np.ndarray, under: np.ndarray, clusters: Sequence[str]) -> 
 
 
 def ratio(over: np.ndarray, under: np.ndarray, clusters: Sequence[str], resamples: int = RESAMPLES) -> Interval | None:
-    """mean(over) / mean(under) - 1 over pairs, a pair with a NaN left out; None where mean(under) is not positive.
+    """mean(over) / mean(under) - 1 over pairs, a pair with a NaN left out.
 
+    None where mean(under) is not surely positive (its own interval reaches zero): a ratio to nothing says nothing.
     A ratio of means, not a mean of ratios: a single similarity may be near zero or below, where its ratio says nothing.
     """
     over, under = np.asarray(over, np.float64), np.asarray(under, np.float64)
     there = np.isfinite(over) & np.isfinite(under)
-    if not there.any() or under[there].sum() <= 0:
+    base = mean(np.where(there, under, np.nan), clusters, resamples)
+    if base is None or (base.mean if base.low is None else base.low) <= 0:
         return None
     sums = _by_cluster(clusters, there, np.where(there, over, 0), np.where(there, under, 0))
     return _bootstrap(lambda a, b, axis=-1: a.sum(axis) / b.sum(axis) - 1, sums, resamples)

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from adbooster.recipe import Adapter, Gates, Recipe, digest, recipe_id, seed_of
 from adbooster.settings import Config, Uri
 
 log = logging.getLogger(__name__)
+LIKE_GENERATE = ("rank_model", "mask_model", "device", "dtype", "compiled", "threads", "paint", "paint_batch", "recipe")
 
 
 class Trial(Config):
@@ -59,8 +61,9 @@ class Panel(Config):
 
 
 class Trying(Judging):
-    """How trials are painted; the same for all that are compared."""
+    """How trials are painted; the same for all that are compared. In a night's file this stands in `generate`."""
 
+    inherits: ClassVar = {"generate": {name: name for name in LIKE_GENERATE}}
     dtype: str = Field("float16", pattern="^(float32|float16|bfloat16)$")
     """Number format of the outpainter."""
     compiled: bool = False
