@@ -1,5 +1,7 @@
 """How much the scenes of a set differ from each other, and how far they are from the catalog's own."""
 
+import warnings
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -77,8 +79,10 @@ def distances(painted: np.ndarray, catalog: np.ndarray) -> dict[str, tuple[float
         return {}
     sides = [(torch.from_numpy(f.astype(np.float64)), real) for f, real in ((catalog, True), (painted, False))]
     width = painted.shape[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # KID keeps all features in memory: a few thousand
+        kid = KernelInceptionDistance(feature=_Given(width), subsets=50, subset_size=min(least, 500))
     fid = FrechetInceptionDistance(feature=_Given(width)).set_dtype(torch.float64)
-    kid = KernelInceptionDistance(feature=_Given(width), subsets=50, subset_size=min(least, 500))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for metric in (fid, kid):

@@ -69,7 +69,9 @@ def test_fid_and_kid_grow_with_distance_and_fid_is_frechets():
     a, b = rng.normal(size=(400, 4)), rng.normal(size=(400, 4))
     near, far = variety.distances(a, b), variety.distances(a + 2, b)
     mean = a.mean(0) + 2 - b.mean(0)
-    assert far["fid"][0] == pytest.approx(mean @ mean + near["fid"][0] - (a.mean(0) - b.mean(0)) @ (a.mean(0) - b.mean(0)), rel=1e-6)
+    assert far["fid"][0] == pytest.approx(
+        mean @ mean + near["fid"][0] - (a.mean(0) - b.mean(0)) @ (a.mean(0) - b.mean(0)), rel=1e-6
+    )
     assert abs(near["kid"][0]) < 0.05 < far["kid"][0]
 
 
