@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pap
 from pydantic import Field
 
 from adbooster import eyes, finish, images, looks, plan, prompting, schema
@@ -141,9 +142,11 @@ def to_try(root: Root, config: Trying, trial: Trial, products: dict, cohorts: di
     pairs = config.panel.pairs(products, cohorts)
     if not pairs:
         raise ConfigError(f"{config.root_uri} has no usable product or no cohort to try weights on; run jobs.prepare")
-    lines = ["product_id,cohort_id", *(",".join(json.dumps(part) for part in pair) for pair in pairs)]
-    listed = f"runs/{config.run_id}/panel-{digest(*lines)[:8]}.csv"
-    root.write(listed, ("\n".join(lines) + "\n").encode())
+    listed = f"runs/{config.run_id}/panel.parquet"
+    buffer = pa.BufferOutputStream()
+    columns = zip(*pairs, strict=True)
+    pap.write_table(pa.table(dict(zip(("product_id", "cohort_id"), map(list, columns), strict=True))), buffer)
+    root.write(listed, buffer.getvalue().to_pybytes())
     painting = config.recipe.model_copy(update={"gates": Gates(), "keep": 1, "max_rounds": 1})
     models = [content_hash(local_copy(trial.weights))]
     models += [f"{content_hash(local_copy(a.uri))} x {a.scale}" for a in trial.adapters]
