@@ -60,6 +60,8 @@ class EvaluateReport(BaseModel):
     to_retire: int = 0
     sheet_pairs: int = 0
     evaluation_uri: str | None = None
+    gallery_uri: str | None = None
+    """The run's page, where `generate` made one."""
     notes: list[str] = []
     seconds: float = 0.0
     evaluation: Evaluation | None = Field(None, exclude=True)
@@ -91,10 +93,17 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     if found.experiments:
         found.notes.append(NOT_THE_PAPER)
     root.write(f"runs/{config.run_id}/evaluation.json", found.model_dump_json(indent=2).encode())
+    done.gallery_uri = _page(root, config.run_id)
     done.evaluation_uri = f"{root.uri}/runs/{config.run_id}/evaluation.json"
     done.notes, done.evaluation = found.notes, found
     done.seconds = round(time.monotonic() - started, 1)
     return done
+
+
+def _page(root: Root, run_id: str) -> str | None:
+    """The address of the run's page."""
+    page = f"runs/{run_id}/report.html"
+    return f"{root.uri}/{page}" if root.exists(page) else None
 
 
 def _name(uri: str) -> str:
@@ -193,10 +202,9 @@ def _outcomes(config, root: Root, live: pa.Table, found: Evaluation, done: Evalu
     joined = outcomes.join(outcomes.read(config.outcomes.uri), live, config.outcomes)
     found.figures += outcomes.figures(joined, config.outcomes)
     found.notes += _unjoined(joined)
-    retired = [c for c in joined.creatives if c.retire]
-    done.to_retire = len(retired)
+    done.to_retire = sum(c.retire for c in joined.creatives)
     root.write(f"runs/{config.run_id}/outcomes.json", joined.model_dump_json(indent=2).encode())
-    root.write_json(f"runs/{config.run_id}/retire.json", [c.model_dump() for c in retired])
+    root.write_json(f"runs/{config.run_id}/retire.json", outcomes.marks(joined))
 
 
 def _unjoined(joined: OutcomesReport) -> list[str]:

@@ -38,6 +38,7 @@ class CreativeOutcome(BaseModel):
     product_id: str
     cohort_id: str
     placement: str
+    sha256: str
     days: int
     impressions: int
     clicks: int
@@ -99,7 +100,7 @@ def join(table: pa.Table, creatives: pa.Table, settings: Outcomes) -> OutcomesRe
     unknown, sound = sound.filter(pc.invert(known)), sound.filter(known)
     sums = sound.group_by("creative_id").aggregate([("day", "count"), *((c, "sum") for c in COUNTS)])
     total = {row["creative_id"]: row for row in sums.to_pylist() if row["impressions_sum"]}
-    columns = ["creative_id", "request_id", "product_id", "cohort_id", "placement", "margin", "fallback"]
+    columns = ["creative_id", "request_id", "product_id", "cohort_id", "placement", "sha256", "margin", "fallback"]
     shown = [r for r in creatives.select(columns).to_pylist() if r["creative_id"] in total]
     of_cohort: dict[str, np.ndarray] = {}
     for row in shown:
@@ -158,6 +159,13 @@ def _foretold(joined: list[CreativeOutcome], cohorts: dict[str, np.ndarray], lea
     some = [c for c in joined if c.impressions >= least and not c.fallback and cohorts[c.cohort_id][1]]
     rates = [c.ctr.mean / float(np.divide(*cohorts[c.cohort_id][::-1])) for c in some]
     return intervals.correlation(np.array([c.margin for c in some]), np.array(rates))
+
+
+def marks(report: OutcomesReport) -> dict:
+    """The creatives to retire as a file of marks, in the form in which people's rejections are read by `generate`."""
+    names = ("creative_id", "request_id", "product_id", "cohort_id", "placement", "sha256")
+    retired = [c.model_dump(include=set(names)) for c in report.creatives if c.retire]
+    return {"format": "adbooster-marks-1", "marks": [c | {"mark": "rejected"} for c in retired]}
 
 
 def figures(report: OutcomesReport, settings: Outcomes) -> list[Figure]:

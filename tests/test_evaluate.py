@@ -93,7 +93,9 @@ def test_creatives_trials_outcomes_sheet_and_canary(local_ray, scenic, halloween
     picture, _, box = halloween
     darker = (picture * np.float32(0.98)).astype(np.uint8)
     live = [
-        creative(scenic, picture, box, creative_id="a", run_id="n", recipe_id="x", margin=0.2, request_id="ra"),
+        creative(
+            scenic, picture, box, creative_id="a", run_id="n", recipe_id="x", margin=0.2, request_id="ra", sha256="sa"
+        ),
         creative(scenic, darker, box, creative_id="b", cohort_id="c2", run_id="n", recipe_id="x", request_id="rb"),
         creative(
             scenic, packshot[0], None, creative_id="o", placement="story", fallback=True, run_id="n", recipe_id="x"
@@ -130,7 +132,8 @@ def test_creatives_trials_outcomes_sheet_and_canary(local_ray, scenic, halloween
     assert figures["ctr of cohort c1"].value == pytest.approx(0.021)
     assert any("not-ours" in note for note in found.notes)
     assert any("not the same experiment" in note for note in found.notes)
-    assert [r["creative_id"] for r in json.loads(scenic.read("runs/e1/retire.json"))] == ["a"]
+    retired = json.loads(scenic.read("runs/e1/retire.json"))
+    assert [(m["creative_id"], m["request_id"], m["mark"]) for m in retired["marks"]] == [("a", "ra", "rejected")]
     assert scenic.exists("runs/e1/blind.key.json")
 
     # A second evaluation looks at what is new and forgets what is no longer live.

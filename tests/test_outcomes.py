@@ -18,6 +18,7 @@ def creatives(*entries):
             product_id=f"p-{name}",
             cohort_id=cohort,
             placement="square",
+            sha256="0" * 64,
             rank=0,
             margin=margin,
             fallback=False,
@@ -49,8 +50,10 @@ def test_what_is_surely_worse_than_its_cohorts_others_is_retired():
     table = counts(
         ("bad", "d", 10_000, 50), ("rare", "d", 100, 0), ("good", "d", 10_000, 300), ("alone", "d", 10_000, 1)
     )
-    found = {c.creative_id: c for c in outcomes.join(table, live, Outcomes()).creatives}
+    joined = outcomes.join(table, live, Outcomes())
+    found = {c.creative_id: c for c in joined.creatives}
     assert [name for name, c in found.items() if c.retire] == ["bad"]
+    assert [m["creative_id"] for m in outcomes.marks(joined)["marks"]] == ["bad"]
     assert found["alone"].others_ctr is None, "nothing to compare it with"
 
 
