@@ -47,9 +47,9 @@ class Evaluator:
 
 def own_pictures(root: Root) -> dict[str, dict]:
     """By product: photo_uri and mask_uri of its main picture, neutral_uris (plain ground) and contextual_uris (a scene)."""
-    columns = ["product_id", "role", "photo_uri", "mask_uri", "background", "reject"]
+    columns = ["product_id", "role", "photo_uri", "mask_uri", "background", "reject", "retired_at"]
     rows = tables.read(root, "samples", columns)
-    rows = rows.filter(pc.is_null(rows["reject"])).sort_by("photo_uri")
+    rows = rows.filter(pc.and_(pc.is_null(rows["reject"]), pc.is_null(rows["retired_at"]))).sort_by("photo_uri")
     found: dict[str, dict] = defaultdict(lambda: {"photo_uri": None, "neutral_uris": [], "contextual_uris": []})
     for row in rows.to_pylist():
         product = found[row["product_id"]]
