@@ -56,7 +56,7 @@ class EvaluateReport(BaseModel):
     unseen: dict[str, int] = {}
     """Of them not measured, by reject word; `gone`: its product or cohort is no longer in the tables."""
     trials: dict[str, int] = {}
-    """Requests measured by trial."""
+    """Requests measured by trial; in a dry run, those of the panel."""
     to_retire: int = 0
     sheet_pairs: int = 0
     evaluation_uri: str | None = None
@@ -76,20 +76,21 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     live = tables.read(root, "creatives", version=version)
     best = live.filter(pc.equal(live["rank"], 0))
     done = EvaluateReport(run_id=config.run_id, creatives_version=version, creatives=best.num_rows)
-    if config.dry_run:
-        done.trials = {t.name: 0 for t in config.trials}
-        return done
     products, cohorts = evaluator.own_pictures(root), evaluator.cohorts(root)
+    if config.dry_run:
+        done.trials = dict.fromkeys((t.name for t in config.trials), len(config.panel.pairs(products, cohorts)))
+        return done
     found = Evaluation(run_id=config.run_id, judge=_name(config.judge_model), rank=_name(config.rank_model))
     scenes = _scenes(config, root, products)
-    kept = [scenes, _live(config, root, best, products, cohorts, scenes, found, done)]
-    kept += _trials(config, root, products, cohorts, scenes, found, done)
+    seen = _live(config, root, best, products, cohorts, scenes, found, done)
+    kept = [scenes, seen, *_trials(config, root, products, cohorts, scenes, found, done)]
     looks.keep(root, config.run_id, kept, best["creative_id"].combine_chunks())
     found.figures += _rejects(root, best)
     if config.outcomes.uri:
         _outcomes(config, root, live, found, done)
     if config.sheet.pairs:
-        done.sheet_pairs = _sheet(config, root, best, products, cohorts, found)
+        there = best.filter(pc.is_in(best["creative_id"], seen["creative_id"]))
+        done.sheet_pairs = _sheet(config, root, there, products, cohorts, found)
     if found.experiments:
         found.notes.append(NOT_THE_PAPER)
     root.write(f"runs/{config.run_id}/evaluation.json", found.model_dump_json(indent=2).encode())
@@ -216,13 +217,13 @@ def _unjoined(joined: OutcomesReport) -> list[str]:
     return [f"{n} of {joined.rows} outcomes are left out: {why}." for why, n in said.items() if n]
 
 
-def _sheet(config, root: Root, best: pa.Table, products: dict, cohorts: dict, found: Evaluation) -> int:
-    painted = best.filter(pc.invert(best["fallback"]))
+def _sheet(config, root: Root, seen: pa.Table, products: dict, cohorts: dict, found: Evaluation) -> int:
+    painted = seen.filter(pc.invert(seen["fallback"]))
     rows = evaluator.to_see(painted, products, cohorts, "").to_pylist()
     pairs = blind.write(root, f"runs/{config.run_id}/blind", rows, config.sheet)
     if pairs < config.sheet.pairs:
         found.notes.append(
-            f"The blind sheet has {pairs} pairs; {config.sheet.pairs} were asked for and no more are live."
+            f"The blind sheet has {pairs} pairs; {config.sheet.pairs} were asked for and no more could be looked at."
         )
     return pairs
 

@@ -31,18 +31,21 @@ class Evaluator:
     def _look(self, row: dict) -> dict:
         shared = {name: row[name] for name in KEPT}
         try:
-            picture = images.decode(self.root.read(row["uri"]))
+            return shared | self._measured(row)
         except FileNotFoundError:
             return shared | {"reject": "missing_image"}
         except images.UnreadableImage:
             return shared | {"reject": "unreadable_image"}
+
+    def _measured(self, row: dict) -> dict:
+        picture = images.decode(self.root.read(row["uri"]))
         if row["cohort_id"] is None:
-            return shared | {"features": self.eyes.features(picture).tolist()}
-        shared |= self.eyes.scores([picture], row["text"]) | self.eyes.baselines(row)
+            return {"features": self.eyes.features(picture).tolist()}
+        found = self.eyes.scores([picture], row["text"]) | self.eyes.baselines(row)
         if row["fallback"] or row["layout"] is None:
-            return shared | {"product_max_diff": 0, "features": self.eyes.features(picture).tolist()}
+            return found | {"product_max_diff": 0, "features": self.eyes.features(picture).tolist()}
         cutout = self.eyes.cutout(row["photo_uri"], row["mask_uri"])
-        return shared | self.eyes.figures(picture, cutout, layout.Box(**row["layout"]), row["text"])
+        return found | self.eyes.figures(picture, cutout, layout.Box(**row["layout"]), row["text"])
 
 
 def own_pictures(root: Root) -> dict[str, dict]:

@@ -44,6 +44,8 @@ def creative(root, picture, box, **changes):
         "uri": root.put(images.encode_lossless(picture), "webp"),
         "layout": vars(box) if box else None,
         "fallback": False,
+        "run_id": "n",
+        "recipe_id": "x",
     }
     return row(schema.CREATIVES, **values | changes)
 
