@@ -37,13 +37,13 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("paper-root"), help="where the roots are made, and found again"
     )
-    parser.add_argument("--more", action="store_true", help="12 products, four of which the embedded models have seen")
+    parser.add_argument("--products", type=int, default=8, help="up to 12; the embedded models have seen the last four")
     parser.add_argument("--quick", action="store_true", help="3 products, 6 profiles, K = 2")
     parser.add_argument("--llm-base-url", help="an OpenAI-compatible endpoint: prompts of style llm are compared too")
     parser.add_argument("--llm-model", default="")
     given = parser.parse_args()
     started = time.monotonic()
-    panel, others = _feeds(given.work.absolute(), MORE if given.more else ())
+    panel, others = _feeds(given.work.absolute())
     weights = _weights(given.work.absolute() / "train", others)
     found = _evaluated(given, panel, weights)
     ray.shutdown()
@@ -56,7 +56,7 @@ def main() -> None:
     print(f"ratio {tuned.creative / base.creative:.3f}")
 
 
-def _feeds(work: Path, more: tuple[str, ...]) -> tuple[Path, Path]:
+def _feeds(work: Path) -> tuple[Path, Path]:
     """The catalog's feed in two: the panel's products, and those to fine-tune on."""
     with (TINY / "catalog" / "feed.tsv").open() as f:
         rows = list(csv.DictReader(f, delimiter="\t"))
@@ -65,7 +65,7 @@ def _feeds(work: Path, more: tuple[str, ...]) -> tuple[Path, Path]:
             row[column] = ",".join(str(TINY / "catalog" / p) for p in row[column].split(","))
     apart = {*world.HELD_OUT, *MORE}
     named = [(Path(row["image_link"]).stem, row) for row in rows]
-    panel = [row for name, row in named if name in {*world.HELD_OUT, *more}]
+    panel = [row for name, row in named if name in apart]
     train = [row for name, row in named if name not in apart]
     return _feed(work / "panel.tsv", panel), _feed(work / "train.tsv", train)
 
@@ -107,9 +107,12 @@ def _evaluated(given: argparse.Namespace, feed: Path, weights: str) -> Evaluatio
         for style, prompts in styles.items()
         for kind, uri in kinds.items()
     ]
-    values = config.model_dump() | {"trials": trials}
+    with feed.open() as f:
+        ids = {Path(row["image_link"]).stem: row["id"] for row in csv.DictReader(f, delimiter="\t")}
+    chosen = [ids[name] for name in (*world.HELD_OUT, *MORE)[: given.products]]
+    values = config.model_dump() | {"trials": trials, "panel": {"product_ids": chosen}}
     if given.quick:
-        values["panel"] = {"products": 3, "cohorts": 6}
+        values["panel"] = {"product_ids": chosen[:3], "cohorts": 6}
         values["recipe"] |= {"candidates": 2, "num_inference_steps": 4}
     report = run(EvaluateConfig.model_validate(values), evaluate)
     return Evaluation.model_validate(json.loads(Path(report.evaluation_uri).read_text()))
