@@ -1,13 +1,19 @@
-"""The verdict on made-up looks; the whole canary, with weights that paint noise, is in test_evaluate.py."""
+"""The verdict on made-up looks, and on pictures of weights that paint noise."""
+
+import shutil
 
 import pyarrow as pa
 import pytest
+from safetensors.torch import load_file, save_file
 
 from adbooster import canary, schema, tables
-from adbooster.errors import ConfigError
+from adbooster.errors import CanaryRefused, ConfigError
+from adbooster.looks import keep
 from adbooster.objects import content_hash
+from adbooster.trials import Trial, Trying
 from tests.conftest import MODELS, row
 from tests.lookers import looks
+from tests.test_trials import BASE, painted, trying
 
 
 def config(root=None, **changes):
@@ -100,3 +106,28 @@ def test_live_weights_that_are_gone_are_a_sentence(root):
 def test_a_margin_of_an_unknown_figure_is_a_sentence(root):
     with pytest.raises(ConfigError, match="'beauty'"):
         canary.check(config(root, margins={"beauty": 1.0}))
+
+
+def noise(folder):
+    """The embedded outpainter with a UNet that paints noise."""
+    shutil.copytree(MODELS / "outpaint", folder)
+    path = next((folder / "unet").glob("*.safetensors"))
+    save_file({name: t * 0.2 for name, t in load_file(path).items()}, path)
+    return folder
+
+
+def test_weights_that_paint_noise_are_refused_with_reasons(scenic, tmp_path):
+    """The panel is painted by the stage itself beforehand, so that no actor has to start."""
+    bad = noise(tmp_path / "noise")
+    for trial in (BASE, Trial(name="bad", weights=str(bad))):
+        keep(scenic, "earlier", [pa.Table.from_pylist(painted(scenic, trying(scenic), trial), schema.LOOKS)])
+    shared = {name: getattr(trying(scenic), name) for name in Trying.model_fields}
+    told = canary.CanaryConfig(**shared, weights=str(bad), against=BASE.weights)
+    with pytest.raises(CanaryRefused, match="judge_score") as refused:
+        canary.require(told)
+    assert str(bad) in str(refused.value)
+    verdict = canary.CanaryReport.model_validate_json(scenic.read("runs/r/canary.json"))
+    assert (verdict.passed, verdict.against) == (False, BASE.weights)
+    assert len(verdict.reasons) == sum(not f.passed for f in verdict.figures) > 0
+    back = canary.canary(told.model_copy(update={"weights": BASE.weights, "against": str(bad)}))
+    assert next(f for f in back.figures if f.name == "judge_score").passed

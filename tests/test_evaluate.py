@@ -1,13 +1,11 @@
 import json
-import shutil
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from safetensors.torch import load_file, save_file
 
-from adbooster import canary, evaluate, schema, tables
-from adbooster.errors import CanaryRefused, ConfigError
+from adbooster import canary, evaluate, evaluator, eyes, looks, schema, tables
+from adbooster.errors import ConfigError
 from adbooster.evaluation import Evaluation
 from tests.conftest import MODELS
 from tests.test_evaluator import creative, halloween  # noqa: F401
@@ -81,16 +79,8 @@ def test_a_file_of_a_night_says_once_what_its_jobs_share(tmp_path):
     assert tried.weights.endswith("/new")
 
 
-def noise(folder):
-    """The embedded outpainter with a UNet that paints noise."""
-    shutil.copytree(MODELS / "outpaint", folder)
-    path = next((folder / "unet").glob("*.safetensors"))
-    save_file({name: t * 0.2 for name, t in load_file(path).items()}, path)
-    return folder
-
-
 @pytest.mark.timeout(200)
-def test_creatives_trials_outcomes_sheet_and_canary(local_ray, scenic, halloween, packshot, tmp_path):  # noqa: F811
+def test_creatives_trials_outcomes_and_sheet(local_ray, scenic, halloween, packshot, tmp_path):  # noqa: F811
     """One root from end to end; what was looked at once is not looked at again."""
     picture, _, box = halloween
     darker = (picture * np.float32(0.98)).astype(np.uint8)
@@ -143,21 +133,16 @@ def test_creatives_trials_outcomes_sheet_and_canary(local_ray, scenic, halloween
     assert evaluate.evaluate(config(scenic, "e3")).looked == 2
     assert "b" not in tables.read(scenic, "looks", ["creative_id"])["creative_id"].to_pylist()
 
-    # Weights that paint noise are refused by the canary, for reasons.
-    bad = noise(tmp_path / "noise")
-    told = {"root_uri": scenic.uri, "run_id": "k", "weights": str(bad), "against": str(MODELS / "outpaint")}
-    with pytest.raises(CanaryRefused, match="judge_score") as refused:
-        canary.require(canary.CanaryConfig(**told, **COMMON, panel={"products": 1, "cohorts": 2}))
-    assert str(bad) in str(refused.value)
-    verdict = canary.CanaryReport.model_validate_json(scenic.read("runs/k/canary.json"))
-    assert not verdict.passed
-    assert verdict.reasons
 
-
-@pytest.mark.timeout(120)
-def test_only_originals_are_reported_as_such(local_ray, scenic, packshot):
-    publish(scenic, creative(scenic, packshot[0], None, fallback=True, fallback_reason="below_original"))
-    report = evaluate.evaluate(config(scenic, mask_model="", most_scenes=0))
+def test_only_originals_are_reported_as_such(scenic, packshot):
+    original = creative(scenic, packshot[0], None, fallback=True, fallback_reason="below_original")
+    publish(scenic, original)
+    told = config(scenic, mask_model="", most_scenes=0)
+    products, cohorts = evaluator.own_pictures(scenic), evaluator.cohorts(scenic)
+    live = tables.read(scenic, "creatives")
+    asked = evaluator.to_see(live, products, cohorts, eyes.revision(told))
+    looks.keep(scenic, "earlier", [evaluator.Evaluator(scenic, told)(asked)])  # so that no actor has to start
+    report = evaluate.evaluate(told)
     assert any("products' own pictures" in note for note in report.notes)
     row_all = next(e for e in written(scenic).experiments if e.family == "all" and e.scorer == "rank")
     assert row_all.difference_neutral.mean == pytest.approx(0, abs=1e-4)

@@ -116,7 +116,7 @@ def test_evaluate_and_canary_take_what_they_share_from_generate(tmp_path, tiny_f
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_night_refuses_weights_that_fail_the_canary_and_is_evaluated(local_ray, tmp_path, tiny_feed):
-    from tests.test_evaluate import noise
+    from tests.test_canary import noise
 
     root_uri = str(tmp_path / "root")
     values = config(root_uri, tiny_feed, tmp_path).model_dump() | {"train": False}
