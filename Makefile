@@ -5,7 +5,7 @@ ROOT   ?= demo-root
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: venv demo test test-all check bench clean
+.PHONY: venv demo paper test test-all check bench clean
 
 venv: $(STAMP)
 
@@ -17,6 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: venv
 	ADBOOSTER_SUMMARY=1 $(BIN)/python -m jobs.nightly --config adbooster/tiny/demo.yaml --root-uri $(ROOT)
+
+paper: venv
+	$(BIN)/python -m tests.benchmarks.paper --work paper-root
 
 test: venv
 	$(BIN)/python -m pytest -m 'not slow'
@@ -35,4 +38,4 @@ bench: venv
 	$(BIN)/python -m tests.benchmarks.prepare --quick
 
 clean:
-	rm -rf $(VENV) demo-root
+	rm -rf $(VENV) demo-root paper-root

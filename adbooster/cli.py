@@ -31,12 +31,13 @@ from pydantic_settings import (
 from rich.console import Console
 from rich.table import Table
 
-from adbooster import lock, metrics
+from adbooster import lock, metrics, summary
 from adbooster.errors import AdboosterError, ConfigError
+from adbooster.evaluation import Evaluation
 from adbooster.objects import Root
 from adbooster.redact import Formatter, redact
 from adbooster.report import percent
-from adbooster.settings import code_commit
+from adbooster.settings import code_commit, inherited
 
 log = logging.getLogger("adbooster")
 SHARED = ("root_uri", "run_id", "dry_run")
@@ -143,7 +144,7 @@ def _from_file(config_class: type[BaseModel], path: Path) -> dict:
     found = _relative_to(path.resolve().parent, found)
     section = config_class.__name__.removesuffix("Config").lower()
     if isinstance(found.get(section), dict):
-        shared = {k: found[k] for k in SHARED if k in found}
+        shared = {k: found[k] for k in SHARED if k in found} | inherited(config_class, found)
         return _expanded(shared, path) | _expanded(found[section], path, section)
     return _expanded(found, path)
 
@@ -212,6 +213,7 @@ def run(config: Any, job: Callable[[Any], BaseModel]) -> BaseModel:
         root.write_json(f"runs/{config.run_id}/{file}", report.model_dump(mode="json"))
     if not part and (sys.stderr.isatty() or os.environ.get("ADBOOSTER_SUMMARY")):
         _summary(report.model_dump())
+        _found(getattr(report, "evaluation", None) or getattr(getattr(report, "evaluate", None), "evaluation", None))
     return report
 
 
@@ -279,3 +281,12 @@ def _summary(report: dict) -> None:
     if report.get("gallery_uri"):
         console.print(f"report: {report['gallery_uri']}", soft_wrap=True)
     console.print(f"{report['job']} took {report['seconds']:.0f} s")
+
+
+def _found(evaluation: Evaluation | None) -> None:
+    """The tables of an evaluation on the terminal."""
+    console = Console(stderr=True)
+    for table in summary.tables(evaluation) if evaluation else ():
+        console.print(table)
+    for note in evaluation.notes if evaluation else ():
+        console.print(note, markup=False, highlight=False)

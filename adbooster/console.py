@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 
+import fsspec
 from pydantic import BaseModel
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from adbooster import nights, status_table, tables
+from adbooster import blind, nights, status_table, tables
 from adbooster.errors import AdboosterError, ConfigError
 from adbooster.models import pull
 from adbooster.objects import Root
@@ -20,6 +22,7 @@ from adbooster.redact import redact
 from adbooster.rollback import rollback
 from adbooster.vacuum import MINIMUM, vacuum
 
+_BLIND = "Scores filled blind sheets of jobs.evaluate: how often people preferred the creative."
 UNITS = {"": "days", "d": "days", "h": "hours", "w": "weeks"}
 
 
@@ -27,6 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command; exit code 0 if it did what it says, 2 if it cannot, 1 if another run came first."""
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.command is _blind:
+            return _blind(arguments)
         if not arguments.root_uri:
             raise ConfigError(
                 "--root-uri is required: the folder or s3://bucket/prefix of the jobs; or ADBOOSTER_ROOT_URI"
@@ -64,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"allow less than {MINIMUM.days} day; only while no job is running",
     )
     _add_models(commands)
+    sheet = commands.add_parser("blind", help="what people preferred, from filled blind sheets", description=_BLIND)
+    sheet.add_argument("action", choices=["score"])
+    sheet.add_argument("sheets", nargs="+", metavar="SHEET", help="filled sheets: CSV with pair, rater and choice")
+    sheet.add_argument("--key", required=True, help="the key that was kept apart: runs/<run_id>/blind.key.json")
+    sheet.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    sheet.set_defaults(command=_blind)
     for command in (back, clear):
         command.add_argument("--dry-run", action="store_true", help="say what would be done; nothing is changed")
     return parser
@@ -156,6 +167,31 @@ def _pull(root: Root, arguments: argparse.Namespace) -> None:
     done = pull(root, arguments.source, arguments.name, arguments.hub_revision)
     did = f"{done.files} files, {done.size_bytes / 1e6:.1f} MB" if done.copied else "was there already"
     _say(arguments, done, f"{done.uri} ({did})")
+
+
+def _blind(arguments: argparse.Namespace) -> None:
+    done = blind.score({uri: _text(uri) for uri in arguments.sheets}, _text(arguments.key))
+    if arguments.json:
+        return print(done.model_dump_json())
+    table = Table("preferred", "share", "95 % interval", title=f"{done.answers} answers of {done.raters} raters")
+    groups = {"the creative": done.preferred, **done.by_baseline, **done.by_family}
+    for name, spread in groups.items():
+        if spread:
+            ends = "" if spread.low is None else f"{spread.low:.3f} to {spread.high:.3f}"
+            label = name if name == "the creative" else f"... {name or '(none)'}"
+            table.add_row(escape(label), f"{spread.mean:.3f}", ends)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    p_value = "" if done.p_value is None else f", p {done.p_value:.3g} of no preference (binomial over pairs)"
+    left = "" if done.left_share is None else f"; left was preferred in {done.left_share:.0%}"
+    print(f"creative {done.creative}, the catalog's own {done.baseline}, same {done.same}{p_value}{left}")
+
+
+def _text(uri: str) -> str:
+    try:
+        with fsspec.open(uri, "rb") as f:
+            return f.read().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{uri} cannot be read as text: {e}") from e
 
 
 def _say(arguments: argparse.Namespace, done: BaseModel, sentence: str) -> None:

@@ -8,6 +8,7 @@ AdboosterError          something this package can name
   PublishConflict       another run committed first
   LockHeld              another night runs below this root: which, where, since when
   LockLost              this night's lock expired and another night has taken it over
+  CanaryRefused         new weights did worse on the panel than the rule allows
 
 Each takes one sentence: what, which value, what would be right. One string argument, so that it survives pickling.
 """
@@ -43,3 +44,7 @@ class LockHeld(AdboosterError):
 
 class LockLost(AdboosterError):
     """Another night has taken over; nothing more of this one is published."""
+
+
+class CanaryRefused(AdboosterError):
+    """New weights did worse on the panel than the rule allows; they are not used."""

@@ -19,19 +19,10 @@ from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
 from adbooster.pools import Pool, Progress, dataset, preflight, stage_parts, through
 from adbooster.prompting import PromptFigures, Prompting
 from adbooster.publish import publish, staying
-from adbooster.recipe import Recipe, recipe_id
-from adbooster.settings import Config, JobConfig, Uri
+from adbooster.recipe import Adapter, Recipe, recipe_id
+from adbooster.settings import JobConfig, Uri
 
 log = logging.getLogger(__name__)
-
-
-class Adapter(Config):
-    """A LoRA, or a few-step adapter of that form (LCM, Hyper), that is added to the weights."""
-
-    uri: Uri
-    """A .safetensors file."""
-    scale: float = 1.0
-    """Its strength."""
 
 
 class GenerateConfig(JobConfig):

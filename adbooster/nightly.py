@@ -1,4 +1,4 @@
-"""The whole night: prepare, cohorts, finetune when due, generate; one night at a time, resumable at the step that failed."""
+"""The whole night: prepare, cohorts, finetune when due, canary, generate, evaluate; one at a time, resumable at the step that failed."""
 
 import logging
 import os
@@ -8,21 +8,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from adbooster import allowance, cohorts, finetune, generate, nights, prepare
+from adbooster import allowance, canary, cohorts, evaluate, finetune, generate, nights, prepare
+from adbooster.canary import CanaryConfig, CanaryReport
 from adbooster.cohorts import CohortsConfig, CohortsReport
 from adbooster.due import Due, Trained, not_due, remember, trained
 from adbooster.errors import ConfigError
+from adbooster.evaluate import EvaluateConfig, EvaluateReport
 from adbooster.finetune import FinetuneConfig, FinetuneReport
 from adbooster.generate import GenerateConfig, GenerateReport
 from adbooster.lock import NightLock
 from adbooster.nights import Night
 from adbooster.objects import Root
 from adbooster.prepare import PrepareConfig, PrepareReport
-from adbooster.settings import JobConfig
+from adbooster.settings import JobConfig, inherited
 from adbooster.steps import Steps
 
 log = logging.getLogger(__name__)
-SECTIONS = ("prepare", "cohorts", "finetune", "generate")
+SECTIONS = ("prepare", "cohorts", "finetune", "canary", "generate", "evaluate")
 
 
 def _due(value: Any) -> Any:
@@ -53,8 +55,12 @@ class NightlyConfig(JobConfig):
     """Cohort file to cohorts."""
     finetune: FinetuneConfig | None = None
     """Samples to weights."""
+    canary: CanaryConfig | None = None
+    """New weights against the live ones, before anything is painted with them; weights that fail stop the night."""
     generate: GenerateConfig
     """Samples x cohorts x weights to creatives."""
+    evaluate: EvaluateConfig | None = None
+    """What the creatives are worth."""
 
     @model_validator(mode="before")
     @classmethod
@@ -63,7 +69,13 @@ class NightlyConfig(JobConfig):
         if not isinstance(values, dict):
             return values
         shared = {k: values[k] for k in ("root_uri", "run_id", "dry_run") if k in values}
-        return values | {s: values[s] | shared for s in SECTIONS if isinstance(values.get(s), dict)}
+        given = {s: values[s] for s in SECTIONS if isinstance(values.get(s), dict)}
+        for section, config_class in (("canary", CanaryConfig), ("evaluate", EvaluateConfig)):
+            if section in given:
+                given[section] = inherited(config_class, values) | given[section]
+        if "canary" in given and "generate" in given:  # replaced by what the night trains
+            given["canary"] = {"weights": given["generate"].get("weights")} | given["canary"]
+        return values | {s: settings | shared for s, settings in given.items()}
 
     @property
     def isolated(self) -> bool:
@@ -82,7 +94,9 @@ class NightlyReport(BaseModel):
     prepare: PrepareReport
     cohorts: CohortsReport
     finetune: FinetuneReport | None
+    canary: CanaryReport | None = None
     generate: GenerateReport | None
+    evaluate: EvaluateReport | None = None
     gallery_uri: str | None
     seconds: float = Field(ge=0)
 
@@ -90,7 +104,8 @@ class NightlyReport(BaseModel):
 def nightly(config: NightlyConfig) -> NightlyReport:
     """Run the jobs in order; each meets the next only in the tables, and an error of one stops the night.
 
-    raises  LockHeld if another night runs below the root, and what the jobs raise
+    raises  LockHeld if another night runs below the root, CanaryRefused for new weights that fail (nothing is painted and
+            the last night stays live), and what the jobs raise
     """
     started = time.monotonic()
     if config.dry_run:
@@ -118,13 +133,22 @@ def _steps(config: NightlyConfig, root: Root, night: Night) -> NightlyReport:
     last, tuned = trained(root), None
     why = _why_not(config, root, night, last)
     if why:
-        steps.skip(finetune.finetune, why)
+        steps.skip("finetune", why)
     elif config.finetune:
         tuned = steps(finetune.finetune, config.finetune)
     generating = _generating(config, night, tuned, last)
+    tested = measured = None
+    if config.canary:
+        tested = steps(canary.require, config.canary.model_copy(update={"weights": generating.weights}), "canary")
+    else:
+        steps.skip("canary", "there is no section canary")
     generated = steps(generate.generate, generating)
     if tuned and tuned.weights_revision:
         remember(root, config.run_id, tuned.weights_revision)
+    if config.evaluate:
+        measured = steps(evaluate.evaluate, config.evaluate)
+    else:
+        steps.skip("evaluate", "there is no section evaluate")
     return NightlyReport(
         run_id=config.run_id,
         resumed=night.resumed,
@@ -132,7 +156,9 @@ def _steps(config: NightlyConfig, root: Root, night: Night) -> NightlyReport:
         prepare=prepared,
         cohorts=found,
         finetune=tuned,
+        canary=tested,
         generate=generated,
+        evaluate=measured,
         gallery_uri=generated.gallery_uri,
         seconds=0,
     )
@@ -187,7 +213,8 @@ def _planned(config: NightlyConfig, started: float) -> NightlyReport:
     """What the night would do, as each job's own dry run tells it; nothing is written."""
     root = Root(config.root_uri)
     prepared, found = prepare.prepare(config.prepare), cohorts.cohorts(config.cohorts)
-    last, tuned, generated, skipped = trained(root), None, None, {}
+    last, skipped = trained(root), {}
+    tuned = tested = generated = measured = None
     first = prepared.samples_version is None or found.cohorts_version is None
     if why := _why_not(config, root, Night(run_id=config.run_id, started_at=datetime.now(UTC)), last):
         skipped["finetune"] = why
@@ -195,14 +222,20 @@ def _planned(config: NightlyConfig, started: float) -> NightlyReport:
         tuned = finetune.finetune(config.finetune)
     if not first:
         night = Night(run_id=config.run_id, started_at=datetime.now(UTC))
-        generated = generate.generate(_generating(config, night, tuned, last))
+        generating = _generating(config, night, tuned, last)
+        if config.canary:
+            tested = canary.canary(config.canary.model_copy(update={"weights": generating.weights}))
+        generated = generate.generate(generating)
+        measured = config.evaluate and evaluate.evaluate(config.evaluate)
     return NightlyReport(
         run_id=config.run_id,
         skipped=skipped,
         prepare=prepared,
         cohorts=found,
         finetune=tuned,
+        canary=tested,
         generate=generated,
+        evaluate=measured,
         gallery_uri=None,
         seconds=round(time.monotonic() - started, 1),
     )
@@ -223,7 +256,11 @@ def check(config: NightlyConfig) -> None:
     cohorts.check(config.cohorts)
     if config.train.rule != "never" and config.finetune:
         finetune.check(config.finetune)
+    if config.canary:
+        canary.check(config.canary)
     generate.check(config.generate)
+    if config.evaluate:
+        evaluate.check(config.evaluate)
 
 
 def needs_ray(config: NightlyConfig) -> bool:

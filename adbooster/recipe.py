@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import AfterValidator, Field
 
-from adbooster.settings import Config
+from adbooster.settings import Config, Uri
 
 LOSSLESS = ("webp_lossless", "png")
 
@@ -81,6 +81,15 @@ class Gates(Config):
     its cohort and of its product; nearer ones that CLIP finds alike as well are duplicates."""
     max_background_similarity: float = Field(0.95, ge=-1, le=1)
     """Cosine of two scenes' CLIP vectors above which a near perceptual hash makes them duplicates."""
+
+
+class Adapter(Config):
+    """A LoRA, or a few-step adapter of that form (LCM, Hyper), that is added to the weights."""
+
+    uri: Uri
+    """A .safetensors file."""
+    scale: float = 1.0
+    """Its strength."""
 
 
 class Recipe(Config):

@@ -229,6 +229,65 @@ MARKS = _schema(
     sha256=pa.string(),
     run_id=pa.string(),  # the run that took the mark in
 )
+# A creative that is live, and what it is to be looked at with.
+TO_SEE = _schema(
+    look_id=pa.string(),
+    creative_id=pa.string(),
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    placement=pa.string(),
+    family=pa.string(),
+    text=pa.string(),
+    prompt_style=pa.string(),
+    photo_uri=pa.string(),
+    mask_uri=pa.string(),
+    neutral_uris=_TEXTS,
+    contextual_uris=_TEXTS,
+    uri=pa.string(),
+    layout=LAYOUT,
+    fallback=pa.bool_(),
+    fallback_reason=pa.string(),
+    gpu_s=pa.float32(),
+    reject=pa.string(),
+)
+# A request of a trial: painted to be compared, never published.
+TO_TRY = _schema(REQUESTS, look_id=pa.string(), neutral_uris=_TEXTS, contextual_uris=_TEXTS)
+# What was measured on a creative, or on the candidates of one request of a trial. Scores are CLIP cosines with `text`.
+# A row without a cohort is a scene of the catalog's own: its features alone are measured.
+LOOKS = _schema(
+    look_id=pa.string(),
+    creative_id=pa.string(),  # null in a trial
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    placement=pa.string(),
+    family=pa.string(),
+    text=pa.string(),
+    prompt_style=pa.string(),
+    rank_scores=pa.list_(pa.float32()),  # of every candidate in the order of their seeds; of a live creative, its own
+    judge_scores=pa.list_(pa.float32()),
+    best=pa.int32(),  # the candidate that `rank` prefers: all that follows is measured on it
+    neutral_rank=pa.float32(),
+    neutral_judge=pa.float32(),
+    contextual_rank=pa.float32(),  # null where the product has no picture in a scene
+    contextual_judge=pa.float32(),
+    product_max_diff=pa.int32(),
+    psnr_db=pa.float32(),
+    expansion_share=pa.float32(),
+    copy_similarity=pa.float32(),
+    people=pa.float32(),
+    text_in_scene=pa.float32(),
+    sharpness=pa.float32(),
+    exposure=pa.float32(),
+    clipped_share=pa.float32(),
+    background_phash=pa.string(),
+    background_simhash=pa.string(),
+    scene_vector=pa.list_(pa.float32()),  # judge's unit vector of the picture without its product; null of an original
+    features=pa.list_(pa.float32()),  # of the whole picture, by the Inception model or else the judge
+    fallback=pa.bool_(),  # in a trial: nothing beat the product's own pictures, so a night would publish the original
+    fallback_reason=pa.string(),
+    gpu_s=pa.float32(),
+    reject=pa.string(),
+)
 
 
 def check(table: pa.Table, wanted: pa.Schema, what: str = "table") -> pa.Table:

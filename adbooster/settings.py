@@ -4,7 +4,7 @@ import os
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -21,6 +21,8 @@ class Config(BaseModel):
     """A group of settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    inherits: ClassVar[dict[str, dict[str, str]]] = {}
+    """By another job's section of the same file: settings that are taken from there where they are not given here."""
 
 
 class JobConfig(Config):
@@ -32,6 +34,16 @@ class JobConfig(Config):
     """Name of this run; empty: made from date and time."""
     dry_run: bool = False
     """Print the plan and stop; nothing is written."""
+
+
+def inherited(config_class: type[Config], sections: dict[str, Any]) -> dict[str, Any]:
+    """Settings that a job takes from other jobs' sections of the same file."""
+    found = {}
+    for section, names in config_class.inherits.items():
+        there = sections.get(section)
+        if isinstance(there, dict):
+            found |= {ours: there[theirs] for ours, theirs in names.items() if theirs in there}
+    return found
 
 
 @cache

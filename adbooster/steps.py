@@ -41,9 +41,11 @@ class Steps:
     def __init__(self, root: Root, night: Night, isolated: bool):
         self.root, self.night, self.isolated, self.anew = root, night, isolated, False
 
-    def __call__(self, job: Callable[[Any], Report], config: JobConfig) -> Report:
-        """raises  what the job raises; LockLost before it starts if another night has taken over"""
-        name, report_class = job.__name__, get_type_hints(job)["return"]
+    def __call__(self, job: Callable[[Any], Report], config: JobConfig, name: str = "") -> Report:
+        """name    of the step and its module in jobs/, where it is not the function's
+
+        raises  what the job raises; LockLost before it starts if another night has taken over"""
+        name, report_class = name or job.__name__, get_type_hints(job)["return"]
         settings = config.model_dump(mode="json", exclude=_PASSING)
         step, mark = self.night.step(name), digest(json.dumps(settings, sort_keys=True))[:16]
         if step.state == "finished" and step.settings == mark and not self.anew:
@@ -64,10 +66,10 @@ class Steps:
         self._set(step, step.model_copy(update=done))
         return report
 
-    def skip(self, job: Callable, why: str) -> None:
+    def skip(self, name: str, why: str) -> None:
         """The step is not due tonight."""
-        log.info("%s is left out: %s", job.__name__, why)
-        self._set(self.night.step(job.__name__), Step(step=job.__name__, state="skipped", why=why, ended_at=_now()))
+        log.info("%s is left out: %s", name, why)
+        self._set(self.night.step(name), Step(step=name, state="skipped", why=why, ended_at=_now()))
 
     def _set(self, step: Step, now: Step) -> None:
         for name in Step.model_fields:

@@ -26,6 +26,7 @@ TABLES = {
     "prompts": schema.PROMPTS,
     "creatives": schema.CREATIVES,
     "marks": schema.MARKS,
+    "looks": schema.LOOKS,
 }
 
 

@@ -160,6 +160,29 @@ def stocked(root, packshot):
     return root
 
 
+@pytest.fixture
+def scenic(stocked):
+    """As `stocked`, and the product has two pictures in a scene of its own: halloween and winter."""
+    import pyarrow as pa
+
+    from adbooster import tables
+
+    main = tables.read(stocked, "samples").to_pylist()[0]
+    more = []
+    for scene in ("halloween", "winter"):
+        photo, mask = world.compose(scene, "teapot", 256, 11)
+        photo_uri = stocked.put(images.encode_lossless(photo), "photo")
+        found = {
+            "photo_uri": photo_uri,
+            "mask_uri": stocked.put(images.encode_mask(mask), "png"),
+            "background": "scene",
+        }
+        more.append(main | found | {"sample_id": scene, "role": "lifestyle", "fingerprint": scene})
+    version = tables.version(stocked, "samples")
+    tables.merge(stocked, "samples", pa.Table.from_pylist(more, schema.SAMPLES), "sample_id", version, {})
+    return stocked
+
+
 class Misbehaving:
     """An HTTP server in a thread: `/status/<code>,<code>...` answers these one after another, and see `_reply`."""
 

@@ -6,7 +6,7 @@ import pytest
 
 from adbooster import nightly, nights, tables
 from adbooster.due import Due, remember, trained
-from adbooster.errors import ConfigError, CoverageTooLow, LockHeld
+from adbooster.errors import CanaryRefused, ConfigError, CoverageTooLow, LockHeld
 from adbooster.lock import NightLock
 from adbooster.objects import Root
 from adbooster.tiny import world
@@ -148,3 +148,40 @@ def test_the_demo_is_a_night_that_can_start():
 
     demo = load(nightly.NightlyConfig, ["--config", world.__file__.replace("world.py", "demo.yaml")])
     nightly.check(demo.model_copy(update={"root_uri": "/tmp/adbooster-demo-check"}))
+
+
+def test_evaluate_and_canary_take_what_they_share_from_generate(tmp_path, tiny_feed):
+    values = config(str(tmp_path / "root"), tiny_feed, tmp_path).model_dump()
+    judge = {"judge_model": str(MODELS / "judge")}
+    values |= {"evaluate": judge, "canary": judge | {"dtype": "bfloat16"}}
+    found = nightly.NightlyConfig.model_validate(values)
+    assert found.evaluate.recipe == found.canary.recipe == found.generate.recipe
+    assert found.evaluate.rank_model == found.generate.rank_model
+    assert (found.canary.weights, found.canary.base) == (found.generate.weights, found.generate.weights)
+    assert (found.evaluate.dtype, found.canary.dtype) == ("float32", "bfloat16")
+    assert (found.evaluate.run_id, found.evaluate.root_uri) == ("night", found.root_uri)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_night_refuses_weights_that_fail_the_canary_and_is_evaluated(local_ray, tmp_path, tiny_feed):
+    from tests.test_canary import noise
+
+    root_uri = str(tmp_path / "root")
+    values = config(root_uri, tiny_feed, tmp_path).model_dump() | {"train": False}
+    values["generate"]["mask_model"] = str(MODELS / "mask" / "u2netp.onnx")
+    judge = {"judge_model": str(MODELS / "judge"), "zero_shot": False}
+    values |= {"evaluate": judge, "canary": judge | {"panel": {"products": 2, "cohorts": 2}}}
+    first = nightly.nightly(nightly.NightlyConfig.model_validate(values))
+    assert first.canary.reasons == ["nothing is live that the weights could be compared with"]
+    assert first.evaluate.looked == first.generate.published == 4
+    Root(root_uri).write("runs/night/report.json", b"{}")
+
+    before = live(root_uri)
+    bad = str(noise(tmp_path / "noise"))
+    values["generate"]["weights"] = bad
+    second = nightly.NightlyConfig.model_validate(values | {"run_id": "second"})
+    second = second.model_copy(update={"canary": second.canary.model_copy(update={"base": str(MODELS / "outpaint")})})
+    with pytest.raises(CanaryRefused, match="judge_score"):
+        nightly.nightly(second)
+    assert live(root_uri) == before
