@@ -6,6 +6,7 @@ AdboosterError          something this package can name
   TooManyRejects        more rows rejected than allowed: how many, why, where to look
   CoverageTooLow        too few requests filled to publish
   PublishConflict       another run committed first
+  TrainingDiverged      the loss is no number any more
 
 Each takes one sentence: what, which value, what would be right. One string argument, so that it survives pickling.
 """
@@ -33,3 +34,7 @@ class CoverageTooLow(AdboosterError):
 
 class PublishConflict(AdboosterError):
     """Another run committed first; nothing of this one is live."""
+
+
+class TrainingDiverged(AdboosterError):
+    """The loss of a training run is no number any more; its weights are not given out."""

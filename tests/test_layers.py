@@ -23,6 +23,7 @@ LAYERS = [
             "changes",
             "pictures",
         ),
+        *("learning", "examples", "learner", "latents", "checkpoints", "panel", "tracking", "training"),
         *("plan", "publish", "painter", "prompting", "llm_local", "interests", "cohort_file", "groups"),
     },
     {"prepare", "cohorts", "finetune", "generate"},
