@@ -153,6 +153,12 @@ class Plan:
         return (share <= self.config.product_scale[1]) | (share == share.min(1, keepdims=True))
 
 
+def planned_rows(plan: Plan, chosen: list[tuple[int, int]]) -> pa.Table:
+    """PLANNED rows of (row, epoch) pairs, at the first of the aspects."""
+    rows, epochs = (list(part) for part in zip(*chosen, strict=True))
+    return plan.planned([Seen(rows, epochs, plan.config.aspects[0])])
+
+
 def _mixed(keys: np.ndarray, *numbers: int) -> np.ndarray:
     """A hash of each key with the numbers, uint64 (splitmix64's finalizer)."""
     with np.errstate(over="ignore"):

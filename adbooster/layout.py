@@ -143,13 +143,15 @@ def training_crop(
 ) -> Box:
     """A random window of a photo in which the product's longer side takes `share` of the window's shorter side.
 
-    As near to that as the photo allows; `aspect` is the window's width over its height.
+    Drawn from what the photo allows of that range, or as near to it; `aspect` is the window's width over its height.
     """
     rng = np.random.default_rng(seed)
     height, width = mask_u8.shape
     ys, xs = np.nonzero(mask_u8 > ON)
     longest = max(ys.max() - ys.min(), xs.max() - xs.min()) + 1
-    short = min(longest / rng.uniform(*share), widest(width, height, aspect))
+    most = widest(width, height, aspect)
+    smallest = min(max(share[0], longest / most), share[1])
+    short = min(longest / rng.uniform(smallest, share[1]), most)
     wide = int(np.clip(round(short * max(aspect, 1.0)), 1, width))
     high = int(np.clip(round(short * max(1 / aspect, 1.0)), 1, height))
     lows = np.maximum([xs.max() + 1 - wide, ys.max() + 1 - high], 0)
