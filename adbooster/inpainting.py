@@ -201,7 +201,9 @@ class Inpainting:
             self._save_adapter(folder)
             self.unet.fuse_lora(adapter_names=[ADAPTER])
             self.unet.unload_lora()
-        self.pipe.to("cpu", dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+        for part in (self.unet, *self.frozen()):
+            part.to("cpu").half()
+        self.pipe.save_pretrained(folder, safe_serialization=True)
 
     def _save_adapter(self, folder: Path) -> None:
         """adapter.safetensors, as `generate.adapters` and diffusers' load_lora_weights take it."""

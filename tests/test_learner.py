@@ -1,4 +1,6 @@
 import os
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,8 +27,6 @@ def settings(base, **changes) -> Learning:
 
 
 def model_of(config: Learning) -> Inpainting:
-    from pathlib import Path
-
     return Inpainting(Path(config.base), "cpu", 1, config.precision, config.lora)
 
 
@@ -92,45 +92,52 @@ def test_passes_add_up_to_one_batch(base):
     check_same(gradients(two), gradients(one))
 
 
-def _worker(rank: int, config: Learning, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=folder.rsplit(":", 1)[1])
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+def _worker(rank: int, config: Learning, port: int, path: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
     torch.set_num_threads(1)
-    learner = Learner(model_of(config), config, workers=2)
-    learner.step([encoded(1 + rank)])
-    found = {"gradients": gradients(learner)}
-    learner.step([encoded(3 + rank)])
-    state = learner.state()
-    other = Learner(model_of(config), config, workers=2)
-    other.restore(state)
-    found |= {"state": state, "again": float(other.step([encoded(5 + rank)])["loss"])}
-    found |= {"next": float(learner.step([encoded(5 + rank)])["loss"])}
-    with learner.averaged():
-        found["loss"] = float(learner.model.loss(learner.model.unet, encoded(9)))
+    found = {s: _two_steps(rank, config.model_copy(update={"sharding": s})) for s in ("ddp", "fsdp")}
     if rank == 0:
-        torch.save(found, folder.rsplit(":", 1)[0])
+        torch.save(found, path)
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_two_workers_are_one_with_twice_the_batch(base, sharding, tmp_path):
+def _two_steps(rank: int, config: Learning) -> dict:
+    """As one of two workers: two steps, then a third both from here and from the state."""
+    learner = Learner(model_of(config), config, workers=2)
+    learner.step([encoded(1 + rank)])
+    found: dict = {"gradients": gradients(learner)}
+    learner.step([encoded(3 + rank)])
+    found["state"] = learner.state()
+    other = Learner(model_of(config), config, workers=2)
+    other.restore(found["state"])
+    found["again"] = float(other.step([encoded(5 + rank)])["loss"])
+    found["next"] = float(learner.step([encoded(5 + rank)])["loss"])
+    with learner.averaged(), torch.no_grad():
+        found["loss"] = float(learner.model.loss(learner.model.unet, encoded(9)))
+    return found
+
+
+def test_two_workers_are_one_with_twice_the_batch(base, tmp_path):
     """The same gradients, weights, averages and optimizer states, whether copied or sharded; and the same after a restore."""
-    config = settings(base, max_grad_norm=0.5, sharding=sharding)
-    port = 20000 + os.getpid() % 20000 + (sharding == "fsdp")
-    mp.spawn(_worker, (config, f"{tmp_path / 'found'}:{port}"), nprocs=2)
-    found = torch.load(tmp_path / "found", weights_only=True)
+    config = settings(base, max_grad_norm=0.5)
+    mp.spawn(_worker, (config, 20000 + os.getpid() % 20000, str(tmp_path / "found")), nprocs=2)
     one = Learner(model_of(config), config)
     one.step([both(encoded(1), encoded(2))])
-    check_same(found["gradients"], gradients(one))
+    wanted_gradients = gradients(one)
     one.step([both(encoded(3), encoded(4))])
     wanted = one.state()
-    check_same(found["state"]["weights"], wanted["weights"])
-    for a, b in zip(found["state"]["average"]["shadow_params"], averages(one), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
-    assert found["again"] == found["next"]
     one.step([both(encoded(5), encoded(6))])
-    with one.averaged():
-        assert found["loss"] == pytest.approx(float(one.model.loss(one.model.unet, encoded(9))), rel=1e-3)
+    with one.averaged(), torch.no_grad():
+        loss = float(one.model.loss(one.model.unet, encoded(9)))
+    for found in torch.load(tmp_path / "found", weights_only=True).values():
+        check_same(found["gradients"], wanted_gradients)
+        check_same(found["state"]["weights"], wanted["weights"])
+        for a, b in zip(found["state"]["average"]["shadow_params"], wanted["average"]["shadow_params"], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+        assert set(found["state"]["optimizer"]["state"]) == set(wanted["optimizer"]["state"])
+        assert found["again"] == pytest.approx(found["next"], rel=1e-6)
+        assert found["loss"] == pytest.approx(loss, rel=1e-3)
 
 
 def test_a_sharded_state_goes_into_one_worker(base):
