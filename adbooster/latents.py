@@ -42,7 +42,9 @@ class PlacingForCache(examples.Placer):
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         placed = super().__call__(rows)
-        placed = placed.set_column(placed.schema.get_field_index("caption"), "caption", pc.fill_null(rows["caption"], ""))
+        placed = placed.set_column(
+            placed.schema.get_field_index("caption"), "caption", pc.fill_null(rows["caption"], "")
+        )
         return schema.extend(placed, WITH_PLACE, place=rows["place"].to_pylist())
 
 
@@ -54,13 +56,17 @@ class Encoder:
 
     def __init__(self, root: Root, folder: str, config: Learning):
         self.root, self.folder = root, folder
-        self.model = Inpainting(local_copy(config.base), config.device, config.threads, config.precision, encode_only=True)
+        self.model = Inpainting(
+            local_copy(config.base), config.device, config.threads, config.precision, encode_only=True
+        )
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         sizes = list(zip(*(rows[n].to_pylist() for n in ("height_px", "width_px")), strict=True))
         parts = [self._encode(rows.filter(pa.array([s == size for s in sizes]))) for size in dict.fromkeys(sizes)]
         states, pooled = self.model.text([""])
-        parts.append(pa.Table.from_pylist([_texts(NO_TEXT, -1, states[0], None if pooled is None else pooled[0])], ENCODED))
+        parts.append(
+            pa.Table.from_pylist([_texts(NO_TEXT, -1, states[0], None if pooled is None else pooled[0])], ENCODED)
+        )
         table = pa.concat_tables(parts)
         keys = [f"{s} {p}" for s, p in zip(*(table[n].to_pylist() for n in ("sample_id", "place")), strict=True)]
         file = f"{self.folder}/{digest(*keys)[:32]}.parquet"
@@ -76,7 +82,9 @@ class Encoder:
         batch = self.model.encode(examples.arrays(rows))
         out = []
         for i, row in enumerate(rows.select(["sample_id", "place"]).to_pylist()):
-            texts = _texts(row["sample_id"], row["place"], batch.states[i], None if batch.pooled is None else batch.pooled[i])
+            texts = _texts(
+                row["sample_id"], row["place"], batch.states[i], None if batch.pooled is None else batch.pooled[i]
+            )
             high, wide = batch.x.shape[-2:]
             pixels = {"x": _half(batch.x[i]), "masked": _half(batch.masked[i])}
             mask = batch.mask[i].to(torch.uint8).cpu().numpy().tobytes()

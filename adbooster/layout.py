@@ -138,9 +138,7 @@ def _product_error(picture_u8: np.ndarray, cutout: Cutout, box: Box) -> np.ndarr
     return picture_u8[box.slices][solid].astype(np.int16) - product.pixels[solid]
 
 
-def training_crop(
-    mask_u8: np.ndarray, seed: int, share: tuple[float, float] = (0.4, 0.8), aspect: float = 1.0
-) -> Box:
+def training_crop(mask_u8: np.ndarray, seed: int, share: tuple[float, float] = (0.4, 0.8), aspect: float = 1.0) -> Box:
     """A random window of a photo in which the product's longer side takes `share` of the window's shorter side.
 
     Drawn from what the photo allows of that range, or as near to it; `aspect` is the window's width over its height.

@@ -30,9 +30,7 @@ class Panel:
     def losses(self) -> np.ndarray:
         """float [N]: the loss of every picture, unweighted, as comparable between runs; unreadable ones left out."""
         out = [
-            losses[batch.weight > 0]
-            for batch in self.batches
-            for losses in [self.model.losses(self.model.unet, batch)]
+            losses[batch.weight > 0] for batch in self.batches for losses in [self.model.losses(self.model.unet, batch)]
         ]
         return torch.cat(out).cpu().numpy()
 

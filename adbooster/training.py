@@ -110,7 +110,11 @@ class Training:
         try:
             if self.told["latents"]:
                 rows = latents.located(self.root, self.told["latents"], rows)
-                stage, out, encoded = latents.LatentReader, latents.READ, partial(latents.batch_of, device=config.device)
+                stage, out, encoded = (
+                    latents.LatentReader,
+                    latents.READ,
+                    partial(latents.batch_of, device=config.device),
+                )
             else:
                 stage, out, encoded = examples.Placer, examples.PLACED, self._encoded
             ds = through(dataset(rows, whole), stage, pool, out, root=self.root, config=config)
@@ -188,9 +192,7 @@ class Training:
     def _checkpoint(self) -> None:
         state = self.learner.state() if self.looks else None
         if self.rank == 0 and state:
-            mark = Mark(
-                step=self.learner.steps_done, architecture=self.told["architecture"], name=self.told["name"]
-            )
+            mark = Mark(step=self.learner.steps_done, architecture=self.told["architecture"], name=self.told["name"])
             self.checkpoints.save(mark, state | {"figures": json.dumps(self.figures)})
             if self.curves:
                 self.curves.flush()

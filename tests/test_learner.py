@@ -49,7 +49,9 @@ def both(a: Encoded, b: Encoded) -> Encoded:
 
 
 def gradients(learner: Learner) -> dict[str, torch.Tensor]:
-    whole = {n: p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for n, p in learner.parameters.items()}
+    whole = {
+        n: p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for n, p in learner.parameters.items()
+    }
     return {n: g.clone() for n, g in whole.items()}
 
 
