@@ -189,6 +189,7 @@ def _check_cluster(config: FinetuneConfig) -> None:
         if gpus and not torch.cuda.is_available():
             raise ConfigError("fine-tuning asks for cuda in this process, which has no GPU; workers: 1 would be right")
         return
+    preflight({"train": Pool(actors=config.workers, cpus=0, gpus=gpus)})
     pools = {
         "train": Pool(actors=config.workers, gpus=gpus),
         "place": Pool(actors=config.workers * config.place.actors, cpus=config.place.cpus, gpus=config.place.gpus),

@@ -23,11 +23,10 @@ def result(root: Root) -> dict:
     return json.loads(root.read(f"runs/{names[0]}"))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_training_gives_weights_that_generate_can_use_and_gives_them_once(local_ray, scenes, workers, monkeypatch):
-    """In this process, and in a Ray Train worker, which runs in another folder than the one that paths are relative to."""
+def test_training_gives_weights_that_generate_can_use_and_gives_them_once(local_ray, scenes, monkeypatch):
+    """In a Ray Train worker, which runs in another folder than the one that paths are relative to."""
     monkeypatch.chdir(scenes.base.rsplit("/", 1)[0])
-    settings = {"root_uri": "root", "workers": workers}
+    settings = {"root_uri": "root", "workers": 1}
     report = finetune.finetune(learning(scenes, **settings))
     folder = f"weights/{report.weights_revision}"
     card = json.loads(scenes.read(f"{folder}/card.json"))
@@ -106,6 +105,7 @@ def test_a_killed_run_goes_on_and_follows_the_undisturbed_curve(local_ray, scene
     assert report.loss_after == pytest.approx(undisturbed.loss_after, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_cached_latents_give_the_loss_that_pictures_give(local_ray, scenes):
     """The whole way through precompute_latents: the same placements, captions, noise and steps, at float16's precision."""
     settings = {"aspects": (1.0, 0.8), "empty_text_share": 0.3, "panel": {"paintings": 0}, "ema_decay": 0.0}

@@ -120,7 +120,7 @@ def test_sdxl_by_its_own_config(scenes, batch, tmp_path):
     inpainting.check_base(base)
     config = learning(scenes, base=str(base), learning_rate=1e-3)
     model = Inpainting(base, "cpu", 2, "float32")
-    batch["caption"][0] = ""
+    batch["caption"] = ["", "a teapot", "a shoe", "a couch", "a hat", "a skirt"]
     encoded = model.encode(batch)
     assert encoded.states.shape[2] == sum(tiny_xl.WIDTHS.values())
     assert encoded.pooled.shape == (6, tiny_xl.POOLED)

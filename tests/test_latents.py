@@ -19,7 +19,7 @@ def config(request, scenes, tmp_path):
     if request.param == "sdxl":
         base = tiny_xl.write_pipeline(tmp_path / "xl", base / "tokenizer")
     cache = LatentCache(placements=2)
-    return learning(scenes, base=str(base), latents=cache, aspects=(1.0, 0.8), empty_text_share=0.4, batch=2, steps=9)
+    return learning(scenes, base=str(base), latents=cache, aspects=(1.0, 0.8), empty_text_share=0.4, batch=2, steps=6)
 
 
 def encode(root, config, plan) -> str:
@@ -34,7 +34,7 @@ def encode(root, config, plan) -> str:
 
 
 def test_both_paths_give_the_same_loss_for_the_same_placements(scenes, config):
-    """Every picture of 9 steps, one after another, through photos and through the cache: at float16's precision."""
+    """Every picture of 6 steps, one after another, through photos and through the cache: at float16's precision."""
     plan = examples.Plan(examples.survey(scenes, examples.scenic_samples(scenes), Pool()), config)
     folder = encode(scenes, config, plan)
     rows = plan.of_worker(0, 0, config.steps)

@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--gain", action="store_true", help="what fine-tuning gains on unseen products")
     parser.add_argument("--gpu", action="store_true", help="SD 1.5's UNet on a GPU")
     parser.add_argument("--steps", type=int, help="of training")
-    parser.add_argument("--pairs", type=int, default=120, help="unseen product x scene pairs of --gain")
+    parser.add_argument("--pairs", type=int, default=96, help="unseen product x scene pairs of --gain")
     parser.add_argument("--work", type=Path, help="folder of --gain; a second call goes on where the first was stopped")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="of --gpu; cpu takes a toy UNet")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the GPU, dense bfloat16 (H100 SXM: 989)")
@@ -117,7 +117,7 @@ def main() -> None:
         return finetune_gpu.main(args.device, args.steps or 20, args.peak_tflops)
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     if args.gain:
-        sys.exit(finetune_gain.main(stock, settings, args.steps or 240, args.pairs, args.work))
+        sys.exit(finetune_gain.main(stock, settings, args.steps or 160, args.pairs, args.work))
     steps = args.steps or (25 if args.quick else 100)
     print(f"tiny UNet (10.7 M), 128 px, batch 16, {steps} steps, bfloat16 autocast, 2 threads")
     ratio = compare(steps, 2)

@@ -25,7 +25,7 @@ from adbooster.recipe import Recipe, placements
 from adbooster.tiny import world
 
 MODELS = Path(world.__file__).parent / "models"
-PAINT_PX, SIDE_PX, FIRST_SEED, DRAWS = 128, 256, 5 * 10**6, 8
+PAINT_PX, SIDE_PX, FIRST_SEED, DRAWS = 128, 256, 5 * 10**6, 4
 
 
 def losses(weights: str, unseen: Root, config: finetune.FinetuneConfig) -> np.ndarray:
