@@ -36,6 +36,7 @@ check: venv
 bench: venv
 	$(BIN)/python -m tests.benchmarks.generate --quick
 	$(BIN)/python -m tests.benchmarks.prepare --quick
+	$(BIN)/python -m tests.benchmarks.finetune --quick
 
 clean:
 	rm -rf $(VENV) demo-root paper-root

@@ -9,6 +9,7 @@ AdboosterError          something this package can name
   LockHeld              another night runs below this root: which, where, since when
   LockLost              this night's lock expired and another night has taken it over
   CanaryRefused         new weights did worse on the panel than the rule allows
+  TrainingDiverged      the loss is no number any more
 
 Each takes one sentence: what, which value, what would be right. One string argument, so that it survives pickling.
 """
@@ -48,3 +49,7 @@ class LockLost(AdboosterError):
 
 class CanaryRefused(AdboosterError):
     """New weights did worse on the panel than the rule allows; they are not used."""
+
+
+class TrainingDiverged(AdboosterError):
+    """The loss of a training run is no number any more; its weights are not given out."""

@@ -2,59 +2,42 @@
 
 import json
 import logging
-import tempfile
+import os
 import time
-from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
+import pyarrow.parquet as pap
 from pydantic import BaseModel, Field
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from adbooster import images, layout, schema, tables
+from adbooster import examples, latents, tables
+from adbooster.checkpoints import check_fits, open_at
 from adbooster.errors import ConfigError
+from adbooster.inpainting import architecture, check_base
+from adbooster.learning import NOT_DECIDING, Learning
 from adbooster.objects import Root, content_hash, local_copy, refuse_pickles
-from adbooster.pools import Pool, dataset, through
+from adbooster.pools import Pool, preflight
 from adbooster.recipe import digest
-from adbooster.settings import JobConfig, Uri
+from adbooster.settings import Uri, code_commit
 
 log = logging.getLogger(__name__)
 
 
-class FinetuneConfig(JobConfig):
+class FinetuneConfig(Learning):
     """Settings of `jobs.finetune`."""
 
-    base: Uri
-    """Weights to start from: an inpainting pipeline in diffusers layout."""
-    device: str = Field("cuda", pattern="^(cuda|cpu)$")
-    """Where training runs; never chosen by what is there."""
-    workers: int = Field(1, ge=0)
-    """Ray Train workers (one GPU each on cuda); 0 trains in this process, for tests."""
-    threads: int = Field(1, ge=1)
-    """CPU threads a worker."""
-    size_px: int = Field(512, ge=32)
-    """Side of the training pictures."""
-    steps: int = Field(1000, ge=1)
-    """Optimizer steps."""
-    batch: int = Field(4, ge=1)
-    """Pictures a worker and step."""
-    learning_rate: float = Field(5e-6, gt=0)
-    """AdamW; falls linearly to zero over `steps` after `warmup_steps`."""
-    warmup_steps: int = Field(10, ge=0)
-    """Linear from zero."""
-    empty_text_share: float = Field(0.1, ge=0, le=1)
-    """Pictures trained without their caption, for classifier-free guidance."""
+    samples_version: int | None = Field(None, ge=0)
+    """Version of tables/samples to learn from; null: the newest."""
     held_out_share: float = Field(0.15, gt=0, lt=1)
     """Products kept for validation, chosen by a hash of their id."""
-    seed: int = 0
-    """Placements, noise and order."""
-    place: Pool = Pool(batch=32)
-    """Actors that decode and place."""
     max_failures: int = Field(3, ge=0)
-    """Times that Ray Train starts the workers again."""
+    """Times that Ray Train starts the workers again, from the last checkpoint; preempted nodes do not count."""
+    resume_from: Uri = ""
+    """Checkpoints of another run (runs/finetune-<name>/checkpoints) to go on from, to train it longer or on more data."""
+    keep_checkpoint: bool = False
+    """Keep the last checkpoint of a finished run, for a run that goes on from it."""
 
 
 class FinetuneReport(BaseModel):
@@ -64,129 +47,41 @@ class FinetuneReport(BaseModel):
     run_id: str
     weights: str | None
     weights_revision: str | None
+    adapter: str | None = None
+    """The LoRA alone, as `generate.adapters` takes it; the weights have it merged."""
     reused: bool
+    """These settings and data were trained before: the weights are those."""
     samples: int
     held_out: int
+    unreadable: int = 0
+    """Pictures left out because their photo or mask could not be read."""
+    samples_version: int | None = None
     steps: int
+    resumed_from_step: int = 0
     loss_before: float | None
+    """On held-out pictures, with the same noise and timesteps as `loss_after`."""
     loss_after: float | None
+    images_per_s: float | None = None
+    """Of all workers together, without starting, looking and saving."""
+    run_uri: str | None = None
+    """Where curves (tensorboard/), paintings (panel/) and checkpoints are."""
     seconds: float
-
-
-PLACED = pa.schema(
-    [(name, schema.SAMPLES.field(name).type) for name in ("sample_id", "product_id", "caption", "reject")]
-)
-EXAMPLES = pa.schema([*PLACED, ("image", pa.binary()), ("mask", pa.binary())])
-SCENIC = pa.schema([*PLACED, ("photo_uri", pa.string()), ("mask_uri", pa.string())])
-
-
-class Placer:
-    """A training square of each photo: raw uint8 pixels [S,S,3] and product mask [S,S], 255 = product."""
-
-    def __init__(self, root: Root, size_px: int, seed: int):
-        self.root, self.size_px, self.seed = root, size_px, seed
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        pairs = [self._place(row) for row in rows.to_pylist()]
-        return schema.extend(rows, EXAMPLES, image=[p[0] for p in pairs], mask=[p[1] for p in pairs])
-
-    def _place(self, row: dict) -> tuple[bytes, bytes]:
-        photo = images.decode(self.root.read(row["photo_uri"]))
-        mask = images.decode_mask(self.root.read(row["mask_uri"]))
-        box = layout.training_crop(mask, int(digest(row["sample_id"], str(self.seed))[:15], 16))
-        image, mask = (
-            images.resize(np.ascontiguousarray(a[box.slices]), self.size_px, self.size_px) for a in (photo, mask)
-        )
-        return image.tobytes(), mask.tobytes()
-
-
-def examples(rows: dict, size_px: int) -> dict:
-    """Rows of EXAMPLES as the arrays that the loss takes."""
-    image = np.stack([np.frombuffer(b, np.uint8).reshape(size_px, size_px, 3) for b in rows["image"]])
-    mask = np.stack([np.frombuffer(b, np.uint8).reshape(size_px, size_px) for b in rows["mask"]])
-    return {"image": image, "mask": mask, "caption": rows["caption"]}
-
-
-def train_worker(settings: dict) -> None:
-    """What every Ray Train worker runs; rank 0 measures, and saves the weights to the root."""
-    import torch
-    from ray.train.torch import prepare_model
-
-    from adbooster.inpainting import Inpainting
-
-    config = FinetuneConfig.model_validate(settings["config"])
-    rank, workers = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    model = Inpainting(local_copy(config.base), config.device, config.threads)
-    unet = prepare_model(model.unet, move_to_device=config.device == "cuda") if workers > 1 else model.unet
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=1e-2)
-    held_out = [examples(batch, config.size_px) for batch in settings["held_out"]]
-    before = model.validation(held_out) if rank == 0 else None
-    unet.train()
-    for step, rows in enumerate(_batches(config, rank)):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * min((step + 1) / (config.warmup_steps + 1), 1 - step / config.steps)
-        loss = model.loss(
-            unet, examples(rows, config.size_px), (config.seed * 10**6 + step) * 1000 + rank, config.empty_text_share
-        )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        if step + 1 == config.steps:
-            break
-    metrics = {"loss_before": before, "loss_after": model.validation(held_out) if rank == 0 else None}
-    if rank == 0:
-        metrics["revision"] = _save_weights(config, model, settings["card"] | metrics)
-        Root(config.root_uri).write_json(settings["result"], metrics)  # Ray Train keeps none without a checkpoint
-    ray.train.report(metrics)
-
-
-def _batches(config: FinetuneConfig, rank: int):
-    """Batches of this worker's share, for as many epochs as it takes."""
-    shard = ray.train.get_dataset_shard("train")
-    for epoch in range(config.steps + 1):
-        yield from shard.iter_batches(
-            batch_size=config.batch,
-            drop_last=False,
-            local_shuffle_buffer_size=8 * config.batch,
-            local_shuffle_seed=config.seed * 1000 + epoch * 100 + rank,
-        )
-
-
-def _save_weights(config: FinetuneConfig, model, card: dict) -> str:
-    """Write weights/<revision>/ whole, its card last; the revision is a hash of the content."""
-    root = Root(config.root_uri)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "weights"
-        model.save(folder)
-        revision = content_hash(folder)
-        (folder / "card.json").write_text(json.dumps(card | {"revision": revision}, indent=2) + "\n")
-        if not root.exists(f"weights/{revision}/card.json"):
-            root.put_folder(folder, f"weights/{revision}")
-    return revision
-
-
-def scenic_samples(root: Root) -> pa.Table:
-    """Usable pictures that show a product in a scene."""
-    rows = tables.read(root, "samples")
-    usable = pc.and_(pc.is_null(rows["reject"]), pc.is_null(rows["retired_at"]))
-    return schema.fill(rows.filter(pc.and_(usable, pc.equal(rows["background"], "scene"))), SCENIC).sort_by("sample_id")
 
 
 def finetune(config: FinetuneConfig) -> FinetuneReport:
     """Train on the scenes of tables/samples; the same data and settings give back the weights they gave before."""
     started = time.monotonic()
     root = Root(config.root_uri)
-    version = tables.version(root, "samples")
-    rows = scenic_samples(root)
-    training, held_out = _split(rows, config.held_out_share)
+    version = tables.version(root, "samples") if config.samples_version is None else config.samples_version
+    rows = examples.scenic_samples(root, config.samples_version)
+    training, held_out = examples.split(rows, config.held_out_share)
     if not training.num_rows or not held_out.num_rows:
         raise ConfigError(
             f"tables/samples has {training.num_rows} pictures with a scene to train on and {held_out.num_rows} to validate; "
             "both need at least one (lifestyle pictures in the feed give them)"
         )
-    name = _name(config, rows)
-    known = f"runs/finetune-{name}.json"
+    name = run_name(config, rows)
+    folder, known = f"runs/finetune-{name}", f"runs/finetune-{name}.json"
     done = FinetuneReport(
         run_id=config.run_id,
         weights=None,
@@ -194,72 +89,90 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
         reused=root.exists(known),
         samples=training.num_rows,
         held_out=held_out.num_rows,
+        samples_version=version,
         steps=config.steps,
         loss_before=None,
         loss_after=None,
+        run_uri=f"{root.uri}/{folder}",
         seconds=0.0,
     )
-    if done.reused:
-        metrics = json.loads(root.read(known))
-    elif config.dry_run:
-        return done
-    else:
-        card = {"settings": config.model_dump(mode="json", exclude={"run_id", "dry_run"}), "samples_version": version}
-        _train(config, root, name, training, held_out, {"card": card, "result": known})
-        metrics = json.loads(root.read(known))
-    done.weights_revision = metrics["revision"]
-    done.weights = f"{root.uri}/weights/{metrics['revision']}"
-    done.loss_before, done.loss_after = (round(metrics[k], 5) for k in ("loss_before", "loss_after"))
+    if not done.reused and not config.dry_run:
+        _check_cluster(config)
+        rows = _surveyed(config, root, training, held_out)
+        told = {
+            **{"config": config, "name": name, "folder": folder, "result": known, "resume_from": config.resume_from},
+            **{"keep_checkpoint": config.keep_checkpoint, "card": _card(config, version)},
+            **{"architecture": architecture(local_copy(config.base), config.lora), "latents": ""},
+        }
+        _train(config, root, rows, told)
+    if root.exists(known):
+        _tell(done, json.loads(root.read(known)), root, config)
     done.seconds = round(time.monotonic() - started, 1)
     return done
 
 
-def _split(rows: pa.Table, held_out_share: float) -> tuple[pa.Table, pa.Table]:
-    """Rows to train on and rows of held-out products: those whose hash is low, and at least the lowest."""
-    shares = {p: int(digest("held out", p)[:8], 16) / 16**8 for p in rows["product_id"].to_pylist()}
-    bound = max(held_out_share, min(shares.values(), default=0))
-    held = pa.array([shares[p] <= bound for p in rows["product_id"].to_pylist()], pa.bool_())
-    return rows.filter(pc.invert(held)), rows.filter(held)
+def _tell(done: FinetuneReport, figures: dict, root: Root, config: FinetuneConfig) -> None:
+    done.weights_revision = figures["revision"]
+    done.weights = f"{root.uri}/weights/{figures['revision']}"
+    done.adapter = f"{done.weights}/adapter.safetensors" if config.lora.rank else None
+    done.loss_before, done.loss_after = (round(figures[k], 5) for k in ("loss_before", "loss_after"))
+    done.resumed_from_step, done.unreadable = figures["resumed_from_step"], figures["unreadable"]
+    done.images_per_s = figures["images_per_s"]
 
 
-def _name(config: FinetuneConfig, rows: pa.Table) -> str:
-    """Hash of all that decides the weights, so that a finished Ray Train run of this name is truly the same."""
-    settings = config.model_dump(
-        mode="json", exclude={"root_uri", "run_id", "dry_run", "max_failures", "place", "threads"}
-    )
+def run_name(config: FinetuneConfig, rows: pa.Table) -> str:
+    """Hash of all that decides the weights, so that a finished run of this name is truly the same."""
+    settings = config.model_dump(mode="json", exclude=NOT_DECIDING)
+    settings["latents"].pop("encode")
+    mark = open_at(config.resume_from).latest() if config.resume_from else None
+    settings["resume_from"] = mark and mark.model_dump(mode="json")
     data = json.dumps(rows.to_pydict(), sort_keys=True)
     return digest(json.dumps(settings, sort_keys=True), content_hash(local_copy(config.base)), data)[:16]
 
 
-def _train(config: FinetuneConfig, root: Root, name: str, training: pa.Table, held_out: pa.Table, told: dict) -> None:
-    # Enough different placements that a short run does not see the same square twice.
-    epochs = -(-config.steps * config.batch * max(1, config.workers) // training.num_rows)
-    placements = [
-        through(
-            dataset(training, config.place.batch),
-            Placer,
-            config.place,
-            EXAMPLES,
-            root=root,
-            size_px=config.size_px,
-            seed=s,
-        )
-        for s in range(config.seed, config.seed + min(epochs, 4))
-    ]
-    placer = Placer(root, config.size_px, seed=-1)
-    held = placer(held_out.slice(0, 64)).to_pylist()
-    batches = [
-        {k: [r[k] for r in held[i : i + config.batch]] for k in ("image", "mask", "caption")}
-        for i in range(0, len(held), config.batch)
-    ]
+def _card(config: FinetuneConfig, version: int | None) -> dict:
+    return {
+        "parent": content_hash(local_copy(config.base)),
+        "samples_version": version,
+        "settings": config.model_dump(mode="json", exclude={"run_id", "dry_run"}),
+        "git_commit": code_commit(),
+    }
+
+
+def _surveyed(config: FinetuneConfig, root: Root, training: pa.Table, held_out: pa.Table) -> pa.Table:
+    """Both parts with the sizes of their photos, marked `held_out`; what cannot be read is left out."""
+    parts = []
+    for part, held in ((training, False), (held_out, True)):
+        found = examples.survey(root, part, config.place)
+        found = found.filter(pc.is_null(found["reject"]))
+        if not found.num_rows:
+            raise ConfigError(
+                f"not one of the {part.num_rows} pictures to {'validate' if held else 'train'} on has a mask that can be read"
+            )
+        parts.append(found.append_column("held_out", pa.array([held] * found.num_rows)))
+    return pa.concat_tables(parts)
+
+
+def _train(config: FinetuneConfig, root: Root, rows: pa.Table, told: dict) -> None:
+    if config.latents.placements:
+        training = rows.filter(pc.invert(rows["held_out"]))
+        told["latents"] = latents.precompute_latents(config, examples.Plan(training, config))
+        there = latents.encoded(root, told["latents"], training, config.latents.placements)
+        rows = pa.concat_tables([there, rows.filter(rows["held_out"])])
+    buffer = pa.BufferOutputStream()
+    pap.write_table(rows, buffer)
+    root.write(f"{told['folder']}/data.parquet", buffer.getvalue().to_pybytes())
+    from adbooster.training import train_worker
+
+    # Nodes that an autoscaler has yet to start take minutes, not the minute that is Ray Train's default.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"config": config.model_dump(mode="json"), "held_out": batches, **told},
-        datasets={"train": placements[0].union(*placements[1:]).materialize()},
+        train_loop_config=told,
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.device == "cuda"),
         run_config=RunConfig(
-            name=f"finetune-{name}",
-            storage_path=root.path(f"runs/{config.run_id}/train"),
+            name=f"{told['name']}-{config.run_id}",
+            storage_path=root.path(f"{told['folder']}/ray"),
             storage_filesystem=root.arrow(),
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
@@ -267,14 +180,40 @@ def _train(config: FinetuneConfig, root: Root, name: str, training: pa.Table, he
     trainer.fit()
 
 
+def _check_cluster(config: FinetuneConfig) -> None:
+    """raises ConfigError if the cluster could never hold the workers and the actors that feed them"""
+    gpus = 1.0 if config.device == "cuda" else 0.0
+    if not config.workers:
+        import torch
+
+        if gpus and not torch.cuda.is_available():
+            raise ConfigError("fine-tuning asks for cuda in this process, which has no GPU; workers: 1 would be right")
+        return
+    preflight({"train": Pool(actors=config.workers, cpus=0, gpus=gpus)})
+    pools = {
+        "train": Pool(actors=config.workers, gpus=gpus),
+        "place": Pool(actors=config.workers * config.place.actors, cpus=config.place.cpus, gpus=config.place.gpus),
+    }
+    preflight(pools)
+    if config.latents.placements:
+        preflight({"encode": config.latents.encode, "place": config.place})
+
+
 def check(config: FinetuneConfig) -> None:
-    """raises ConfigError for what can be known before a worker starts: weights, root, cluster"""
-    from adbooster.outpaint import check_weights
+    """raises ConfigError for what can be known before a worker starts: weights, settings, the run to go on from, root"""
+    from adbooster import tracking
 
     base = local_copy(config.base)
-    check_weights(base)
+    check_base(base)
     refuse_pickles(base)
+    tracking.check(config.mlflow_uri)
+    low, high = config.product_scale
+    if not 0 < low <= high <= 1:
+        raise ConfigError(f"product_scale {low}, {high} should be two shares of 0 to 1, the lower first")
+    if config.size_px % 8:
+        raise ConfigError(f"size_px {config.size_px} should be a multiple of 8")
+    if config.resume_from:
+        check_fits(open_at(config.resume_from).latest(), architecture(base, config.lora), config.resume_from)
+    if config.device == "cuda" and config.latents.placements and not config.latents.encode.gpus:
+        raise ConfigError("latents.encode.gpus is 0 and device is cuda; 1 would be right")
     Root(config.root_uri).check_writable()
-    have, want = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else None, config.workers
-    if config.device == "cuda" and have is not None and have < want:
-        raise ConfigError(f"fine-tuning asks for {want} GPUs and the cluster has {have:g}")

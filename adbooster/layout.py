@@ -138,14 +138,32 @@ def _product_error(picture_u8: np.ndarray, cutout: Cutout, box: Box) -> np.ndarr
     return picture_u8[box.slices][solid].astype(np.int16) - product.pixels[solid]
 
 
-def training_crop(mask_u8: np.ndarray, seed: int, share: tuple[float, float] = (0.4, 0.8)) -> Box:
-    """A random square of a photo in which the product takes `share` of the side (as near as the photo allows)."""
+def training_crop(mask_u8: np.ndarray, seed: int, share: tuple[float, float] = (0.4, 0.8), aspect: float = 1.0) -> Box:
+    """A random window of a photo in which the product's longer side takes `share` of the window's shorter side.
+
+    Drawn from what the photo allows of that range, or as near to it; `aspect` is the window's width over its height.
+    """
     rng = np.random.default_rng(seed)
     height, width = mask_u8.shape
     ys, xs = np.nonzero(mask_u8 > ON)
     longest = max(ys.max() - ys.min(), xs.max() - xs.min()) + 1
-    side = int(np.clip(round(longest / rng.uniform(*share)), 1, min(height, width)))
-    lows = np.maximum([xs.max() + 1 - side, ys.max() + 1 - side], 0)
-    highs = np.minimum([xs.min(), ys.min()], [width - side, height - side])
+    most = widest(width, height, aspect)
+    smallest = min(max(share[0], longest / most), share[1])
+    short = min(longest / rng.uniform(smallest, share[1]), most)
+    wide = int(np.clip(round(short * max(aspect, 1.0)), 1, width))
+    high = int(np.clip(round(short * max(1 / aspect, 1.0)), 1, height))
+    lows = np.maximum([xs.max() + 1 - wide, ys.max() + 1 - high], 0)
+    highs = np.minimum([xs.min(), ys.min()], [width - wide, height - high])
     x, y = (int(rng.integers(min(lo, hi), max(lo, hi) + 1)) for lo, hi in zip(lows, highs, strict=True))
-    return Box(x, y, side, side)
+    return Box(x, y, wide, high)
+
+
+def widest(width_px, height_px, aspect):
+    """The shorter side of the largest window of an aspect (width / height) that a photo holds; arrays or numbers."""
+    return np.minimum(width_px / np.maximum(aspect, 1.0), height_px * np.minimum(aspect, 1.0))
+
+
+def canvas(side_px: int, aspect: float) -> tuple[int, int]:
+    """(width, height) of a picture of about side_px^2 pixels, in multiples of 8."""
+    wide = aspect**0.5
+    return round(side_px * wide / 8) * 8, round(side_px / wide / 8) * 8

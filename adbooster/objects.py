@@ -84,6 +84,19 @@ class Root:
         finally:
             os.remove(temporary)
 
+    def put_file(self, path: Path, relative: str) -> None:
+        """Copy one local file, of any size, below the root: readers see it whole or not at all."""
+        target = self.path(relative)
+        if not _is_local(self.fs):
+            self.fs.put_file(str(path), target)
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".part-")
+        os.close(handle)
+        shutil.copyfile(path, temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+
     def write_json(self, relative: str, content: Any) -> None:
         """A document that people read (settings, reports): secrets in it are hidden."""
         self.write(relative, (json.dumps(redact(content), indent=2, default=str) + "\n").encode())
@@ -117,7 +130,7 @@ class Root:
         """Copy a local folder below the root; its `card.json`, which says it is whole, goes last."""
         files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: (p.name == "card.json", str(p)))
         for path in files:
-            self.write(f"{relative}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+            self.put_file(path, f"{relative}/{path.relative_to(folder).as_posix()}")
 
     def clear(self, folder: str) -> None:
         """Remove a folder of a run with all in it; none is fine."""

@@ -183,6 +183,45 @@ def scenic(stocked):
     return stocked
 
 
+@pytest.fixture
+def scenes(root):
+    """A root with six products in scenes, true masks and captions."""
+    import pyarrow as pa
+
+    from adbooster import tables
+
+    rows = []
+    for i, (product, scene) in enumerate(zip(world.HELD_OUT[:6], ["winter", "summer", "halloween"] * 2, strict=True)):
+        photo, mask = world.compose(scene, product, 160, 10**7 + i)
+        rows.append(
+            row(
+                schema.SAMPLES,
+                sample_id=f"s{i}",
+                product_id=f"P{i}",
+                role="lifestyle",
+                caption=world.caption(product, scene),
+                photo_uri=root.put(images.encode_lossless(photo), "photo"),
+                mask_uri=root.put(images.encode_mask(mask), "png"),
+                background="scene",
+            )
+        )
+    tables.merge(root, "samples", pa.Table.from_pylist(rows, schema.SAMPLES), "sample_id", None, {})
+    return root
+
+
+def learning(root, **changes):
+    """Settings of a fine-tuning run on `scenes` that takes seconds."""
+    from adbooster.finetune import FinetuneConfig
+
+    settings = {
+        **{"root_uri": root.uri, "run_id": "r1", "base": str(MODELS / "outpaint"), "device": "cpu"},
+        **{"workers": 0, "threads": 2, "size_px": 64, "aspects": (1.0, 0.8, 1.25), "steps": 4, "batch": 3},
+        **{"learning_rate": 3e-4, "warmup_steps": 0, "held_out_share": 0.4, "log_every": 1, "precision": "float32"},
+        "panel": {"pictures": 6, "paintings": 2, "num_inference_steps": 2},
+    }
+    return FinetuneConfig(**settings | changes)
+
+
 class Misbehaving:
     """An HTTP server in a thread: `/status/<code>,<code>...` answers these one after another, and see `_reply`."""
 

@@ -1,0 +1,92 @@
+"""SD 1.5's inpainting UNet in its real configuration with random weights: images/s, model FLOP utilisation, peak memory.
+
+Only the UNet's step is timed, on latents that lie on the device, as training from the latent cache has them.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from adbooster.inpainting import Encoded, Inpainting
+from adbooster.learner import Learner
+from adbooster.learning import Learning, Lora
+from adbooster.tiny import world
+from tests.real_size import write_pipeline
+
+TINY = Path(world.__file__).parent / "models" / "outpaint"
+BATCHES = {"full": 8, "LoRA, rank 16": 16}
+
+
+def latents(unet: UNet2DConditionModel, n: int, tokens: int, device: str) -> Encoded:
+    side = unet.config.sample_size
+    return Encoded(
+        x=torch.randn(n, 4, side, side, device=device),
+        masked=torch.randn(n, 4, side, side, device=device),
+        mask=torch.ones(n, 1, side, side, device=device),
+        states=torch.randn(n, tokens, unet.config.cross_attention_dim, device=device),
+        pooled=None,
+        weight=torch.ones(n, device=device),
+        noise_seed=list(range(n)),
+    )
+
+
+def flops(learner: Learner, batch: Encoded) -> int:
+    """Of a forward and a backward pass, counted on what runs, without recomputed activations."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        learner.model.loss(learner.unet, batch).backward()
+    learner.optimizer.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def measure(base: Path, lora: Lora, device: str, n: int, steps: int) -> dict[str, float]:
+    config = Learning(
+        root_uri="unused", base=str(base), device=device, lora=lora, batch=n, steps=steps, precision="bfloat16"
+    )
+    model = Inpainting(base, device, 2, config.precision, lora)
+    for part in model.frozen():
+        part.to("cpu")
+    learner = Learner(model, config)
+    tokens = model.pipe.tokenizer.model_max_length
+    work = flops(learner, latents(model.unet, 1, tokens, device))
+    batch = latents(model.unet, n, tokens, device)
+    for _ in range(3):
+        learner.step([batch])
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    wait()
+    started = time.perf_counter()
+    for _ in range(steps):
+        learner.step([batch])
+    wait()
+    pace = n * steps / (time.perf_counter() - started)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
+    return {"images_per_s": pace, "tflop_an_image": work / 1e12, "tflops": pace * work / 1e12, "peak_gib": peak}
+
+
+def main(device: str, steps: int, peak_tflops: float) -> None:
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU, toy UNet"
+    with tempfile.TemporaryDirectory() as folder:
+        base = TINY
+        if device == "cuda":
+            base = Path(folder) / "sd15"
+            write_pipeline(base)
+        found = {}
+        for what, n in BATCHES.items():
+            lora = Lora(rank=16) if "LoRA" in what else Lora()
+            found[what] = m = measure(base, lora, device, n if device == "cuda" else 2, steps)
+            print(
+                f"{name}: {what:<14} batch {n:>3} {m['images_per_s']:7.1f} images/s, "
+                f"{m['tflop_an_image']:.2f} TFLOP an image, utilisation {m['tflops'] / peak_tflops:.1%} of "
+                f"{peak_tflops:g} TFLOP/s, peak {m['peak_gib']:.1f} GiB",
+                flush=True,
+            )
+    print(json.dumps(found))
+    full, lora_pace = (m["images_per_s"] for m in found.values())
+    print(f"ratio {lora_pace / full:.2f}")
