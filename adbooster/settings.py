@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 def _absolute(uri: str) -> str:
@@ -30,8 +30,8 @@ class JobConfig(Config):
 
     root_uri: Uri
     """Where tables and objects live: a local folder or s3://bucket/prefix."""
-    run_id: str = ""
-    """Name of this run; empty: made from date and time."""
+    run_id: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$")
+    """Name of this run (letters, digits, dots, dashes, underscores); empty: made from date and time."""
     dry_run: bool = False
     """Print the plan and stop; nothing is written."""
 

@@ -372,3 +372,12 @@ def test_constraints_pin_every_dependency():
     } <= pinned
     assert "torch==2.14.1" in lines
     assert "torchvision==0.29.1" in lines
+
+
+def test_the_readme_fills_the_places_that_there_are():
+    text = (REPO / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^python (cluster/render\.py) (\S+) --out \S+ (.*)$", text, re.MULTILINE)
+    assert {source for _, source, _ in commands} == {"ray_cluster.yaml", "cluster/kuberay"}
+    for script, source, values in commands:
+        listed = subprocess.run([sys.executable, REPO / script, REPO / source], capture_output=True, text=True).stdout
+        assert {value.split("=")[0] for value in values.split()} == set(listed.split())

@@ -319,7 +319,7 @@ def main() -> int:
     told = parser.parse_args()
     known = [json.loads(line) for line in told.out.read_text().splitlines()] if told.out.exists() else []
     calm = next((line["calm"] for line in known if "calm" in line), None)
-    lines = [line for line in known if "seed" in line]
+    lines = list({line["seed"]: line for line in known if "seed" in line}.values())
     seeds = list(range(told.first, told.first + told.seeds))
     for line in run(seeds, lines, calm, time.monotonic() + 60 * told.minutes):
         with told.out.open("a") as f:
