@@ -108,7 +108,7 @@ def write_page(root: Root, rows: pa.Table, most=300, evaluation=None, **numbers)
     return report.write_report(root, "r1", evaluation)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
     """A Chromium of this machine, driven over a pipe."""
     path = os.environ.get("ADBOOSTER_BROWSER") or shutil.which("chromium") or shutil.which("google-chrome")
