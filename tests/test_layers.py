@@ -16,7 +16,7 @@ LAYERS = [
         "formats feeds fetch changes pictures "
         "cohort_file interest_columns interests groups prompting llm_local "
         "learning examples learner latents checkpoints panel tracking training "
-        "plan value allowance publish painter candidates marks "
+        "plan value allowance publish painter painting candidates marks "
         "evaluation eyes evaluator looks trials figures comparison outcomes blind summary report gallery "
         "due nights steps",
         "prepare cohorts finetune generate evaluate canary",

@@ -96,7 +96,7 @@ def test_passes_add_up_to_one_batch(base):
 
 def _worker(rank: int, config: Learning, port: int, path: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=240))
     torch.set_num_threads(1)
     found = {s: _two_steps(rank, config.model_copy(update={"sharding": s})) for s in ("ddp", "fsdp")}
     if rank == 0:
