@@ -198,6 +198,7 @@ def killed_node(root: Root, undisturbed: Root, witness: Path, s3: FaultyS3 | Non
 KILLS = {"driver": killed_driver, "worker": killed_worker, "node": killed_node}
 
 
+@pytest.mark.slow
 def test_a_killed_driver_on_disk(undisturbed, tmp_path):
     killed_driver(stock(Root(str(tmp_path / "root"))), undisturbed, tmp_path / "witness", here=True)
 

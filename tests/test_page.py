@@ -200,6 +200,7 @@ def test_nothing_can_be_asked_even_if_something_tried(root, twelve, chromium, mi
         visit.asked.clear()
 
 
+@pytest.mark.slow
 def test_ten_thousand_creatives(root, chromium):
     rows = shop(root, 500, 20)
     began = time.monotonic()

@@ -56,6 +56,7 @@ def test_a_host_that_is_down_tonight_retires_nobody(local_ray, root, tiny_feed, 
     assert (again.new_or_changed, again.rejects) == (0, {"missing_image": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_killed_run_is_finished_by_the_next(local_ray, tmp_path, tiny_feed):
     """The same table as an undisturbed run, and what was staged is not made again."""
