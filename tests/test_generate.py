@@ -183,6 +183,14 @@ def test_products_and_weights_night_by_night(local_ray, stocked, tmp_path):
     assert not set(rows["creative_id"].to_pylist()) & set(after)
 
 
+def test_the_page_says_why_nothing_was_published(stocked, monkeypatch):
+    monkeypatch.setattr(generate, "paint", lambda *_: schema.STAGED.empty_table())
+    with pytest.raises(CoverageTooLow):
+        generate.generate(config(stocked))
+    assert "0.0% of 2 requests" in stocked.read("runs/r1/report.html").decode()
+    assert tables.version(stocked, "creatives") is None
+
+
 def test_what_people_approved_stays_and_what_they_rejected_never_comes_back(local_ray, stocked, tmp_path):
     def live():
         return {r["cohort_id"]: r for r in tables.read(stocked, "creatives").to_pylist()}
