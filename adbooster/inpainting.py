@@ -205,6 +205,12 @@ class Inpainting:
         for part in (self.unet, *self.frozen()):
             part.to("cpu").half()
         self.pipe.save_pretrained(folder, safe_serialization=True)
+        for config in (folder / "model_index.json", *folder.glob("*/config.json")):
+            said = json.loads(config.read_text())
+            said.pop(
+                "_name_or_path", None
+            )  # where this machine had the base: the same weights have one name everywhere
+            config.write_text(json.dumps(said, indent=2) + "\n")
 
     def _save_adapter(self, folder: Path) -> None:
         """adapter.safetensors, as `generate.adapters` and diffusers' load_lora_weights take it."""

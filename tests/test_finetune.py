@@ -39,6 +39,10 @@ def test_training_gives_weights_that_generate_can_use_and_gives_them_once(local_
     assert report.samples + report.held_out == 6
     assert report.loss_before != report.loss_after
     check_weights(local_copy(report.weights))
+    configs = [
+        scenes.read(f"{folder}/{name}").decode() for name in ("model_index.json", "vae/config.json", "unet/config.json")
+    ]
+    assert not any("_name_or_path" in text for text in configs)  # the name of the weights says nothing of this machine
     check_what_there_is_to_look_at(scenes, report.run_uri.removeprefix(f"{scenes.uri}/"))
 
     again = finetune.finetune(learning(scenes, run_id="r2", **settings))
