@@ -19,7 +19,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 
 import ray
 
-from adbooster import cli, generate
+from adbooster import cli, generate, painting
 
 
 def witnessed(stage: type, witness: str, pause_s: float) -> type:
@@ -49,12 +49,12 @@ def requests_in(rows) -> list[str]:
 @contextmanager
 def witnessing(witness: str, pause_s: float = 0):
     """Whatever `generate` sends through a pool is witnessed."""
-    real = generate.through
-    generate.through = lambda ds, stage, *rest, **init: real(ds, witnessed(stage, witness, pause_s), *rest, **init)
+    real = painting.through
+    painting.through = lambda ds, stage, *rest, **init: real(ds, witnessed(stage, witness, pause_s), *rest, **init)
     try:
         yield
     finally:
-        generate.through = real
+        painting.through = real
 
 
 def seen(witness: str) -> list[dict]:

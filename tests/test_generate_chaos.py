@@ -15,7 +15,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from adbooster import generate, images, schema, tables
+from adbooster import generate, images, painting, schema, tables
 from adbooster.errors import PublishConflict
 from adbooster.objects import Root
 from adbooster.rollback import rollback
@@ -222,15 +222,15 @@ def test_a_kill_on_s3_that_fails(undisturbed, tmp_path, s3_root, s3_endpoint, ki
 def test_of_two_runs_at_once_one_is_live(undisturbed, tmp_path, monkeypatch):
     """Another recipe's run plans and commits while this one paints: this one says so, and nothing of it is live."""
     root = copy_of(undisturbed, tmp_path)
-    real, other = generate.stage_parts, []
+    real, other = painting.stage_parts, []
 
-    def another_run_commits(*painted):
-        real(*painted)
+    def another_run_commits(*painted, **how):
+        real(*painted, **how)
         if not other:
             other.append(None)
             other.append(generate.generate(config(root, "other", **NIGHT, recipe=seeded(2))))
 
-    monkeypatch.setattr(generate, "stage_parts", another_run_commits)
+    monkeypatch.setattr(painting, "stage_parts", another_run_commits)
     with pytest.raises(PublishConflict, match="another run has committed since"):
         generate.generate(config(root, "late", **NIGHT, recipe=seeded(1)))
     assert set(tables.read(root, "creatives")["run_id"].to_pylist()) == {"other"}
