@@ -1,4 +1,4 @@
-"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `models pull`."""
+"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `models pull`, `models list`."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from adbooster import blind, nights, status_table, tables
 from adbooster.errors import AdboosterError, ConfigError
-from adbooster.models import pull
+from adbooster.models import kept, pull
 from adbooster.objects import Root
 from adbooster.redact import redact
 from adbooster.rollback import rollback
@@ -87,6 +87,7 @@ def _add_models(commands) -> None:
     get.add_argument("source", help="a folder or file, local or s3://..., or hub:<owner>/<name>")
     get.add_argument("--name", default="", help="its name below models/ (default: the last part of the source)")
     get.add_argument("--hub-revision", default="main", help="branch, tag or commit on the hub (default main)")
+    _add(models, "list", _models, "the models below the root, with the uri that jobs are given")
 
 
 def _add(commands, name: str, command: Callable, does: str, table: bool = False) -> argparse.ArgumentParser:
@@ -167,6 +168,20 @@ def _pull(root: Root, arguments: argparse.Namespace) -> None:
     done = pull(root, arguments.source, arguments.name, arguments.hub_revision)
     did = f"{done.files} files, {done.size_bytes / 1e6:.1f} MB" if done.copied else "was there already"
     _say(arguments, done, f"{done.uri} ({did})")
+
+
+def _models(root: Root, arguments: argparse.Namespace) -> None:
+    found = kept(root)
+    if arguments.json:
+        print(json.dumps([k.model_dump(mode="json") for k in found], indent=2))
+        return
+    if not found:
+        print(f"there is no model below {root.uri}/models; `adbooster models pull` brings one")
+    for k in found:
+        facts = (
+            f"{k.files} files, {k.size_bytes / 1e6:.1f} MB, {k.pulled_at:%Y-%m-%d %H:%M} UTC, from {redact(k.source)}"
+        )
+        print(f"{k.uri} ({facts})")
 
 
 def _blind(arguments: argparse.Namespace) -> None:

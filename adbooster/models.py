@@ -15,7 +15,7 @@ from adbooster.node_cache import MANIFEST, sha256_of
 from adbooster.objects import Root, content_hash, each, fetch_folder, refuse_pickles
 
 HUB = "hub:"
-PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5"]  # never asked of a hub
+WANTED = ["*.safetensors", "*.onnx", "*.onnx_data", "*.json", "*.txt", "*.model"]  # nothing else is asked of a hub
 
 
 class Pulled(BaseModel):
@@ -54,7 +54,7 @@ def pull(root: Root, source: str, name: str = "", hub_revision: str = "main") ->
         }
         below = f"models/{name}/{revision}"
         done = Pulled(
-            uri=f"{root.uri}/{below}" + (f"/{files[0].name}" if len(files) == 1 else ""),
+            uri=_uri(root, below, list(known)),
             name=name,
             revision=revision,
             source=source,
@@ -70,6 +70,44 @@ def pull(root: Root, source: str, name: str = "", hub_revision: str = "main") ->
         elif _without_card(json.loads(root.read(f"{below}/{MANIFEST}"))["files"]) != _without_card(known):
             raise ConfigError(f"{root.uri}/{below} holds other files than {source}; remove that folder and pull again")
     return done
+
+
+class Kept(BaseModel):
+    """A whole model below the root, as its manifest tells it."""
+
+    uri: str
+    """What jobs are given: the folder, or its one file."""
+    name: str
+    revision: str
+    source: str
+    hub_commit: str | None = None
+    pulled_at: datetime
+    files: int
+    size_bytes: int
+
+
+def kept(root: Root) -> list[Kept]:
+    """The models that were pulled whole, by name, newest first; nothing of them but their manifests is read."""
+    folders = [
+        f"models/{name}/{revision}" for name in root.names("models") for revision in root.names(f"models/{name}")
+    ]
+    found = [k for k in each(lambda folder: _kept(root, folder), folders) if k]
+    return sorted(sorted(found, key=lambda k: k.pulled_at, reverse=True), key=lambda k: k.name)
+
+
+def _kept(root: Root, folder: str) -> Kept | None:
+    """None: a pull that was cut off."""
+    try:
+        said = json.loads(root.read(f"{folder}/{MANIFEST}"))
+    except FileNotFoundError:
+        return None
+    files = said.pop("files")
+    uri = _uri(root, folder, list(files))
+    return Kept(**said, uri=uri, files=len(files), size_bytes=sum(f["size_bytes"] for f in files.values()))
+
+
+def _uri(root: Root, folder: str, files: list[str]) -> str:
+    return f"{root.uri}/{folder}" + (f"/{files[0]}" if len(files) == 1 else "")
 
 
 def _without_card(files: dict) -> dict:
@@ -89,7 +127,7 @@ def _bring(source: str, hub_revision: str, scratch: Path) -> tuple[Path, str | N
             source.removeprefix(HUB),
             revision=hub_revision,
             cache_dir=scratch / "hub",
-            ignore_patterns=PICKLES,
+            allow_patterns=WANTED,
             endpoint=os.environ.get("HF_ENDPOINT"),
         )
     except (OSError, HfHubHTTPError, ValueError) as e:

@@ -15,7 +15,7 @@ import s3fs
 from adbooster import node_cache
 from adbooster.console import main
 from adbooster.errors import ConfigError
-from adbooster.models import pull
+from adbooster.models import kept, pull
 from adbooster.objects import Root, content_hash, local_copy
 from tests.conftest import MODELS
 from tests.faults import Faults, FaultyS3
@@ -167,7 +167,13 @@ class Hub(BaseHTTPRequestHandler):
     """What huggingface_hub asks of a hub, for one repository `shop/clip`."""
 
     COMMIT = "0123456789abcdef0123456789abcdef01234567"
-    FILES = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"pickle"}  # noqa: RUF012
+    FILES = {  # noqa: RUF012
+        "config.json": b"{}",
+        "model.safetensors": b"weights",
+        "pytorch_model.bin": b"pickle",
+        "run.py": b"",
+        "w.gguf": b"",
+    }
 
     def do_GET(self):
         if self.path.startswith("/api/models/shop/clip"):
@@ -215,7 +221,7 @@ def test_from_a_hub(root):
         "manifest.json",
         "model.safetensors",
     ]
-    assert "pytorch_model.bin" not in server.asked, "pickles are not even fetched"
+    assert set(server.asked) == {"config.json", "model.safetensors"}, "no pickle and no program is even asked for"
     assert lost.returncode == 2
     assert "hub:shop/none" in lost.stderr
     assert "Traceback" not in lost.stderr
@@ -231,6 +237,24 @@ def test_the_command_says_where_the_model_is(root, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["models", "pull", "/no/such/model", "--root-uri", root.uri])
     assert stopped.value.code == 2
+
+
+def test_the_list_names_whole_models_by_the_uri_that_jobs_are_given(root, s3_root, model, tmp_path, capsys):
+    assert kept(root) == []
+    main(["models", "list", "--root-uri", root.uri])
+    assert "there is no model below" in capsys.readouterr().out
+    (tmp_path / "u2net.onnx").write_bytes(b"onnx")
+    for where in (root, Root(s3_root)):
+        pulled = [pull(where, str(model)), pull(where, str(tmp_path / "u2net.onnx"))]
+        (model / "config.json").write_text(f'{{"where": "{where.uri}"}}')
+        newer = pull(where, str(model))
+        where.write("models/cut/0123456789abcdef/model.safetensors", b"weights")
+        main(["models", "list", "--root-uri", where.uri, "--json"])
+        told = json.loads(capsys.readouterr().out)
+        assert [k["uri"] for k in told] == [newer.uri, pulled[0].uri, pulled[1].uri], "what was cut off has no name"
+        assert [(k["files"], k["size_bytes"]) for k in told[1:]] == [(p.files, p.size_bytes) for p in pulled]
+        main(["models", "list", "--root-uri", where.uri])
+        assert f"{pulled[1].uri} (1 files, 0.0 MB, " in capsys.readouterr().out
 
 
 def test_a_models_upload_survives_a_storage_that_fails(s3_root, s3_endpoint, model, node, monkeypatch):
