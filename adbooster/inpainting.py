@@ -177,10 +177,11 @@ class Inpainting:
         states = torch.cat(states, -1)
         if self.sdxl and self.pipe.config.get("force_zeros_for_empty_prompt", True):
             said = torch.tensor([bool(w) for w in some], device=self.device).float()
-            states, pooled = states * said[:, None, None], pooled * said[:, None]
+            states = states * said[:, None, None]
+            pooled = None if pooled is None else pooled * said[:, None]
         return states[back], None if pooled is None else pooled[back]
 
-    def _added(self, batch: Encoded) -> dict[str, torch.Tensor]:
+    def _added(self, batch: Encoded) -> dict[str, torch.Tensor | None]:
         """SDXL's other conditions: pooled text, and the sizes that painting will tell it (whole picture, nothing cropped)."""
         high, wide = (n * self.pipe.vae_scale_factor for n in batch.x.shape[-2:])
         sizes = torch.tensor([high, wide, 0, 0, high, wide], device=self.device)

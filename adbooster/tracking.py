@@ -26,7 +26,7 @@ class Curves:
         self.writer = SummaryWriter(self.scratch.name, purge_step=first_step, filename_suffix=f".{first_step}")
         self.mlflow = None
         if mlflow_uri:
-            import mlflow
+            import mlflow  # pyright: ignore[reportMissingImports]
 
             mlflow.set_tracking_uri(mlflow_uri)
             mlflow.set_experiment("adbooster-finetune")
