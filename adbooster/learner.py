@@ -105,7 +105,10 @@ class Learner:
             )
 
     def state(self) -> dict:
-        """All that going on from here takes, on the CPU; with sharded weights every worker must ask."""
+        """All that going on from here takes, on the CPU.
+
+        With sharded weights every worker must ask, and rank 0 alone is given the optimizer's part.
+        """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         average = self.ema and {k: v for k, v in self.ema.state_dict().items() if k != "shadow_params"}
         return {
@@ -119,7 +122,7 @@ class Learner:
         }
 
     def restore(self, state: dict) -> None:
-        """Go on from a `state`; the schedule is this run's, at the state's step."""
+        """Go on from rank 0's `state`, the same on every worker; the schedule is this run's, at the state's step."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         with torch.no_grad():
             for name, p in self.parameters.items():

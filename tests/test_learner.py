@@ -98,21 +98,24 @@ def _worker(rank: int, config: Learning, port: int, path: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=240))
     torch.set_num_threads(1)
-    found = {s: _two_steps(rank, config.model_copy(update={"sharding": s})) for s in ("ddp", "fsdp")}
+    found = {s: _two_steps(rank, config.model_copy(update={"sharding": s}), path) for s in ("ddp", "fsdp")}
     if rank == 0:
         torch.save(found, path)
     torch.distributed.destroy_process_group()
 
 
-def _two_steps(rank: int, config: Learning) -> dict:
-    """As one of two workers: two steps, then a third both from here and from the state."""
+def _two_steps(rank: int, config: Learning, path: str) -> dict:
+    """As one of two workers: two steps, then a third both from here and from rank 0's state, which both read."""
     learner = Learner(model_of(config), config, workers=2)
     learner.step([encoded(1 + rank)])
     found: dict = {"gradients": gradients(learner)}
     learner.step([encoded(3 + rank)])
     found["state"] = learner.state()
+    if rank == 0:
+        torch.save(found["state"], f"{path}.{config.sharding}")
+    torch.distributed.barrier()
     other = Learner(model_of(config), config, workers=2)
-    other.restore(found["state"])
+    other.restore(torch.load(f"{path}.{config.sharding}", weights_only=True))
     found["again"] = float(other.step([encoded(5 + rank)])["loss"])
     found["next"] = float(learner.step([encoded(5 + rank)])["loss"])
     with learner.averaged(), torch.no_grad():
