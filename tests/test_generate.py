@@ -239,6 +239,14 @@ def test_too_little_coverage_publishes_nothing(stocked):
     assert tables.version(stocked, "creatives") is None
 
 
+def test_the_page_says_why_nothing_was_published(stocked, monkeypatch):
+    monkeypatch.setattr(generate, "_paint", lambda *_: schema.STAGED.empty_table())
+    with pytest.raises(CoverageTooLow):
+        generate.generate(config(stocked))
+    assert "0.0% of 2 requests" in stocked.read("runs/r1/report.html").decode()
+    assert tables.version(stocked, "creatives") is None
+
+
 def test_every_part_of_a_request_changes_its_name(stocked):
     one = set(requests(stocked)["request_id"].to_pylist())
     other = set(requests(stocked, name="other recipe")["request_id"].to_pylist())
