@@ -112,8 +112,8 @@ class Learner:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         average = self.ema and {k: v for k, v in self.ema.state_dict().items() if k != "shadow_params"}
         return {
-            "weights": {n: _whole(p.detach()).cpu() for n, p in self.parameters.items()},
-            "average": average and average | {"shadow_params": [_whole(p).cpu() for p in self.ema.shadow_params]},
+            "weights": {n: _copied(p) for n, p in self.parameters.items()},
+            "average": average and average | {"shadow_params": [_copied(p) for p in self.ema.shadow_params]},
             "optimizer": get_optimizer_state_dict(self.model.unet, self.optimizer, options=options),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -142,6 +142,11 @@ class Learner:
 
 def _whole(value: torch.Tensor) -> torch.Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def _copied(value: torch.Tensor) -> torch.Tensor:
+    """Whole, on the CPU, and not changed by the next step."""
+    return _whole(value.detach()).to("cpu", copy=True)
 
 
 def _put(p: torch.Tensor, value: torch.Tensor) -> None:

@@ -90,6 +90,7 @@ def left(root: Root, report: generate.GenerateReport) -> list[dict]:
     return pap.read_table(io.BytesIO(root.read(relative))).to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_what_a_budget_leaves_the_next_nights_paint(local_ray, stocked):
     """Eight requests, two a batch, in four nights of the same product."""

@@ -83,6 +83,7 @@ def killed_after(steps: int, monkeypatch):
     monkeypatch.setattr(Learner, "step", dying)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_follows_the_undisturbed_curve(local_ray, scenes, tmp_path, monkeypatch):
     """Killed after 5 of 8 steps, with a checkpoint every 2: the second driver goes on from step 4 and ends the same."""
     settings = {"steps": 8, "checkpoint_every": 2, "lora": Lora(rank=4, dropout=0.1), "panel": {"paintings": 0}}

@@ -27,6 +27,7 @@ EVALUATION = {
             "neutral": 0.4,
             "contextual": None if family == "sports" else 0.5,
             "uplift_neutral": {"mean": 0.5, "low": 0.4, "high": 0.62},
+            "difference_contextual": {"mean": -0.021, "low": -0.04, "high": None},
             "uplift_contextual": None if family == "sports" else {"mean": -0.02, "low": -0.1, "high": 0.07},
         }
         for name in ("base, qc", "fine-tuned, qc")
@@ -266,6 +267,7 @@ def test_the_evaluation_and_what_is_missing_in_it(root, twelve, chromium):
         assert "+50.0 % +40.0 % to +62.0 %" in text
         assert "not the paper's <i>experiment</i>" in text
         assert "2.1 % 1.0 % to 3.0 %" in text
+        assert "−0.021" in text, "a difference where a ratio is not defined"
         assert page.locator("#evaluation svg").count() == 2
         page.select_option("#evaluation .choice select", label="rank (model A), best-of-4")
         assert page.locator("#evaluation tbody").first.locator("tr").count() == 6

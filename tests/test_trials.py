@@ -56,6 +56,7 @@ def test_a_trial_scores_every_candidate_and_measures_the_best(scenic):
     ]
 
 
+@pytest.mark.slow
 def test_best_of_one_is_what_one_candidate_would_have_been(scenic):
     two = painted(scenic, trying(scenic))
     one = painted(scenic, trying(scenic, recipe=RECIPE | {"candidates": 1}))

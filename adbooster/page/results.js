@@ -93,7 +93,12 @@ function table(heads, rows, name) {
       el('tbody', {}, rows.map((cells) => el('tr', {}, cells.map((cell, i) => el(i ? 'td' : 'th', i ? {} : { scope: 'row' }, cell)))))));
 }
 
-const interval = (u) => (u && known(u.mean) ? el('span', {}, uplift(u.mean), known(u.low) ? el('small', {}, ` ${uplift(u.low)} to ${uplift(u.high)}`) : null) : '–');
+/** A ratio with its interval, or, where a ratio says nothing, the difference of the scores. */
+function interval(ratio, difference) {
+  const [told, shown] = ratio && known(ratio.mean) ? [ratio, uplift] : [difference, signed];
+  if (!told || !known(told.mean)) return '–';
+  return el('span', {}, shown(told.mean), known(told.low) && known(told.high) ? el('small', {}, ` ${shown(told.low)} to ${shown(told.high)}`) : null);
+}
 
 function evaluation() {
   const found = DATA.evaluation;
@@ -134,6 +139,6 @@ function experiment(rows) {
     el('p', { class: 'legend' }, names.map((name, i) => el('span', {}, el('i', { class: `key s${i % 6}` }), foreign(name), ' '))),
     el('div', { class: 'plots two' }, keys.map(drawing)),
     table(['Experiment', 'Family', 'n', 'Creative', 'On white', 'Own scene', 'Over white', 'Over own scene'], rows.map((e) => [
-      foreign(e.experiment), foreign(e.family), count(e.n), score(e.creative), score(e.neutral), score(e.contextual), interval(e.uplift_neutral), interval(e.uplift_contextual)]), 'Experiments'),
+      foreign(e.experiment), foreign(e.family), count(e.n), score(e.creative), score(e.neutral), score(e.contextual), interval(e.uplift_neutral, e.difference_neutral), interval(e.uplift_contextual, e.difference_contextual)]), 'Experiments'),
   ];
 }
