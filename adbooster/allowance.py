@@ -54,10 +54,11 @@ class Meter:
         self.stop_at, self.gpu_s = stop_at, gpu_s
         self.spent = self.longest = 0.0
         self.painting: set[str] = set()
+        self.let = 0
         self.stopped: str | None = None
 
-    def ask(self, who: str, seconds: float | None) -> str | None:
-        """`who` has painted for `seconds` since it last asked (None: nothing yet) and would begin another batch.
+    def ask(self, who: str, seconds: float | None, requests: int = 1) -> str | None:
+        """`who` has painted for `seconds` since it last asked (None: nothing yet) and would begin a batch of `requests`.
 
         returns None if it may, else what is used up: deadline or gpu_hours; once refused, all are
         """
@@ -69,7 +70,19 @@ class Meter:
             self.stopped = self.stopped or "gpu_hours"
         if not self.stopped:
             self.painting.add(who)
+            self.let += requests
         return self.stopped
+
+    def begin(self) -> None:
+        """Another round of painting: what was let paint before is done."""
+        self.let = 0
+
+    def settled(self, painted: int) -> bool:
+        """Whether nothing more will come: all are refused, and what was let paint has been.
+
+        painted  requests of this round so far. One that was let twice, since its painter died, is never settled: then all batches are asked.
+        """
+        return self.stopped is not None and painted >= self.let
 
     def tell(self, who: str, seconds: float | None) -> None:
         """`who` has painted for `seconds` and begins nothing for now."""
@@ -90,15 +103,22 @@ def start_meter(stop_at: datetime | None, gpu_s: float | None):
     return actor.remote(stop_at.timestamp() if stop_at else None, gpu_s)
 
 
+def settled(meter, parts: list[pa.Table]) -> bool:
+    """Whether nothing more will come from metered painters; `parts` came (schema.STAGED)."""
+    requests = {id_ for part in parts for id_ in part["request_id"].to_pylist()}
+    return ray.get(meter.settled.remote(len(requests)))
+
+
 def metered(stage: type, meter) -> type:
-    """The stage, but that a batch which the meter refuses comes back marked LEFT; then no model is loaded for it either."""
+    """The stage for one round, but that a batch which the meter refuses comes back marked LEFT, without a model loaded for it."""
+    ray.get(meter.begin.remote())
 
     class Metered:
         def __init__(self, **init):
             self.init, self.stage, self.who, self.seconds = init, None, uuid4().hex, None
 
         def __call__(self, rows: pa.Table) -> pa.Table:
-            if ray.get(meter.ask.remote(self.who, self.seconds)):
+            if ray.get(meter.ask.remote(self.who, self.seconds, rows.num_rows)):
                 self.seconds = None
                 return _left(rows)
             self.stage = self.stage or stage(**self.init)

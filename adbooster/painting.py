@@ -4,6 +4,7 @@ import logging
 import math
 from collections import Counter
 from datetime import datetime, timedelta
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -97,4 +98,5 @@ def _stage(config, root: Root, rows: pa.Table, done, meter, shown_up_to: str) ->
     )
     with Progress("generate", rows.num_rows, config.progress_s, root) as progress:
         folder = plan.staged_folder(config.run_id, done.recipe_id)
-        stage_parts(ds, root, folder, leave_out=allowance.LEFT, progress=progress)
+        enough = partial(allowance.settled, meter) if meter else None
+        stage_parts(ds, root, folder, allowance.LEFT, enough, progress)

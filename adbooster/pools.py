@@ -5,7 +5,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -97,12 +98,18 @@ class Staged(NamedTuple):
 
 
 def stage_parts(
-    ds: Dataset, root: Root, folder: str, leave_out: str | None = None, progress: "Progress | None" = None
+    ds: Dataset,
+    root: Root,
+    folder: str,
+    leave_out: str | None = None,
+    enough: Callable[[list[pa.Table]], bool] | None = None,
+    progress: "Progress | None" = None,
 ) -> Staged:
     """Write the rows as Parquet parts below the root as they are finished; earlier parts of the folder stay.
 
     Parts are whole when they appear, and named by their content: a task that Ray runs again replaces its own.
-    Rows that carry the reject word `leave_out` are neither written nor given back.
+    Rows that carry the reject word `leave_out` are neither written nor given back. When a block is left out as a whole,
+    `enough` is asked, with the rows so far; if so the rest of `ds` is not run.
     """
 
     def part(rows: pa.Table) -> pa.Table:
@@ -118,11 +125,15 @@ def stage_parts(
 
     done: list[pa.Table] = []
     staging = ds.map_batches(part, batch_size=None, batch_format="pyarrow")
-    for batch in staging.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for row in batch.to_pylist():
-            done += [] if row["part"] is None else [pap.read_table(pa.BufferReader(row["part"]))]
-            if progress:
-                progress.add(row["rows"])
+    # Closing the iterator ends the pools: Ray Data takes 2 ms a row of 16-row blocks even where nothing is done to them.
+    with closing(iter(staging.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))) as batches:
+        for batch in batches:
+            for row in batch.to_pylist():
+                done += [] if row["part"] is None else [pap.read_table(pa.BufferReader(row["part"]))]
+                if progress:
+                    progress.add(row["rows"])
+            if enough and pc.all(pc.is_null(batch["part"])).as_py() and enough(done):
+                break
     return Staged(done, staging.stats())
 
 

@@ -3,16 +3,19 @@
 import io
 import time
 from datetime import datetime, timedelta
+from functools import partial
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pyarrow.parquet as pap
 import pytest
+import ray
 
 from adbooster import generate, schema, tables
-from adbooster.allowance import Meter, until
+from adbooster.allowance import LEFT, Meter, metered, settled, start_meter, until
 from adbooster.errors import ConfigError, CoverageTooLow
 from adbooster.objects import Root
+from adbooster.pools import Pool, Progress, dataset, stage_parts, through
 from tests.conftest import row
 from tests.test_generate import RECIPE, config
 
@@ -62,6 +65,29 @@ def test_painters_together_do_not_use_more_than_the_budget():
     meter.tell("b", 20.0)
     assert meter.spent == 100.0
     assert Meter(None, 0.0).ask("a", None) == "gpu_hours"
+
+
+class Copier:
+    """A painter of rows that are painted already."""
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return rows
+
+
+def test_what_is_left_is_not_run_through_the_painters(local_ray, tmp_path):
+    """All that was let paint arrives; of the hundreds of batches after it few are looked at."""
+    meter = start_meter(None, 1e-4)
+    rows = pa.Table.from_pylist([row(schema.STAGED, request_id=f"r{i}") for i in range(1000)], schema.STAGED)
+    ray.get(meter.ask.remote("before", None, 7))  # a round before, whose requests do not count in this
+    ray.get(meter.tell.remote("before", 0.0))
+    ds = through(dataset(rows, 2), metered(Copier, meter), Pool(actors=2, cpus=0.5, batch=2), schema.STAGED)
+    progress = Progress("test", rows.num_rows, 60)
+    staged = stage_parts(ds, Root(str(tmp_path)), "staged", LEFT, partial(settled, meter), progress)
+    painted = pa.concat_tables(staged.rows)["request_id"].to_pylist()
+    assert ray.get(meter.settled.remote(len(painted)))
+    assert not ray.get(meter.settled.remote(len(painted) - 1))
+    assert set(painted) <= {f"r{i}" for i in range(200)}, "in the order they were asked"
+    assert progress.done < 700
 
 
 def more_cohorts(root: Root, n: int) -> None:
