@@ -134,10 +134,12 @@ def test_the_readmes_night_on_a_head_with_a_token(head, tmp_path):
         ("prepare", "finished"),
         ("cohorts", "finished"),
         ("finetune", "skipped"),
+        ("canary", "skipped"),
         ("generate", "finished"),
+        ("evaluate", "finished"),
     ]
     jobs = {p.name.split(".")[0] for p in (tmp_path / "runs" / report["run_id"]).glob("*.report.json")}
-    assert jobs == {"prepare", "cohorts", "generate"}  # each was a process
+    assert jobs == {"prepare", "cohorts", "generate", "evaluate"}  # each was a process
     secrets_told = [p for p in tmp_path.rglob("*.json") if head.token in p.read_text()]
     assert secrets_told == []
     assert head.token not in done.stdout + done.stderr
