@@ -80,7 +80,7 @@ def start_cluster(nodes: int, witness: str) -> None:
         time.sleep(0.3)  # what was painted before is staged by now
         painting = seen(witness)[-1]["node"]
         victim = next(w for w in workers if w.node_id == painting)
-        print(f"killing node {painting}", file=sys.stderr, flush=True)
+        print(f"killing node {painting} at {time.time()}", file=sys.stderr, flush=True)
         cluster.remove_node(victim, allow_graceful=False)
 
     threading.Thread(target=kill_the_painting_node, daemon=True).start()

@@ -222,7 +222,7 @@ for _ in range(2400):
         for p in psutil.process_iter(["cmdline"]):
             name = " ".join(p.info["cmdline"] or [])
             parents = " ".join(str(q.pid) for q in p.parents())
-            if "RayTrainWorker" in name and str(os.getppid()) in parents.split():
+            if p.pid != os.getpid() and "RayTrainWorker" in name and str(os.getppid()) in parents.split():
                 p.send_signal(signal.SIGKILL)
                 sys.exit(0)
     time.sleep(0.05)

@@ -186,6 +186,6 @@ def test_a_night_refuses_weights_that_fail_the_canary_and_is_evaluated(local_ray
     values["generate"]["weights"] = bad
     second = nightly.NightlyConfig.model_validate(values | {"run_id": "second"})
     second = second.model_copy(update={"canary": second.canary.model_copy(update={"base": str(MODELS / "outpaint")})})
-    with pytest.raises(CanaryRefused, match="judge_score"):
+    with pytest.raises(CanaryRefused, match="rank_score .*, margin 0.03; .*exposure"):
         nightly.nightly(second)
     assert live(root_uri) == before

@@ -121,7 +121,7 @@ def test_the_readmes_night_on_a_head_with_a_token(head, tmp_path):
     done = head.run(submit, ROOT=str(tmp_path))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     root = Root(str(tmp_path))
-    report = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"job":"nightly"')))
+    report = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"job": "nightly"')))
     live = tables.read(root, "creatives")
     assert live.num_rows == report["generate"]["published"] > 0
     assert report["generate"]["stopped"] == "gpu_hours"
