@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from uuid import uuid4
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -54,11 +55,11 @@ class Meter:
         self.stop_at, self.gpu_s = stop_at, gpu_s
         self.spent = self.longest = 0.0
         self.painting: set[str] = set()
-        self.let = 0
+        self.let: set[str] = set()
         self.stopped: str | None = None
 
-    def ask(self, who: str, seconds: float | None, requests: int = 1) -> str | None:
-        """`who` has painted for `seconds` since it last asked (None: nothing yet) and would begin a batch of `requests`.
+    def ask(self, who: str, seconds: float | None, requests: Iterable[str] = ()) -> str | None:
+        """`who` has painted for `seconds` since it last asked (None: nothing yet) and would begin a batch of `requests` (ids).
 
         returns None if it may, else what is used up: deadline or gpu_hours; once refused, all are
         """
@@ -70,19 +71,16 @@ class Meter:
             self.stopped = self.stopped or "gpu_hours"
         if not self.stopped:
             self.painting.add(who)
-            self.let += requests
+            self.let.update(requests)
         return self.stopped
 
     def begin(self) -> None:
         """Another round of painting: what was let paint before is done."""
-        self.let = 0
+        self.let.clear()
 
     def settled(self, painted: int) -> bool:
-        """Whether nothing more will come: all are refused, and what was let paint has been.
-
-        painted  requests of this round so far. One that was let twice, since its painter died, is never settled: then all batches are asked.
-        """
-        return self.stopped is not None and painted >= self.let
+        """Whether nothing more will come: all are refused, and what was let paint has been: `painted` requests of this round."""
+        return self.stopped is not None and painted >= len(self.let)
 
     def tell(self, who: str, seconds: float | None) -> None:
         """`who` has painted for `seconds` and begins nothing for now."""
@@ -118,7 +116,7 @@ def metered(stage: type, meter) -> type:
             self.init, self.stage, self.who, self.seconds = init, None, uuid4().hex, None
 
         def __call__(self, rows: pa.Table) -> pa.Table:
-            if ray.get(meter.ask.remote(self.who, self.seconds, rows.num_rows)):
+            if ray.get(meter.ask.remote(self.who, self.seconds, rows["request_id"].to_pylist())):
                 self.seconds = None
                 return _left(rows)
             self.stage = self.stage or stage(**self.init)

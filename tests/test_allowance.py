@@ -78,7 +78,7 @@ def test_what_is_left_is_not_run_through_the_painters(local_ray, tmp_path):
     """All that was let paint arrives; of the hundreds of batches after it few are looked at."""
     meter = start_meter(None, 1e-4)
     rows = pa.Table.from_pylist([row(schema.STAGED, request_id=f"r{i}") for i in range(1000)], schema.STAGED)
-    ray.get(meter.ask.remote("before", None, 7))  # a round before, whose requests do not count in this
+    ray.get(meter.ask.remote("before", None, ["a", "b"]))  # a round before, whose requests do not count in this
     ray.get(meter.tell.remote("before", 0.0))
     ds = through(dataset(rows, 2), metered(Copier, meter), Pool(actors=2, cpus=0.5, batch=2), schema.STAGED)
     progress = Progress("test", rows.num_rows, 60)
@@ -88,6 +88,17 @@ def test_what_is_left_is_not_run_through_the_painters(local_ray, tmp_path):
     assert not ray.get(meter.settled.remote(len(painted) - 1))
     assert set(painted) <= {f"r{i}" for i in range(200)}, "in the order they were asked"
     assert progress.done < 700
+
+
+def test_a_request_that_was_let_again_since_its_painter_died_is_one():
+    meter = Meter(None, 1.0)
+    for painter in ("a", "b"):
+        assert meter.ask(painter, None, ["r1", "r2"]) is None
+    assert not meter.settled(2), "more may come"
+    meter.tell("b", 2.0)
+    assert meter.ask("b", None, ["r3"]) == "gpu_hours"
+    assert meter.settled(2)
+    assert not meter.settled(1)
 
 
 def more_cohorts(root: Root, n: int) -> None:

@@ -11,8 +11,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -118,7 +120,8 @@ def commands_of_the_readme() -> list[str]:
 def test_the_readmes_night_on_a_head_with_a_token(head, tmp_path):
     submit, *after = commands_of_the_readme()
     assert submit.startswith("cluster/submit.sh nightly ")
-    done = head.run(submit, ROOT=str(tmp_path))
+    with scraped(head) as series:
+        done = head.run(submit, ROOT=str(tmp_path))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     root = Root(str(tmp_path))
     report = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"job": "nightly"')))
@@ -147,23 +150,46 @@ def test_the_readmes_night_on_a_head_with_a_token(head, tmp_path):
         told = head.run(command, ROOT=str(tmp_path))
         assert told.returncode == 0, told.stderr
         assert report["run_id"] in told.stdout
-    exported(head, report)
+    exported(series, report)
 
 
-def exported(head: Head, report: dict) -> None:
+@contextlib.contextmanager
+def scraped(head: Head) -> Iterator[dict[str, float]]:
+    """The last value of each series of the project, asked for every second as Prometheus would: Ray drops a process's with it."""
+    series, ended = {}, threading.Event()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{head.metrics}/metrics", headers={"Authorization": f"Bearer {head.token}"}
+    )
+
+    def scrape() -> None:
+        with contextlib.suppress(OSError):
+            text = urllib.request.urlopen(request, timeout=10).read().decode()
+            values = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("ray_adbooster_"))
+            series.update((name, float(value)) for name, value in values)
+
+    def keep_scraping() -> None:
+        while not ended.wait(1):
+            scrape()
+
+    thread = threading.Thread(target=keep_scraping)
+    thread.start()
+    try:
+        yield series
+    finally:
+        ended.set()
+        thread.join()
+        scrape()
+
+
+def exported(series: dict[str, float], report: dict) -> None:
     """What a dashboard would draw is exported under the names that the README tells."""
-    url = f"http://127.0.0.1:{head.metrics}/metrics"
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {head.token}"})
-    text = urllib.request.urlopen(request, timeout=10).read().decode()
     named = re.findall(r"`(ray_adbooster_\w+)`", (REPO / "README.md").read_text())
     assert len(set(named)) == 6
-    mine = f'run_id="{report["run_id"]}"'
-    # Nothing is rejected; and the queue is a gauge of a driver that ended before the evaluation: Ray drops it with its process.
-    for name in set(named) - {"ray_adbooster_rejects_total", "ray_adbooster_queue_depth"}:
-        lines = [line for line in text.splitlines() if line.startswith(f"{name}{{") and mine in line]
-        assert lines, f"{name} is not exported"
-    painted = [line for line in text.splitlines() if line.startswith("ray_adbooster_creatives_total{") and mine in line]
-    assert sum(float(line.split()[-1]) for line in painted) <= report["generate"]["painted"]
+    mine = {name: value for name, value in series.items() if f'run_id="{report["run_id"]}"' in name}
+    for name in set(named) - {"ray_adbooster_rejects_total"}:
+        assert any(one.startswith(f"{name}{{") for one in mine), f"{name} is not exported"
+    painted = [value for name, value in mine.items() if name.startswith("ray_adbooster_creatives_total{")]
+    assert sum(painted) <= report["generate"]["painted"]
 
 
 @pytest.mark.slow
