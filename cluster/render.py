@@ -5,7 +5,7 @@
     python cluster/render.py cluster/kuberay                    # lists the places
 
 Places whose name ends in `image` must be pinned by digest, `name@sha256:<64 hex digits>`: a tag may be moved between two
-nights, and a night would then run code that nobody tried. Secrets are no places: see keys/ and the token of Ray.
+nights, and a night would then run untested code. Secrets are not places: see keys/ and the token of Ray.
 """
 
 import argparse
@@ -22,21 +22,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="a file or a folder")
     parser.add_argument("--out", type=Path, help="a file or a folder like the source; not given: list the places")
     parser.add_argument("values", nargs="*", metavar="PLACE=VALUE")
-    told = parser.parse_intermixed_args(argv)
-    files = [p for p in sorted(told.source.rglob("*")) if p.is_file()] if told.source.is_dir() else [told.source]
+    args = parser.parse_intermixed_args(argv)
+    files = [p for p in sorted(args.source.rglob("*")) if p.is_file()] if args.source.is_dir() else [args.source]
     texts = {path: path.read_text() for path in files}
     places = sorted({name for text in texts.values() for name in PLACE.findall(text)})
-    if told.out is None:
+    if args.out is None:
         print("\n".join(places))
         return 0
-    values = dict(value.partition("=")[::2] for value in told.values)
+    values = dict(value.partition("=")[::2] for value in args.values)
     if problem := _problem(places, values):
         print(f"cluster/render.py: {problem}", file=sys.stderr)
         return 2
     for path, text in texts.items():
-        target = told.out / path.relative_to(told.source) if told.source.is_dir() else told.out
+        target = args.out / path.relative_to(args.source) if args.source.is_dir() else args.out
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(PLACE.sub(lambda found: values[found[1]], text))
+        target.write_text(PLACE.sub(lambda match: values[match[1]], text))
     return 0
 
 

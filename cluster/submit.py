@@ -1,4 +1,4 @@
-"""Run a job on the cluster that RAY_ADDRESS names and follow its log: what `ray job submit` does, with an exit code to trust.
+"""Run a job on the cluster that RAY_ADDRESS names and follow its log: `ray job submit` with a reliable exit code.
 
     RAY_ADDRESS=http://head:8265 cluster/submit.sh nightly --config night.yaml
 
@@ -32,22 +32,22 @@ PATIENCE_S = 300  # a head that does not answer for so long is given up; the job
 def main() -> int:
     parser = argparse.ArgumentParser("cluster/submit.sh", description="Run a job on a Ray cluster and follow its log.")
     parser.add_argument("--submission-id", help="name of the job on the cluster; a second one of it is refused")
-    parser.add_argument("--no-wait", action="store_true", help="submit, print the job's name and leave")
+    parser.add_argument("--no-wait", action="store_true", help="submit, print the job's name and do not wait")
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the job")
-    told = parser.parse_args()
+    args = parser.parse_args()
     logging.getLogger("ray").setLevel("ERROR")  # else a line for every file that is not sent
-    if problem := _problem(told.flags):
+    if problem := _problem(args.flags):
         print(f"cluster/submit.sh: {problem}", file=sys.stderr)
         return 2
     try:
         client = JobSubmissionClient(os.environ["RAY_ADDRESS"])
-        name = _submit(client, told)
+        name = _submit(client, args)
     except (AuthenticationError, RuntimeError, ConnectionError, ValueError) as e:
         print(f"cluster/submit.sh: {os.environ['RAY_ADDRESS']} does not take the job: {e}", file=sys.stderr)
         return NO_CLUSTER
     print(f"submitted {name}; `ray job stop {name}` ends it", file=sys.stderr)
-    return 0 if told.no_wait else _follow(client, name)
+    return 0 if args.no_wait else _follow(client, name)
 
 
 @retry(
@@ -56,13 +56,13 @@ def main() -> int:
     stop=stop_after_delay(60),
     reraise=True,
 )
-def _submit(client: JobSubmissionClient, told: argparse.Namespace) -> str:
+def _submit(client: JobSubmissionClient, args: argparse.Namespace) -> str:
     """Send the repository and start the job; its name on the cluster."""
     return client.submit_job(
-        entrypoint=_entrypoint(told.job, told.flags),
-        submission_id=told.submission_id,
+        entrypoint=_entrypoint(args.job, args.flags),
+        submission_id=args.submission_id,
         runtime_env={"working_dir": str(REPO), "excludes": LEFT_OUT, "env_vars": _environment()},
-        metadata={"job": told.job},
+        metadata={"job": args.job},
     )
 
 
@@ -88,9 +88,9 @@ def _entrypoint(job: str, flags: list[str]) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """What every run writes down of the code; nothing else of our environment, which may hold secrets, is sent."""
-    found = subprocess.run(["git", "-C", REPO, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {"ADBOOSTER_COMMIT": found.stdout.strip()} if found.returncode == 0 else {}
+    """The commit, which every run records; nothing else of our environment, which may hold secrets, is sent."""
+    git = subprocess.run(["git", "-C", REPO, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {"ADBOOSTER_COMMIT": git.stdout.strip()} if git.returncode == 0 else {}
 
 
 def _follow(client: JobSubmissionClient, name: str) -> int:
@@ -120,7 +120,7 @@ class Log:
         self.client, self.name, self.shown = client, name, 0
 
     async def print(self) -> None:
-        """Print it while it grows. Every connection tells it from the start."""
+        """Print it while it grows. Every connection sends it from the start."""
         at = 0
         async for text in self.client.tail_job_logs(self.name):
             new = text[max(0, self.shown - at) :]
@@ -131,8 +131,8 @@ class Log:
 
 
 def _code(info: JobDetails) -> int:
-    said = (info.message or "").split(", last available logs")[0]  # the log is printed already
-    print(f"{info.submission_id} {info.status.value.lower()}: {said}", file=sys.stderr)
+    message = (info.message or "").split(", last available logs")[0]  # the log is printed already
+    print(f"{info.submission_id} {info.status.value.lower()}: {message}", file=sys.stderr)
     if info.status == JobStatus.SUCCEEDED:
         return 0
     return STOPPED if info.status == JobStatus.STOPPED else info.driver_exit_code or 1

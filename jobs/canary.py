@@ -3,8 +3,8 @@
 python -m jobs.canary --config nightly.yaml --weights s3://shop/adbooster/weights/1a2b3c4d5e6f7081
 """
 
-from adbooster.canary import CanaryConfig, require
+from adbooster.canary.config import CanaryConfig
 from adbooster.cli import main
 
 if __name__ == "__main__":
-    main(CanaryConfig, require)
+    main(CanaryConfig, "adbooster.canary.job:require")

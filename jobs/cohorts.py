@@ -5,7 +5,7 @@ python -m jobs.cohorts --config nightly.yaml --interests-uri s3://shop/interests
 """
 
 from adbooster.cli import main
-from adbooster.cohorts import CohortsConfig, cohorts
+from adbooster.cohorts.config import CohortsConfig
 
 if __name__ == "__main__":
-    main(CohortsConfig, cohorts)
+    main(CohortsConfig, "adbooster.cohorts.job:cohorts")

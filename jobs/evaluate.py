@@ -4,7 +4,7 @@ python -m jobs.evaluate --config nightly.yaml --judge-model s3://shop/models/jud
 """
 
 from adbooster.cli import main
-from adbooster.evaluate import EvaluateConfig, evaluate
+from adbooster.evaluate.config import EvaluateConfig
 
 if __name__ == "__main__":
-    main(EvaluateConfig, evaluate)
+    main(EvaluateConfig, "adbooster.evaluate.job:evaluate")

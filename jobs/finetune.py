@@ -4,7 +4,7 @@ python -m jobs.finetune --config nightly.yaml --steps 2000
 """
 
 from adbooster.cli import main
-from adbooster.finetune import FinetuneConfig, finetune
+from adbooster.finetune.config import FinetuneConfig
 
 if __name__ == "__main__":
-    main(FinetuneConfig, finetune)
+    main(FinetuneConfig, "adbooster.finetune.job:finetune")

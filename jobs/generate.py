@@ -4,7 +4,7 @@ python -m jobs.generate --config nightly.yaml --weights s3://shop/adbooster/weig
 """
 
 from adbooster.cli import main
-from adbooster.generate import GenerateConfig, generate
+from adbooster.generate.config import GenerateConfig
 
 if __name__ == "__main__":
-    main(GenerateConfig, generate)
+    main(GenerateConfig, "adbooster.generate.job:generate")

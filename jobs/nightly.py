@@ -1,10 +1,10 @@
-"""The whole night: prepare, cohorts, finetune, generate.
+"""The whole night: prepare, cohorts, finetune, canary, generate, evaluate.
 
 python -m jobs.nightly --config nightly.yaml --root-uri s3://shop/adbooster
 """
 
 from adbooster.cli import main
-from adbooster.nightly import NightlyConfig, nightly
+from adbooster.night.config import NightlyConfig
 
 if __name__ == "__main__":
-    main(NightlyConfig, nightly)
+    main(NightlyConfig, "adbooster.night.job:nightly")

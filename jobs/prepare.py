@@ -4,7 +4,7 @@ python -m jobs.prepare --config nightly.yaml --feed-uri s3://shop/feed.tsv
 """
 
 from adbooster.cli import main
-from adbooster.prepare import PrepareConfig, prepare
+from adbooster.prepare.config import PrepareConfig
 
 if __name__ == "__main__":
-    main(PrepareConfig, prepare)
+    main(PrepareConfig, "adbooster.prepare.job:prepare")

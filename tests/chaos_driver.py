@@ -19,7 +19,9 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 
 import ray
 
-from adbooster import cli, generate, painting
+from adbooster.cli import main as run_job
+from adbooster.generate import rounds
+from adbooster.generate.config import GenerateConfig
 
 
 def witnessed(stage: type, witness: str, pause_s: float) -> type:
@@ -49,12 +51,12 @@ def requests_in(rows) -> list[str]:
 @contextmanager
 def witnessing(witness: str, pause_s: float = 0):
     """Whatever `generate` sends through a pool is witnessed."""
-    real = painting.through
-    painting.through = lambda ds, stage, *rest, **init: real(ds, witnessed(stage, witness, pause_s), *rest, **init)
+    real = rounds.through
+    rounds.through = lambda ds, stage, *rest, **init: real(ds, witnessed(stage, witness, pause_s), *rest, **init)
     try:
         yield
     finally:
-        painting.through = real
+        rounds.through = real
 
 
 def seen(witness: str) -> list[dict]:
@@ -92,7 +94,7 @@ def main() -> None:
         start_cluster(settings["nodes"], settings["witness"])
     with witnessing(settings["witness"], settings["pause_s"]):
         argv = ["--config", settings["config"]]
-        cli.main(generate.GenerateConfig, generate.generate, argv)
+        run_job(GenerateConfig, "adbooster.generate.job:generate", argv)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from adbooster import candidates, gallery, images, report, schema, tables
-from adbooster.objects import Root
+from adbooster.contracts import schema
+from adbooster.painting import candidates
+from adbooster.pictures import images
+from adbooster.report import gallery, page, uplift
+from adbooster.storage import tables
+from adbooster.storage.objects import Root
 from tests.conftest import row
 
 FAMILIES = ("events", "seasons", "sports")
@@ -95,7 +99,7 @@ def keep_candidates(root: Root, rows: pa.Table) -> None:
     for i, made in enumerate(rows.to_pylist()):
         seeds = [made["seed"] or 11, 12 + i, 13 + i]
         seen = candidates.of_round(range(3), seeds, previews, np.float32([0.6, 0.5, 0.2]))
-        seen[1].looked_at(WORDS[i % 4], {"expansion_share": 0.31})
+        seen[1].inspected(WORDS[i % 4], {"expansion_share": 0.31})
         winners = {} if made["fallback"] else {0: previews[0]}
         candidates.write(root, made["run_id"], {"request_id": made["request_id"], "round": 0}, seen, winners, 0.3)
 
@@ -103,9 +107,9 @@ def keep_candidates(root: Root, rows: pa.Table) -> None:
 def write_page(root: Root, rows: pa.Table, most=300, evaluation=None, **numbers) -> str:
     """The path of a page over these creatives."""
     families = {f"c{i}": FAMILIES[i % 3] for i in range(100)}
-    told = {name: u.model_dump() for name, u in report.uplift(rows, families).items()} if rows.num_rows else {}
+    told = {name: u.model_dump() for name, u in uplift.uplift(rows, families).items()} if rows.num_rows else {}
     gallery.write(root, "r1", rows, NUMBERS | {"uplift": told} | numbers, most)
-    return report.write_report(root, "r1", evaluation)
+    return page.write_report(root, "r1", evaluation)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BlipConfig, BlipForConditionalGeneration, CLIPTextConfig, CLIPTextModel
 
-from adbooster.mask import MEAN, STD
+from adbooster.models.u2net import MEAN, STD
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]

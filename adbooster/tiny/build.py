@@ -10,10 +10,12 @@ import logging
 import platform
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import open_clip
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
 from adbooster.tiny import nets, texts, train, world
@@ -25,7 +27,7 @@ MINUTES = {"vae": 13, "decoder": 5, "rank": 6, "judge": 8, "caption": 10, "unet"
 RATES = {"vae": 2e-3, "decoder": 1e-3, "rank": 1e-3, "judge": 1.5e-3, "caption": 1e-3, "unet": 1e-3}
 
 
-def compose_one(i: int):
+def compose_one(i: int) -> tuple[np.ndarray, np.ndarray, str, str | None]:
     """Picture i of the training set: held-out products never, every fifth a packshot, half with turned hue."""
     rng = np.random.default_rng([0, i])
     product = world.SEEN[int(rng.integers(len(world.SEEN)))]
@@ -65,7 +67,9 @@ def build(stage: str, minutes: float, pictures: train.Pictures, work: Path, devi
         vae.register_to_config(scaling_factor=_scaling_factor(vae, pictures, device))
         vae.save_pretrained(work / "vae")
     elif stage == "decoder":
-        vae = nets.AutoencoderKL.from_pretrained(work / "vae").to(device)
+        vae = nets.AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True)
+        vae.to(device)  # pyright: ignore[reportArgumentType]  # diffusers' `to` is untyped
+        assert vae.post_quant_conv is not None
         half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
         _, state = train.fit("decoder", half, train.decoder_loss(vae, pictures, device), **fitted)
         vae.save_pretrained(work / "vae")
@@ -86,11 +90,12 @@ def build(stage: str, minutes: float, pictures: train.Pictures, work: Path, devi
 
 
 def build_outpainter(fitted: dict, pictures: train.Pictures, work: Path, device: str) -> dict:
-    vae = nets.AutoencoderKL.from_pretrained(work / "vae").to(device)
+    vae = nets.AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True)
+    vae.to(device)  # pyright: ignore[reportArgumentType]  # diffusers' `to` is untyped
     cache = train.cache_latents(vae, pictures, device, work / "latents.pt")
     tokenizer = texts.clip_tokenizer(work / "tokenizer")
     clip, _, _ = open_clip.create_model_and_transforms(f"local-dir:{MODELS / 'rank'}")
-    unet, text_encoder = nets.new_unet(), nets.new_text_encoder(tokenizer, clip)
+    unet, text_encoder = nets.new_unet(), nets.new_text_encoder(tokenizer, cast("open_clip.CustomTextCLIP", clip))
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     loss = train.unet_loss(unet, text_encoder, tokenizer, nets.new_scheduler(), cache, pictures, device)
     _, state = train.fit("unet", both, loss, ema_decay=0.999, **fitted)
@@ -99,7 +104,7 @@ def build_outpainter(fitted: dict, pictures: train.Pictures, work: Path, device:
 
 
 @torch.no_grad()
-def _scaling_factor(vae, pictures: train.Pictures, device: str) -> float:
+def _scaling_factor(vae: AutoencoderKL, pictures: train.Pictures, device: str) -> float:
     x_BCHW = pictures.batch(np.arange(0, len(pictures), max(1, len(pictures) // 256)), device)
     return round(1 / vae.encode(x_BCHW).latent_dist.mode().std().item(), 5)
 

@@ -1,4 +1,5 @@
-"""Are the embedded models good enough? `python -m adbooster.tiny.check` prints figures beside bars, exit code 1 below one.
+"""Are the embedded models good enough? `python -m adbooster.tiny.check` prints each figure beside its bar;
+exit code 1 if one is below.
 
 Nothing here was seen in training: pictures are composed from seeds that training never used, paintings are of the
 held-out products.
@@ -6,6 +7,7 @@ held-out products.
 
 import argparse
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from adbooster import layout
-from adbooster.caption import Blip
-from adbooster.images import resize
-from adbooster.mask import U2Net
-from adbooster.outpaint import Outpainter, Painting
-from adbooster.rank import Ranker
-from adbooster.recipe import Recipe, placements
+from adbooster.contracts.recipe import Recipe, placements
+from adbooster.models.blip import Blip
+from adbooster.models.clip import Clip
+from adbooster.models.outpainter import Outpainter, Painting
+from adbooster.models.u2net import U2Net
+from adbooster.pictures import compositing, cutouts, layout
+from adbooster.pictures.images import resize
 from adbooster.tiny import world
 
 MODELS = Path(__file__).parent / "models"
@@ -28,7 +30,9 @@ SIDE_PX, PAINT_PX = 512, 128
 SCENES = list(world.SCENES)
 
 
-def pictures(products: list[str], n: int, side_px: int, first: int):
+def pictures(
+    products: list[str], n: int, side_px: int, first: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, str, str]]:
     """n composed pictures (image, mask, product, scene), products and scenes in turn."""
     for i in range(n):
         product, scene = products[i % len(products)], SCENES[(i * 7) % len(SCENES)]
@@ -46,23 +50,23 @@ def vae_psnr(outpainter: Outpainter, n: int) -> float:
     return float(np.mean(out))
 
 
-def paint(outpainter: Outpainter, n: int):
+def paint(outpainter: Outpainter, n: int) -> Iterator[tuple[np.ndarray, str, str]]:
     """n finished pictures of held-out products, as (picture uint8 [S,S,3], product, scene)."""
     jobs, paintings = [], []
     for i in range(n):
         product, scene = world.HELD_OUT[i % len(world.HELD_OUT)], SCENES[i % len(SCENES)]
-        cutout = layout.cut(*world.packshot(product, SIDE_PX))
+        cutout = cutouts.cut(*world.packshot(product, SIDE_PX))
         box = layout.place(cutout, (SIDE_PX, SIDE_PX), placements()["square"], FIRST_SEED + i)
-        seen = layout.overlay(cutout, box, (SIDE_PX, SIDE_PX), (PAINT_PX, PAINT_PX))
+        seen = compositing.overlay(cutout, box, (SIDE_PX, SIDE_PX), (PAINT_PX, PAINT_PX))
         condition = outpainter.condition(seen.image, seen.product_mask)
         paintings.append(Painting(condition, world.caption(product, scene), "", FIRST_SEED + i))
         jobs.append((cutout, box, product, scene))
     painted = outpainter.paint(paintings)
     for background, (cutout, box, product, scene) in zip(painted, jobs, strict=True):
-        yield layout.compose(resize(background, SIDE_PX, SIDE_PX, bicubic=True), cutout, box), product, scene
+        yield compositing.compose(resize(background, SIDE_PX, SIDE_PX, bicubic=True), cutout, box), product, scene
 
 
-def scene_named_right(judge: Ranker, painted: list) -> float:
+def scene_named_right(judge: Clip, painted: list) -> float:
     """Share of pictures whose scene the judge names right, zero-shot over all scenes."""
     texts = {p: judge.embed_texts([world.caption(p, s) for s in SCENES]) for p in world.PRODUCTS}
     vectors = judge.embed_images([picture for picture, _, _ in painted])
@@ -73,15 +77,15 @@ def scene_named_right(judge: Ranker, painted: list) -> float:
 def captions_right(blip: Blip, products: list[str], n: int, product_too: bool) -> float:
     """Share of captions that name the scene, and the product where asked."""
     shown = list(pictures(products, n, PAINT_PX, 2 * 10**4))
-    said = [t.replace(" - ", "-") for t in blip.captions([image for image, *_ in shown])]
+    captions = [t.replace(" - ", "-") for t in blip.captions([image for image, *_ in shown])]
     right = [
         world.SCENES[s].name in text and (not product_too or world.PRODUCTS[p].name in text)
-        for text, (_, _, p, s) in zip(said, shown, strict=True)
+        for text, (_, _, p, s) in zip(captions, shown, strict=True)
     ]
     return float(np.mean(right))
 
 
-def retrieval(ranker: Ranker, n: int) -> float:
+def retrieval(ranker: Clip, n: int) -> float:
     """Top-1 of picture to caption among the captions of every seen product in every scene."""
     labels = [(p, s) for p in world.SEEN for s in SCENES]
     texts = ranker.embed_texts([world.caption(p, s) for p, s in labels])
@@ -90,12 +94,12 @@ def retrieval(ranker: Ranker, n: int) -> float:
     return float(np.mean([labels[b] == (p, s) for b, (_, _, p, s) in zip(best, shown, strict=True)]))
 
 
-def mask_iou(net: U2Net, shown) -> float:
+def mask_iou(net: U2Net, shown: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
     """Mean intersection over union of the mask against the true alpha, both at 50 %."""
     out = []
     for image, true in shown:
-        found, wanted = net.probabilities(image) > 0.5, true > 127
-        out.append((found & wanted).sum() / (found | wanted).sum())
+        mask, wanted = net.probabilities(image) > 0.5, true > 127
+        out.append((mask & wanted).sum() / (mask | wanted).sum())
     return float(np.mean(out))
 
 
@@ -105,7 +109,7 @@ def measure(threads: int, quick: bool) -> list[tuple[str, float, float]]:
     torch.set_num_threads(threads)
     recipe = Recipe(num_inference_steps=20, guidance_scale=3.0, paint_px=PAINT_PX)
     outpainter = Outpainter(MODELS / "outpaint", recipe, "cpu", "bfloat16", 25)
-    judge, rank = Ranker(MODELS / "judge", "cpu", threads), Ranker(MODELS / "rank", "cpu", threads)
+    judge, rank = Clip(MODELS / "judge", "cpu", threads), Clip(MODELS / "rank", "cpu", threads)
     blip, net = Blip(MODELS / "caption", "cpu", threads), U2Net(MODELS / "mask" / "u2netp.onnx", "cpu", threads)
     painted = list(paint(outpainter, 200 // few))
     packshots = (world.packshot(p, SIDE_PX) for p in list(world.PRODUCTS)[:: 3 if quick else 1])

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import (
@@ -55,9 +56,9 @@ def new_vae() -> AutoencoderKL:
     """Factor 4, 4 latent channels: 128 px <-> 32x32."""
     widths = (16, 32, 64)
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]  # of any length
+        up_block_types=("UpDecoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
+        block_out_channels=widths,  # pyright: ignore[reportArgumentType]
         latent_channels=4,
         norm_num_groups=8,
         sample_size=SIDE_PX,
@@ -69,12 +70,14 @@ def new_vae() -> AutoencoderKL:
 def narrow_posterior(vae: AutoencoderKL) -> None:
     """Make a sample of the latents their mode for all that matters (as with Stable Diffusion's VAE): log variance -12."""
     width = vae.config.latent_channels
+    assert vae.quant_conv is not None
+    assert vae.quant_conv.bias is not None
     vae.quant_conv.weight[width:] = 0
     vae.quant_conv.bias[width:] = -12
 
 
 def new_unet() -> UNet2DConditionModel:
-    """10.7 M parameters; cross-attention on the lower two levels only (see the README on what that saves)."""
+    """10.7 M parameters; cross-attention on the lower two levels only."""
     unet = UNet2DConditionModel(
         sample_size=SIDE_PX // 4,
         in_channels=9,
@@ -103,9 +106,9 @@ def new_text_encoder(tokenizer: CLIPTokenizer, clip: CLIP | CustomTextCLIP) -> C
             num_attention_heads=tower["heads"],
             max_position_embeddings=CONTEXT_LENGTH,
             hidden_act="gelu",
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=cast(int, tokenizer.bos_token_id),
+            eos_token_id=cast(int, tokenizer.eos_token_id),
+            pad_token_id=cast(int, tokenizer.pad_token_id),
         )
     )
     model.load_state_dict(_text_tower(clip), strict=False)
@@ -114,19 +117,19 @@ def new_text_encoder(tokenizer: CLIPTokenizer, clip: CLIP | CustomTextCLIP) -> C
 
 def _text_tower(clip: CLIP | CustomTextCLIP) -> dict[str, torch.Tensor]:
     """open_clip's names of the text tower's weights to those of transformers."""
-    found = {k.removeprefix("text."): v for k, v in clip.state_dict().items()}
+    weights = {k.removeprefix("text."): v for k, v in clip.state_dict().items()}
     out = {
-        "embeddings.token_embedding.weight": found["token_embedding.weight"],
-        "embeddings.position_embedding.weight": found["positional_embedding"],
+        "embeddings.token_embedding.weight": weights["token_embedding.weight"],
+        "embeddings.position_embedding.weight": weights["positional_embedding"],
     }
     names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
     names |= {"attn.out_proj": "self_attn.out_proj"}
     for kind in ("weight", "bias"):
-        out[f"final_layer_norm.{kind}"] = found[f"ln_final.{kind}"]
+        out[f"final_layer_norm.{kind}"] = weights[f"ln_final.{kind}"]
         for i in range(CLIPS["rank"]["text_cfg"]["layers"]):
             ours, theirs = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
-            out |= {f"{ours}.{new}.{kind}": found[f"{theirs}.{old}.{kind}"] for old, new in names.items()}
-            parts = found[f"{theirs}.attn.in_proj_{kind}"].chunk(3)
+            out |= {f"{ours}.{new}.{kind}": weights[f"{theirs}.{old}.{kind}"] for old, new in names.items()}
+            parts = weights[f"{theirs}.attn.in_proj_{kind}"].chunk(3)
             out |= {f"{ours}.self_attn.{n}_proj.{kind}": part for n, part in zip("qkv", parts, strict=True)}
     return out
 
@@ -175,14 +178,31 @@ def new_clip(name: str, tokenizer: CLIPTokenizer) -> CLIP | CustomTextCLIP:
     cfg = CLIPS[name]
     text = {**cfg["text_cfg"], "vocab_size": len(tokenizer)}
     kind = CustomTextCLIP if cfg.get("custom_text") else CLIP
-    return kind(embed_dim=cfg["embed_dim"], vision_cfg=cfg["vision_cfg"], text_cfg=text)
+    return kind(
+        embed_dim=cfg["embed_dim"],
+        vision_cfg=cfg["vision_cfg"],
+        text_cfg=text,  # pyright: ignore[reportArgumentType]  # a dict will do
+    )
 
 
-def save_pipeline(folder: Path, vae, unet, text_encoder, tokenizer) -> None:
+def save_pipeline(
+    folder: Path,
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+) -> None:
     """The whole outpainter as the stock pipeline class saves it, fp16 safetensors."""
     scale = vae.config.scaling_factor
     pipe = StableDiffusionInpaintPipeline(
-        vae, text_encoder, tokenizer, unet, new_scheduler(), None, None, requires_safety_checker=False
+        vae,
+        text_encoder,
+        tokenizer,
+        unet,
+        new_scheduler(),  # pyright: ignore[reportArgumentType]  # declared as an enum of names
+        None,  # pyright: ignore[reportArgumentType]
+        None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
     )
     assert pipe.vae.config.scaling_factor == scale
     pipe.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)

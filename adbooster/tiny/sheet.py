@@ -7,8 +7,9 @@ import sys
 
 from PIL import Image
 
-from adbooster import images, tables
-from adbooster.objects import Root
+from adbooster.pictures import images
+from adbooster.storage import tables
+from adbooster.storage.objects import Root
 
 SIDE_PX, COLUMNS, ROWS = 224, 6, 6
 

@@ -2,6 +2,7 @@
 
 import json
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,22 +33,22 @@ def training_text(product: str, scene: str | None, rng: np.random.Generator) -> 
     """One way to describe a picture: its caption, the paper's z_QC, or a loose mention of words of the scene."""
     style = rng.uniform()
     if scene is None or style < 0.35:
-        return _one(TEMPLATES, rng).format(caption(product, scene))
+        return _choice(TEMPLATES, rng).format(caption(product, scene))
     thing = _thing(product, rng)
     if style < 0.75:
-        query = f"{_one(ADJECTIVES, rng)} {thing}" if rng.uniform() < 0.3 else thing
+        query = f"{_choice(ADJECTIVES, rng)} {thing}" if rng.uniform() < 0.3 else thing
         lead = f"{article(PRODUCTS[product].name)}, " if rng.uniform() < 0.6 else ""
         return f"{lead}{query}, {_context(scene, rng)}"
     return f"{thing} {_filler(rng)}{_words(scene, rng)}"
 
 
-def _thing(product: str, rng) -> str:
-    return _one((PRODUCTS[product].name, *PRODUCTS[product].queries), rng)
+def _thing(product: str, rng: np.random.Generator) -> str:
+    return _choice((PRODUCTS[product].name, *PRODUCTS[product].queries), rng)
 
 
-def _context(scene: str, rng) -> str:
-    """A way to say the scene; from time to time with a word dropped or a word from outside put in."""
-    words = _one((SCENES[scene].name, *SCENES[scene].contexts, _words(scene, rng)), rng).split()
+def _context(scene: str, rng: np.random.Generator) -> str:
+    """One description of the scene, sometimes with a word dropped or an unrelated word inserted."""
+    words = _choice((SCENES[scene].name, *SCENES[scene].contexts, _words(scene, rng)), rng).split()
     if len(words) > 3 and rng.uniform() < 0.3:
         words.pop(int(rng.integers(len(words))))
     if rng.uniform() < 0.2:
@@ -55,19 +56,19 @@ def _context(scene: str, rng) -> str:
     return " ".join(words)
 
 
-def _words(scene: str, rng) -> str:
+def _words(scene: str, rng: np.random.Generator) -> str:
     some = rng.permutation(len(SCENES[scene].words))[: int(rng.integers(1, 4))]
     return " ".join(SCENES[scene].words[i] for i in some)
 
 
-def _filler(rng) -> str:
-    """A word that means nothing here (a brand, a name): models learn not to mind it."""
+def _filler(rng: np.random.Generator) -> str:
+    """A word that means nothing here (a brand, a name): models learn to ignore it."""
     if rng.uniform() < 0.5:
         return ""
     return "".join(rng.choice(list(string.ascii_lowercase), int(rng.integers(3, 9)))) + " "
 
 
-def _one(options, rng) -> str:
+def _choice(options: Sequence[str], rng: np.random.Generator) -> str:
     return options[int(rng.integers(len(options)))]
 
 
@@ -91,7 +92,12 @@ def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     words = sorted(model["vocab"], key=model["vocab"].get)
     words += [letter + "</w>" for letter in alphabet if letter + "</w>" not in model["vocab"]]
     vocab = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in model["merges"]], model_max_length=CONTEXT_LENGTH)
+    merges = [tuple(m) for m in model["merges"]]
+    tokenizer = CLIPTokenizer(
+        vocab=vocab,
+        merges=merges,  # pyright: ignore[reportArgumentType]  # pairs will do
+        model_max_length=CONTEXT_LENGTH,
+    )
     tokenizer.save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)
 

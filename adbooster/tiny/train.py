@@ -7,22 +7,37 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
+from open_clip import CLIP, CustomTextCLIP
 from PIL import Image, ImageDraw
 from torch import nn
+from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer
 
 from adbooster.tiny import texts, world
 
 log = logging.getLogger(__name__)
 SAVE_EVERY_S = 120
+LossOfStep = Callable[[int], torch.Tensor]
+Net = TypeVar("Net", bound=nn.Module)
 
 
-def fit(name, net: nn.Module, loss_of: Callable, minutes: float, lr: float, work: Path, device: str, ema_decay=0.0):
+def fit(
+    name: str,
+    net: Net,
+    loss_of: LossOfStep,
+    minutes: float,
+    lr: float,
+    work: Path,
+    device: str,
+    ema_decay: float = 0.0,
+) -> tuple[Net, dict]:
     """Train `net` for `minutes` of training time, in as many sittings as it takes, and return it (its EMA if asked).
 
     `loss_of(step)` is a function of the step alone (it seeds itself), so a resumed run sees the batches that an
@@ -71,7 +86,7 @@ def _ema(ema: dict, net: nn.Module, decay: float) -> None:
                 ema[k].copy_(v)
 
 
-def _save(path: Path, net, optimizer, ema, state) -> None:
+def _save(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, ema: dict | None, state: dict) -> None:
     torch.save(
         {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema, "state": state}, f"{path}.tmp"
     )
@@ -85,7 +100,9 @@ class Pictures:
         self.folder = folder
         self.images = np.load(folder / "images.npy", mmap_mode="r")
         self.masks = np.load(folder / "masks.npy", mmap_mode="r")
-        self.labels = [tuple(x) for x in json.loads((folder / "labels.json").read_text())]
+        self.labels: list[tuple[str, str | None]] = [
+            (p, s) for p, s in json.loads((folder / "labels.json").read_text())
+        ]
         self.scenic = np.array([i for i, (_, scene) in enumerate(self.labels) if scene])
 
     def __len__(self) -> int:
@@ -97,7 +114,7 @@ class Pictures:
         return u8.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def vae_loss(vae, pictures: Pictures, device: str, size: int = 16):
+def vae_loss(vae: AutoencoderKL, pictures: Pictures, device: str, size: int = 16) -> LossOfStep:
     def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng([1, step])
         x_BCHW = pictures.batch(rng.integers(len(pictures), size=size), device)
@@ -109,7 +126,7 @@ def vae_loss(vae, pictures: Pictures, device: str, size: int = 16):
     return loss_of
 
 
-def decoder_loss(vae, pictures: Pictures, device: str, size: int = 24):
+def decoder_loss(vae: AutoencoderKL, pictures: Pictures, device: str, size: int = 24) -> LossOfStep:
     """The same on the latents' mode, for the decoder alone: what it decodes after sampling carries no encoder noise."""
 
     def loss_of(step: int) -> torch.Tensor:
@@ -130,10 +147,18 @@ def _picture_loss(x_BCHW: torch.Tensor, y_BCHW: torch.Tensor) -> torch.Tensor:
     return F.l1_loss(x_BCHW, y_BCHW) + edges
 
 
-def clip_loss(model, pictures: Pictures, tokenizer, mean, std, device: str, size: int = 192):
+def clip_loss(
+    model: CLIP | CustomTextCLIP,
+    pictures: Pictures,
+    tokenizer: CLIPTokenizer,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: str,
+    size: int = 192,
+) -> LossOfStep:
     """Symmetric InfoNCE in which every picture of the same product and scene is a right answer."""
-    side_px = model.visual.image_size
-    side_px = side_px[0] if isinstance(side_px, tuple) else side_px
+    size_px = cast("int | tuple[int, int]", model.visual.image_size)
+    side_px = size_px[0] if isinstance(size_px, tuple) else size_px
     mean_C, std_C = (torch.tensor(v, device=device)[:, None, None] for v in (mean, std))
 
     def loss_of(step: int) -> torch.Tensor:
@@ -155,7 +180,9 @@ def clip_loss(model, pictures: Pictures, tokenizer, mean, std, device: str, size
     return loss_of
 
 
-def blip_loss(model, processor, pictures: Pictures, device: str, size: int = 64):
+def blip_loss(
+    model: BlipForConditionalGeneration, processor: BlipProcessor, pictures: Pictures, device: str, size: int = 64
+) -> LossOfStep:
     images = processor.image_processor
     mean_C, std_C = (torch.tensor(v, device=device)[:, None, None] for v in (images.image_mean, images.image_std))
 
@@ -191,7 +218,7 @@ def random_mask(side_px: int, rng: np.random.Generator) -> np.ndarray:
 
 
 @torch.no_grad()
-def cache_latents(vae, pictures: Pictures, device: str, path: Path, size: int = 64) -> dict:
+def cache_latents(vae: AutoencoderKL, pictures: Pictures, device: str, path: Path, size: int = 64) -> dict:
     """Encode every scene once: its latents and those of its masked picture, [N,4,h,w] fp16, and the mask [N,1,h,w]."""
     if path.exists():
         return torch.load(path, weights_only=True)
@@ -209,13 +236,25 @@ def cache_latents(vae, pictures: Pictures, device: str, path: Path, size: int = 
         for key, value in (("image", image), ("masked", masked)):
             parts[key].append((value.float() * vae.config.scaling_factor).half().cpu())
         parts["mask"].append(F.interpolate(mask_B1HW, scale_factor=1 / factor).half().cpu())
-    blank = vae.encode(torch.zeros_like(x_BCHW[:1])).latent_dist.mode() * vae.config.scaling_factor
+    blank = (
+        vae.encode(torch.zeros_like(pictures.batch(np.array([0]), device))).latent_dist.mode()
+        * vae.config.scaling_factor
+    )
     cache = {k: torch.cat(v) for k, v in parts.items()} | {"blank": blank.half().cpu()}
     torch.save(cache, path)
     return cache
 
 
-def unet_loss(unet, text_encoder, tokenizer, scheduler, cache: dict, pictures: Pictures, device: str, size: int = 48):
+def unet_loss(
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    scheduler: DPMSolverMultistepScheduler,
+    cache: dict,
+    pictures: Pictures,
+    device: str,
+    size: int = 48,
+) -> LossOfStep:
     """Inpainting on cached latents: a quarter of the pictures wholly masked, a tenth without text; v-prediction."""
     alphas = scheduler.alphas_cumprod.to(device)
 
@@ -226,7 +265,7 @@ def unet_loss(unet, text_encoder, tokenizer, scheduler, cache: dict, pictures: P
         whole = torch.from_numpy(rng.uniform(size=size) < 0.25).to(device)[:, None, None, None]
         masked = torch.where(whole, cache["blank"].to(device).float(), masked)
         mask = torch.where(whole, torch.ones_like(mask), mask)
-        words = [texts.training_text(*pictures.labels[i], rng) for i in pictures.scenic[at]]
+        words = [texts.training_text(*pictures.labels[int(i)], rng) for i in pictures.scenic[at]]
         words = ["" if rng.uniform() < 0.1 else w for w in words]
         ids_BT = tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
         generator = torch.Generator(device).manual_seed(step)

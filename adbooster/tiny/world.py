@@ -30,7 +30,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene; `name` goes into captions, `contexts` and `words` are other ways to say it."""
+    """One scene; `name` goes into captions, `contexts` and `words` describe it in other words."""
 
     key: str
     family: str
@@ -74,12 +74,12 @@ def render(kind: str, key: str, side_px: int) -> Image.Image:
     """One render as RGBA, its transparent margin cropped away, longer side scaled to `side_px` (never up)."""
     with (_HERE / "renders" / kind / f"{key}.webp").open("rb") as f:
         full = Image.open(f).convert("RGBA")
-    full = full.crop(full.getchannel("A").point(lambda a: 255 * (a > 8)).getbbox())
+    full = full.crop(full.getchannel("A").point([255 * (a > 8) for a in range(256)]).getbbox())
     scale = min(1.0, side_px / max(full.size))
     return full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale))), Image.LANCZOS)
 
 
-def compose(scene: str, product: str, side_px: int, seed: int, hue: bool = False):
+def compose(scene: str, product: str, side_px: int, seed: int, hue: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """One lifestyle picture.
 
     returns  (image uint8 [S,S,3], mask uint8 [S,S], 255 = product)
@@ -99,7 +99,7 @@ def compose(scene: str, product: str, side_px: int, seed: int, hue: bool = False
     return _stand(canvas, item, x, max(0, y))
 
 
-def packshot(product: str, side_px: int, seed: int | None = None, hue: bool = False):
+def packshot(product: str, side_px: int, seed: int | None = None, hue: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """One product on white: centred and at the render's own size, or varied by `seed`; returns like `compose`."""
     rng = np.random.default_rng(seed)
     share = 0.5 if seed is None else rng.uniform(0.4, 0.8)
@@ -128,11 +128,11 @@ def backdrop(scene: Scene, side_px: int, rng: np.random.Generator) -> Image.Imag
     return canvas
 
 
-def _pick(keys: tuple[str, ...], rng) -> str:
+def _pick(keys: tuple[str, ...], rng: np.random.Generator) -> str:
     return keys[int(rng.integers(len(keys)))]
 
 
-def _spread(rng, n: int) -> np.ndarray:
+def _spread(rng: np.random.Generator, n: int) -> np.ndarray:
     """n positions in [0,1], one in each n-th of the width, in random order of depth."""
     return rng.permutation((np.arange(n) + rng.uniform(0.1, 0.9, n)) / n)
 
@@ -143,7 +143,7 @@ def _put(canvas: Image.Image, prop: str, x: float, base_y: float, size: float) -
     canvas.paste(item, (round(x * side_px - item.width / 2), round(base_y * side_px - item.height)), item)
 
 
-def _stand(canvas: Image.Image, item: Image.Image, x: int, y: int):
+def _stand(canvas: Image.Image, item: Image.Image, x: int, y: int) -> tuple[np.ndarray, np.ndarray]:
     mask = Image.new("L", canvas.size)
     mask.paste(item.getchannel("A"), (x, y))
     canvas.paste(item, (x, y), item)
@@ -157,7 +157,7 @@ def _shadow(canvas: Image.Image, x: int, base_y: int, width: int) -> None:
     canvas.paste((12, 12, 24), mask=layer.filter(ImageFilter.GaussianBlur(width / 22)))
 
 
-def _jitter(colour: str, rng) -> np.ndarray:
+def _jitter(colour: str, rng: np.random.Generator) -> np.ndarray:
     rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], float)
     return rgb * rng.uniform(0.93, 1.05) + rng.normal(0, 4, 3)
 
@@ -170,6 +170,6 @@ def _lit(item: Image.Image, colour: str, share: float) -> Image.Image:
 
 def _turn_hue(item: Image.Image, turn: int) -> Image.Image:
     h, s, v = item.convert("RGB").convert("HSV").split()
-    out = Image.merge("HSV", (h.point(lambda p: (p + turn) % 256), s, v)).convert("RGB")
+    out = Image.merge("HSV", (h.point([(p + turn) % 256 for p in range(256)]), s, v)).convert("RGB")
     out.putalpha(item.getchannel("A"))
     return out

@@ -36,8 +36,10 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 import psutil
 import pyarrow as pa
 
-from adbooster import images, schema, tables
-from adbooster.objects import Root
+from adbooster.contracts import schema
+from adbooster.pictures import images
+from adbooster.storage import tables
+from adbooster.storage.objects import Root
 from adbooster.tiny import world
 from tests import chaos_driver
 from tests.faults import Faults, FaultyS3
@@ -101,8 +103,8 @@ def night(settings: dict) -> None:
     os.dup2(log, 2)
     logging.disable(logging.NOTSET)
     with chaos_driver.witnessing(settings["witness"], PAUSE_S):
-        chaos_driver.cli.main(
-            chaos_driver.generate.GenerateConfig, chaos_driver.generate.generate, ["--config", settings["config"]]
+        chaos_driver.run_job(
+            chaos_driver.GenerateConfig, "adbooster.generate.job:generate", ["--config", settings["config"]]
         )
 
 
@@ -119,7 +121,7 @@ class ThreeNodes:
             quiet = {"include_dashboard": False, "object_store_memory": 150 * 2**20}
             self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
             self.processes = multiprocessing.get_context("forkserver")
-            self.processes.set_forkserver_preload(["adbooster.painter", "tests.chaos_driver"])
+            self.processes.set_forkserver_preload(["adbooster.painting.stages", "tests.chaos_driver"])
         self.whole()
 
     def whole(self) -> None:

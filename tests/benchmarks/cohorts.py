@@ -22,10 +22,13 @@ import ray
 import yaml
 from sklearn.metrics import adjusted_rand_score
 
-from adbooster import cohorts, tables
-from adbooster.objects import Root
-from adbooster.prompts import interest
-from adbooster.rank import Ranker
+from adbooster.cohorts.checks import check as check_cohorts
+from adbooster.cohorts.config import CohortsConfig
+from adbooster.cohorts.job import cohorts
+from adbooster.contracts.text import interest
+from adbooster.models.clip import Clip
+from adbooster.storage import tables
+from adbooster.storage.objects import Root
 from adbooster.tiny import world
 
 TINY = Path(world.__file__).parent
@@ -65,7 +68,7 @@ def write_log(path: Path, first: int, users: int, seed: int) -> list[int]:
 
 
 def night(root: Root, path: Path, run_id: str, k: int):
-    config = cohorts.CohortsConfig.model_validate(
+    config = CohortsConfig.model_validate(
         {
             "root_uri": root.uri,
             "run_id": run_id,
@@ -77,8 +80,8 @@ def night(root: Root, path: Path, run_id: str, k: int):
         }
     )
     started = time.monotonic()
-    cohorts.check(config)
-    report = cohorts.cohorts(config)
+    check_cohorts(config)
+    report = cohorts(config)
     return report, time.monotonic() - started
 
 
@@ -116,7 +119,7 @@ def main() -> int:
         again, after = found_again(root, truth), texts_of(root)
         same = sum(after.get(name) == text for name, text in before.items())
         some = [interest(r["query"], r["context"]) for r in list(csv.DictReader(path.open()))[:5000]]
-        ranker = Ranker(TINY / "models" / "rank", "cpu")
+        ranker = Clip(TINY / "models" / "rank", "cpu")
         started = time.monotonic()
         for at in range(0, len(some), 512):
             ranker.embed_texts(some[at : at + 512])

@@ -19,9 +19,17 @@ import pyarrow as pa
 import ray
 import torch
 
-from adbooster import examples, finetune, images, schema, tables
-from adbooster.inpainting import Inpainting
-from adbooster.objects import Root, local_copy
+from adbooster.contracts import schema
+from adbooster.finetune import examples
+from adbooster.finetune.config import FinetuneConfig
+from adbooster.finetune.inpainting import InpaintingModel
+from adbooster.finetune.job import finetune
+from adbooster.finetune.rows import arrays
+from adbooster.finetune.stages import Placer
+from adbooster.pictures import images
+from adbooster.storage import tables
+from adbooster.storage.model_store import local_copy
+from adbooster.storage.objects import Root
 from adbooster.tiny import world
 from tests.benchmarks import finetune_gain, finetune_gpu
 
@@ -47,28 +55,28 @@ def stock(root: Root, products: list[str], scenes_each: int, first_seed: int) ->
     tables.merge(root, "samples", pa.Table.from_pylist(rows, schema.SAMPLES), "sample_id", None, {})
 
 
-def settings(root: Root, steps: int, **changes) -> finetune.FinetuneConfig:
+def settings(root: Root, steps: int, **changes) -> FinetuneConfig:
     values = {
         **{"root_uri": root.uri, "run_id": "r", "base": str(MODELS / "outpaint"), "device": "cpu", "threads": 2},
         **{"size_px": 128, "aspects": (1.0,), "steps": steps, "batch": 16, "learning_rate": 1.5e-4},
         **{"ema_decay": 0.0, "panel": {"pictures": 16, "paintings": 0, "every": 0}},
     }
-    return finetune.FinetuneConfig.model_validate(values | changes)
+    return FinetuneConfig.model_validate(values | changes)
 
 
-def plain_loop(config: finetune.FinetuneConfig) -> float:
+def plain_loop(config: FinetuneConfig) -> float:
     """images/s of the loop one would write by hand."""
     root = Root(config.root_uri)
     training, _ = examples.split(examples.scenic_samples(root), config.held_out_share)
     plan = examples.Plan(examples.survey(root, training, config.place), config)
-    model = Inpainting(local_copy(config.base), "cpu", config.threads, config.precision)
+    model = InpaintingModel(local_copy(config.base), "cpu", config.threads, config.precision)
     model.unet.train()
     optimizer = torch.optim.AdamW(model.unet.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    placer, rows, started = examples.Placer(root, config), plan.of_worker(0, 0, config.steps), 0.0
+    placer, rows, started = Placer(root, config), plan.of_worker(0, 0, config.steps), 0.0
     for step in range(config.steps):
         if step == 3:
             started = time.perf_counter()
-        batch = model.encode(examples.arrays(placer(rows.slice(step * config.batch, config.batch))))
+        batch = model.encode(arrays(placer(rows.slice(step * config.batch, config.batch))))
         loss = model.loss(model.unet, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -77,9 +85,9 @@ def plain_loop(config: finetune.FinetuneConfig) -> float:
     return (config.steps - 3) * config.batch / (time.perf_counter() - started)
 
 
-def job(config: finetune.FinetuneConfig) -> float:
+def job(config: FinetuneConfig) -> float:
     """images/s of jobs.finetune with one Ray Train worker, as it reports them."""
-    report = finetune.finetune(config)
+    report = finetune(config)
     assert not report.reused
     return report.images_per_s
 

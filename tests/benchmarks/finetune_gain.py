@@ -14,32 +14,38 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 
-from adbooster import examples, finetune, layout
-from adbooster.gates import expansion_share
-from adbooster.images import resize
-from adbooster.inpainting import Inpainting
-from adbooster.mask import U2Net
-from adbooster.objects import Root, local_copy
-from adbooster.outpaint import Outpainter, Painting
-from adbooster.recipe import Recipe, placements
+from adbooster.contracts.recipe import Recipe, placements
+from adbooster.finetune import examples
+from adbooster.finetune.config import FinetuneConfig
+from adbooster.finetune.inpainting import InpaintingModel
+from adbooster.finetune.job import finetune
+from adbooster.finetune.rows import arrays
+from adbooster.finetune.stages import Placer
+from adbooster.models.outpainter import Outpainter, Painting
+from adbooster.models.u2net import U2Net
+from adbooster.painting.gates import expansion_share
+from adbooster.pictures import compositing, cutouts, layout
+from adbooster.pictures.images import resize
+from adbooster.storage.model_store import local_copy
+from adbooster.storage.objects import Root
 from adbooster.tiny import world
 
 MODELS = Path(world.__file__).parent / "models"
 PAINT_PX, SIDE_PX, FIRST_SEED, DRAWS = 128, 256, 5 * 10**6, 4
 
 
-def losses(weights: str, unseen: Root, config: finetune.FinetuneConfig) -> np.ndarray:
+def losses(weights: str, unseen: Root, config: FinetuneConfig) -> np.ndarray:
     """float [pictures]: the loss of each unseen picture, mean over DRAWS placements, noises and timesteps."""
     config = config.model_copy(update={"empty_text_share": 0.0, "precision": "float32"})
     rows = examples.survey(unseen, examples.scenic_samples(unseen), config.place)
-    plan, placer = examples.Plan(rows, config), examples.Placer(unseen, config)
-    model = Inpainting(local_copy(weights), "cpu", config.threads, "bfloat16")
+    plan, placer = examples.Plan(rows, config), Placer(unseen, config)
+    model = InpaintingModel(local_copy(weights), "cpu", config.threads, "bfloat16")
     model.unet.eval()
     out = np.zeros((DRAWS, rows.num_rows))
     for draw in range(DRAWS):
         for at in range(0, rows.num_rows, 20):
             some = range(at, min(at + 20, rows.num_rows))
-            batch = model.encode(examples.arrays(placer(examples.planned_rows(plan, [(i, draw) for i in some]))))
+            batch = model.encode(arrays(placer(examples.planned_rows(plan, [(i, draw) for i in some]))))
             with torch.no_grad():
                 out[draw, at : at + len(some)] = model.losses(model.unet, batch).numpy()
     return out.mean(0)
@@ -52,17 +58,17 @@ def expansions(weights: str, pairs: list[tuple[str, str]], threads: int) -> np.n
     outpainter = Outpainter(local_copy(weights), recipe, "cpu", "bfloat16", 20)
     net, jobs, paintings = U2Net(MODELS / "mask" / "u2netp.onnx", "cpu", threads), [], []
     for i, (product, scene) in enumerate(pairs):
-        cutout = layout.cut(*world.packshot(product, SIDE_PX))
+        cutout = cutouts.cut(*world.packshot(product, SIDE_PX))
         box = layout.place(cutout, (SIDE_PX, SIDE_PX), placements()["square"], FIRST_SEED + i)
-        seen = layout.overlay(cutout, box, (SIDE_PX, SIDE_PX), (PAINT_PX, PAINT_PX))
+        seen = compositing.overlay(cutout, box, (SIDE_PX, SIDE_PX), (PAINT_PX, PAINT_PX))
         condition = outpainter.condition(seen.image, seen.product_mask)
         paintings.append(Painting(condition, world.caption(product, scene), "", FIRST_SEED + i))
         jobs.append((cutout, box))
     out = []
     for background, (cutout, box) in zip(outpainter.paint(paintings), jobs, strict=True):
-        picture = layout.compose(resize(background, SIDE_PX, SIDE_PX, bicubic=True), cutout, box)
+        picture = compositing.compose(resize(background, SIDE_PX, SIDE_PX, bicubic=True), cutout, box)
         product = np.zeros((SIDE_PX, SIDE_PX), bool)
-        product[box.slices] = cutout.scaled(box.width_px, box.height_px).alpha > layout.ON
+        product[box.slices] = cutout.scaled(box.width_px, box.height_px).alpha > cutouts.ON
         out.append(expansion_share(product, net.probabilities(picture) > 0.5))
     return np.array(out)
 
@@ -101,7 +107,7 @@ def main(stock: Callable, settings: Callable, steps: int, pairs: int, work: Path
             stock(unseen, world.HELD_OUT, each, 6 * 10**6)
         tuning = {"checkpoint_every": 20, "ema_decay": 0.99, "warmup_steps": 10, "workers": 0}
         config = settings(seen, steps, **tuning)
-        done = finetune.finetune(config)
+        done = finetune(config)
         print(
             f"{steps} steps of {config.batch} at {PAINT_PX} px on {done.samples} scenes of {len(world.SEEN)} products, "
             f"{done.images_per_s} images/s; unseen: {len(world.HELD_OUT)} products, {each} scenes each; loss: mean of {DRAWS} draws",

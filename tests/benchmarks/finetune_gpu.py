@@ -12,9 +12,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from adbooster.inpainting import Encoded, Inpainting
-from adbooster.learner import Learner
-from adbooster.learning import Learning, Lora
+from adbooster.finetune.config import Lora, TrainingConfig
+from adbooster.finetune.inpainting import Encoded, InpaintingModel
+from adbooster.finetune.trainer import Trainer
 from adbooster.tiny import world
 from tests.real_size import write_pipeline
 
@@ -35,7 +35,7 @@ def latents(unet: UNet2DConditionModel, n: int, tokens: int, device: str) -> Enc
     )
 
 
-def flops(learner: Learner, batch: Encoded) -> int:
+def flops(learner: Trainer, batch: Encoded) -> int:
     """Of a forward and a backward pass, counted on what runs, without recomputed activations."""
     counter = FlopCounterMode(display=False)
     with counter:
@@ -45,13 +45,13 @@ def flops(learner: Learner, batch: Encoded) -> int:
 
 
 def measure(base: Path, lora: Lora, device: str, n: int, steps: int) -> dict[str, float]:
-    config = Learning(
+    config = TrainingConfig(
         root_uri="unused", base=str(base), device=device, lora=lora, batch=n, steps=steps, precision="bfloat16"
     )
-    model = Inpainting(base, device, 2, config.precision, lora)
+    model = InpaintingModel(base, device, 2, config.precision, lora)
     for part in model.frozen():
         part.to("cpu")
-    learner = Learner(model, config)
+    learner = Trainer(model, config)
     tokens = model.pipe.tokenizer.model_max_length
     work = flops(learner, latents(model.unet, 1, tokens, device))
     batch = latents(model.unet, n, tokens, device)

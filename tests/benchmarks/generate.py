@@ -25,12 +25,18 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image
 
-from adbooster import generate, images, layout, plan, schema, tables
-from adbooster.objects import Root
-from adbooster.painter import Painter
-from adbooster.prompting import Prompting
-from adbooster.rank import Ranker
-from adbooster.recipe import Recipe
+from adbooster.contracts import schema
+from adbooster.contracts.recipe import Recipe
+from adbooster.generate.config import GenerateConfig
+from adbooster.generate.job import generate
+from adbooster.models.clip import Clip
+from adbooster.painting import requests
+from adbooster.painting.config import Targeting
+from adbooster.painting.stages import Painter
+from adbooster.pictures import compositing, cutouts, images, layout
+from adbooster.prompts.config import Prompting
+from adbooster.storage import tables
+from adbooster.storage.objects import Root
 from adbooster.tiny import world
 
 MODELS = Path(world.__file__).parent / "models"
@@ -78,8 +84,8 @@ def stock(root: Root, products: int, cohorts: int) -> None:
     tables.merge(root, "cohorts", pa.Table.from_pylist(rows, schema.COHORTS), "cohort_id", None, {})
 
 
-def config(root: Root, recipe: Recipe, run_id: str = "bench", threads: int = 2) -> generate.GenerateConfig:
-    return generate.GenerateConfig(
+def config(root: Root, recipe: Recipe, run_id: str = "bench", threads: int = 2) -> GenerateConfig:
+    return GenerateConfig(
         root_uri=root.uri,
         run_id=run_id,
         weights=str(MODELS / "outpaint"),
@@ -95,7 +101,7 @@ def config(root: Root, recipe: Recipe, run_id: str = "bench", threads: int = 2) 
 
 
 def planned(root: Root, recipe: Recipe) -> pa.Table:
-    return plan.requests(root, recipe, "bench", Prompting(), plan.Targeting(), "")[0]
+    return requests.plan_requests(root, recipe, "bench", Prompting(), Targeting(), "")[0]
 
 
 def engine(n: int, threads: int) -> float:
@@ -117,7 +123,7 @@ def job(n: int, recipe: Recipe, threads: int = 2) -> float:
         root = Root(folder)
         stock(root, n // 4, 4)
         started = time.perf_counter()
-        report = generate.generate(config(root, recipe, threads=threads))
+        report = generate(config(root, recipe, threads=threads))
         assert report.published == n, report
         return time.perf_counter() - started
 
@@ -129,7 +135,7 @@ def loop(n: int, threads: int) -> float:
         MODELS / "outpaint", torch_dtype=torch.float32, safety_checker=None
     )
     pipe.set_progress_bar_config(disable=True)
-    ranker, k, paint_px = Ranker(MODELS / "rank", "cpu", threads), RECIPE.candidates, RECIPE.paint_px
+    ranker, k, paint_px = Clip(MODELS / "rank", "cpu", threads), RECIPE.candidates, RECIPE.paint_px
 
     def one(row: dict, root: Root) -> None:
         photo, mask = (Image.open(root.fs.open(root.path(row[c]))) for c in ("photo_uri", "mask_uri"))
@@ -147,10 +153,10 @@ def loop(n: int, threads: int) -> float:
             width=paint_px,
             generator=[torch.Generator().manual_seed(i) for i in range(k)],
         ).images
-        cutout = layout.cut(np.asarray(photo.convert("RGB")), images.decode_mask(root.read(row["mask_uri"])))
+        cutout = cutouts.cut(np.asarray(photo.convert("RGB")), images.decode_mask(root.read(row["mask_uri"])))
         height, width = cutout.alpha.shape
         box = layout.Box((SIDE_PX - width) // 2, SIDE_PX - height, width, height)
-        finished = [layout.compose(np.asarray(p.resize((SIDE_PX, SIDE_PX))), cutout, box) for p in painted]
+        finished = [compositing.compose(np.asarray(p.resize((SIDE_PX, SIDE_PX))), cutout, box) for p in painted]
         scores = ranker.embed_images(finished) @ ranker.embed_texts([row["text"]])[0]
         root.put(images.encode_lossless(finished[int(scores.argmax())]), "webp")
 
@@ -209,7 +215,7 @@ def plan_million() -> None:
         stock(root, 50_000, 20)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         started = time.perf_counter()
-        dry = generate.generate(config(root, RECIPE).model_copy(update={"dry_run": True}))
+        dry = generate(config(root, RECIPE).model_copy(update={"dry_run": True}))
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(

@@ -22,9 +22,11 @@ import pyarrow.parquet as pap
 import ray
 import torch
 
-from adbooster import nightly, plan, tables
-from adbooster.nightly import NightlyConfig, NightlyReport
-from adbooster.objects import Root
+from adbooster.night.config import NightlyConfig, NightlyReport
+from adbooster.night.job import nightly
+from adbooster.painting import requests
+from adbooster.storage import tables
+from adbooster.storage.objects import Root
 from adbooster.tiny import world
 from tests.benchmarks.prepare import shop
 
@@ -65,7 +67,7 @@ def settings(root: str, feed: Path, run_id: str, **limits) -> NightlyConfig:
 
 def night(config: NightlyConfig, told: str) -> tuple[NightlyReport, float]:
     started = time.perf_counter()
-    report = nightly.nightly(config)
+    report = nightly(config)
     seconds = time.perf_counter() - started
     g = report.generate
     print(
@@ -85,7 +87,7 @@ def counted(config: NightlyConfig, report: NightlyReport) -> bool:
     ids = set(live["request_id"].to_pylist()), set(left["request_id"].to_pylist())
     same = len(ids[1]) == left.num_rows == g.left == sum(g.left_by_value.values())
     whole = not ids[0] & ids[1] and len(ids[0]) + len(ids[1]) == g.requests
-    asked = plan.usable_products(root).num_rows * COHORTS
+    asked = requests.usable_products(root).num_rows * COHORTS
     print(f"counted: {len(ids[0])} live + {len(ids[1])} left = {asked} asked for", flush=True)
     return same and whole and asked == g.requests
 

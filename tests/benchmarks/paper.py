@@ -17,13 +17,13 @@ from pathlib import Path
 
 import ray
 
-from adbooster.cli import load, run
-from adbooster.cohorts import CohortsConfig, cohorts
-from adbooster.evaluate import EvaluateConfig, evaluate
-from adbooster.evaluation import Evaluation, Experiment
-from adbooster.finetune import FinetuneConfig, finetune
-from adbooster.intervals import Interval
-from adbooster.prepare import PrepareConfig, prepare
+from adbooster.cli.load import load
+from adbooster.cli.run import run
+from adbooster.cohorts.config import CohortsConfig
+from adbooster.contracts.evaluation import Evaluation, Experiment, Interval
+from adbooster.evaluate.config import EvaluateConfig
+from adbooster.finetune.config import FinetuneConfig
+from adbooster.prepare.config import PrepareConfig
 from adbooster.tiny import world
 
 TINY = Path(world.__file__).parent
@@ -79,21 +79,21 @@ def _feed(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def _job(config_class, job, root: Path, name: str, **values):
+def _job(config_class, root: Path, name: str, **values):
     """Run a job of paper.yaml; `values` are flags."""
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in {"root_uri": root, "run_id": name, **values}.items()]
-    return run(load(config_class, ["--config", str(TINY / "paper.yaml"), *flags]), job)
+    return run(load(config_class, ["--config", str(TINY / "paper.yaml"), *flags]), f"adbooster.{name}.job:{name}")
 
 
 def _weights(root: Path, feed: Path) -> str:
-    _job(PrepareConfig, prepare, root, "prepare", feed_uri=feed, allowed_file_root=TINY / "catalog")
-    return _job(FinetuneConfig, finetune, root, "finetune").weights
+    _job(PrepareConfig, root, "prepare", feed_uri=feed, allowed_file_root=TINY / "catalog")
+    return _job(FinetuneConfig, root, "finetune").weights
 
 
 def _evaluated(given: argparse.Namespace, feed: Path, weights: str) -> Evaluation:
     root = given.work.absolute() / "panel"
-    _job(PrepareConfig, prepare, root, "prepare", feed_uri=feed, allowed_file_root=TINY / "catalog")
-    _job(CohortsConfig, cohorts, root, "cohorts")
+    _job(PrepareConfig, root, "prepare", feed_uri=feed, allowed_file_root=TINY / "catalog")
+    _job(CohortsConfig, root, "cohorts")
     config = load(
         EvaluateConfig, ["--config", str(TINY / "paper.yaml"), "--root-uri", str(root), "--run-id", "evaluate"]
     )
@@ -114,7 +114,7 @@ def _evaluated(given: argparse.Namespace, feed: Path, weights: str) -> Evaluatio
     if given.quick:
         values["panel"] = {"product_ids": chosen[:3], "cohorts": 6}
         values["recipe"] |= {"candidates": 2, "num_inference_steps": 4}
-    report = run(EvaluateConfig.model_validate(values), evaluate)
+    report = run(EvaluateConfig.model_validate(values), "adbooster.evaluate.job:evaluate")
     return Evaluation.model_validate(json.loads(Path(report.evaluation_uri).read_text()))
 
 

@@ -24,9 +24,12 @@ import ray
 import torch
 from PIL import Image
 
-from adbooster import changes, feeds, prepare, schema
-from adbooster.objects import Root
-from adbooster.pictures import Captioner, Fetcher, Judge, Masker
+from adbooster.contracts import schema
+from adbooster.prepare import changes, feeds
+from adbooster.prepare.config import PrepareConfig
+from adbooster.prepare.job import made_by, prepare
+from adbooster.prepare.stages import Captioner, Fetcher, Judge, Masker
+from adbooster.storage.objects import Root
 from adbooster.tiny import world
 
 MODELS = Path(world.__file__).parent / "models"
@@ -47,8 +50,8 @@ def shop(folder: Path, products: int, cut_out_share: float) -> Path:
     return folder / "feed.tsv"
 
 
-def settings(root: str, feed: Path, run_id: str) -> prepare.PrepareConfig:
-    return prepare.PrepareConfig.model_validate(
+def settings(root: str, feed: Path, run_id: str) -> PrepareConfig:
+    return PrepareConfig.model_validate(
         {
             "root_uri": root,
             "run_id": run_id,
@@ -62,16 +65,16 @@ def settings(root: str, feed: Path, run_id: str) -> prepare.PrepareConfig:
     )
 
 
-def job(config: prepare.PrepareConfig) -> float:
+def job(config: PrepareConfig) -> float:
     started = time.perf_counter()
-    prepare.prepare(config)
+    prepare(config)
     return time.perf_counter() - started
 
 
-def loop(config: prepare.PrepareConfig, threads: int) -> float:
+def loop(config: PrepareConfig, threads: int) -> float:
     """What one would write without Ray: the stages one after another over batches of the feed, then one table."""
     started = time.perf_counter()
-    root, made = Root(config.root_uri), prepare.made_by(config)
+    root, made = Root(config.root_uri), made_by(config)
     known = changes.known_samples(root, "loop", schema.SAMPLES.empty_table(), None)
     plan = changes.compare(feeds.read(config.feed_uri).pictures, known, made)
     model = {"root": root, "made": made, "runs_on": (config.device, threads)}
@@ -86,7 +89,7 @@ def loop(config: prepare.PrepareConfig, threads: int) -> float:
         for stage in stages:
             rows = stage(rows)
         done.append(rows)
-    from adbooster import tables
+    from adbooster.storage import tables
 
     tables.merge(root, "samples", schema.fill(pa.concat_tables(done), schema.SAMPLES), "sample_id", None, {})
     return time.perf_counter() - started

@@ -1,0 +1,222 @@
+"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `models pull`, `models list`."""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeAlias
+
+import fsspec
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from adbooster.cli import status_table
+from adbooster.contracts.errors import AdboosterError, ConfigError
+from adbooster.contracts.redaction import redact
+from adbooster.evaluate import blind_sheet
+from adbooster.night import state
+from adbooster.storage import tables
+from adbooster.storage.model_store import kept, pull
+from adbooster.storage.objects import Root
+from adbooster.storage.rollback import rollback
+from adbooster.storage.vacuum import MINIMUM, vacuum
+
+_BLIND = "Scores filled blind sheets of jobs.evaluate: how often people preferred the creative."
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+UNITS = {"": "days", "d": "days", "h": "hours", "w": "weeks"}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command; exit code 0 if it succeeded, 2 if it cannot work, 1 if another run committed first."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.command is _blind:
+            return _blind(arguments)
+        if not arguments.root_uri:
+            raise ConfigError(
+                "--root-uri is required: the folder or s3://bucket/prefix of the jobs; or ADBOOSTER_ROOT_URI"
+            )
+        arguments.command(Root(arguments.root_uri), arguments)
+    except AdboosterError as e:
+        print(redact(f"{type(e).__name__}: {e}"), file=sys.stderr)
+        raise SystemExit(2 if isinstance(e, ConfigError) else 1) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "adbooster", description="State of the night, what is live, rollback to an earlier night, and vacuum."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    status = _add(commands, "status", _status, "state of the night: its steps, its lock, what is live")
+    status.add_argument("--run-id", help="of a night; the newest if not given")
+    status.add_argument("--limit", type=int, default=1, help="newest nights shown (default 1)")
+    _add(commands, "history", _history, "the commits of a table, newest first", table=True).add_argument(
+        "--limit", type=int, help="newest commits shown; all if not given"
+    )
+    back = _add(commands, "rollback", _rollback, "make an earlier version live again, as a new commit", table=True)
+    back.add_argument("--to", type=int, required=True, metavar="VERSION", help="a version that `history` shows")
+    clear = _add(commands, "vacuum", _vacuum, "remove files and objects that no version within the retention needs")
+    clear.add_argument(
+        "--older-than",
+        type=_duration,
+        default=timedelta(days=7),
+        metavar="TIME",
+        help="retention: how far back a rollback stays possible, 7 or 7d, 36h, 2w (default 7d)",
+    )
+    clear.add_argument(
+        "--force",
+        action="store_true",
+        help=f"allow less than {MINIMUM.days} day; only while no job is running",
+    )
+    _add_models(commands)
+    sheet = commands.add_parser("blind", help="what people preferred, from filled blind sheets", description=_BLIND)
+    sheet.add_argument("action", choices=["score"])
+    sheet.add_argument("sheets", nargs="+", metavar="SHEET", help="filled sheets: CSV with pair, rater and choice")
+    sheet.add_argument("--key", required=True, help="the key that was kept apart: runs/<run_id>/blind.key.json")
+    sheet.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    sheet.set_defaults(command=_blind)
+    for command in (back, clear):
+        command.add_argument("--dry-run", action="store_true", help="print what would be done; nothing is changed")
+    return parser
+
+
+def _add_models(commands: Commands) -> None:
+    does = "copy models below the root, so that nights depend on no hub"
+    models = commands.add_parser("models", help=does, description=does).add_subparsers(required=True, metavar="COMMAND")
+    get = _add(models, "pull", _pull, "copy a model with its hashes to root_uri/models/<name>/<revision>/, once")
+    get.add_argument("source", help="a folder or file, local or s3://..., or hub:<owner>/<name>")
+    get.add_argument("--name", default="", help="its name below models/ (default: the last part of the source)")
+    get.add_argument("--hub-revision", default="main", help="branch, tag or commit on the hub (default main)")
+    _add(models, "list", _models, "the models below the root, with the uri that jobs are given")
+
+
+def _add(commands: Commands, name: str, command: Callable, does: str, table: bool = False) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=does, description=does)
+    parser.set_defaults(command=command)
+    parser.add_argument(
+        "--root-uri",
+        default=os.environ.get("ADBOOSTER_ROOT_URI"),
+        help="where tables and objects live: a folder or s3://bucket/prefix (or ADBOOSTER_ROOT_URI)",
+    )
+    if table:
+        parser.add_argument("--table", default="creatives", choices=sorted(tables.TABLES), help="default creatives")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    return parser
+
+
+def _duration(text: str) -> timedelta:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([dhw]?)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time; 7 or 7d, 36h, 2w are")
+    return timedelta(**{UNITS[match[2]]: float(match[1])})
+
+
+def _status(root: Root, arguments: argparse.Namespace) -> None:
+    status = state.status(root, arguments.run_id, arguments.limit)
+    if arguments.run_id and not status.nights:
+        raise ConfigError(
+            f"there is no night {arguments.run_id} below {root.uri}; without --run-id the newest is shown"
+        )
+    if arguments.json:
+        print(status.model_dump_json(indent=2))
+    else:
+        status_table.show(status, Console(width=None if sys.stdout.isatty() else 160))
+
+
+def _history(root: Root, arguments: argparse.Namespace) -> None:
+    versions = tables.history(root, arguments.table)[: arguments.limit]
+    if not versions:
+        raise ConfigError(f"there is no table {root.uri}/tables/{arguments.table}")
+    if arguments.json:
+        print(json.dumps([v.model_dump(mode="json") for v in versions], indent=2))
+        return
+    table = Table("version", "time (UTC)", "operation", "rows +", "rows -", "run", "recipe", "weights", "git commit")
+    for v in versions:
+        operation = v.operation if v.rollback_to is None else f"{v.operation} of {v.rollback_to}"
+        counts = ["" if n is None else str(n) for n in (v.rows_added, v.rows_removed)]
+        names = [v.run_id or "", v.recipe_id or "", v.weights_revision or "", (v.git_commit or "")[:10]]
+        table.add_row(str(v.version), f"{v.time:%Y-%m-%d %H:%M:%S}", operation, *counts, *names)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _rollback(root: Root, arguments: argparse.Namespace) -> None:
+    done = rollback(root, arguments.table, arguments.to, arguments.dry_run)
+    verb = "would become" if arguments.dry_run else f"is now, as version {done.version},"
+    _print_result(
+        arguments,
+        done,
+        f"version {done.rollback_to} of tables/{done.table} {verb} what is live: {done.rows} rows, {done.rows_added} "
+        f"added and {done.rows_removed} removed against version {done.rollback_from}; "
+        f"all {done.objects} objects that it names are there",
+    )
+
+
+def _vacuum(root: Root, arguments: argparse.Namespace) -> None:
+    done = vacuum(root, arguments.older_than, arguments.dry_run, arguments.force)
+    if arguments.dry_run and not arguments.json:
+        for file in (*done.table_files, *done.staged_parts, *done.objects):
+            print(file)
+    _print_result(
+        arguments,
+        done,
+        f"{'would remove' if done.dry_run else 'removed'} {len(done.objects)} objects ({done.objects_kept} stay), "
+        f"{len(done.table_files)} table files and {len(done.staged_parts)} staged parts: {done.size_bytes / 1e6:.1f} MB",
+    )
+
+
+def _pull(root: Root, arguments: argparse.Namespace) -> None:
+    done = pull(root, arguments.source, arguments.name, arguments.hub_revision)
+    did = f"{done.files} files, {done.size_bytes / 1e6:.1f} MB" if done.copied else "was there already"
+    _print_result(arguments, done, f"{done.uri} ({did})")
+
+
+def _models(root: Root, arguments: argparse.Namespace) -> None:
+    models = kept(root)
+    if arguments.json:
+        print(json.dumps([k.model_dump(mode="json") for k in models], indent=2))
+        return
+    if not models:
+        print(f"there is no model below {root.uri}/models; `adbooster models pull` brings one")
+    for k in models:
+        facts = (
+            f"{k.files} files, {k.size_bytes / 1e6:.1f} MB, {k.pulled_at:%Y-%m-%d %H:%M} UTC, from {redact(k.source)}"
+        )
+        print(f"{k.uri} ({facts})")
+
+
+def _blind(arguments: argparse.Namespace) -> None:
+    done = blind_sheet.score({uri: _text(uri) for uri in arguments.sheets}, _text(arguments.key))
+    if arguments.json:
+        return print(done.model_dump_json())
+    table = Table("preferred", "share", "95 % interval", title=f"{done.answers} answers of {done.raters} raters")
+    groups = {"the creative": done.preferred, **done.by_baseline, **done.by_family}
+    for name, spread in groups.items():
+        if spread:
+            ends = "" if spread.low is None else f"{spread.low:.3f} to {spread.high:.3f}"
+            label = name if name == "the creative" else f"... {name or '(none)'}"
+            table.add_row(escape(label), f"{spread.mean:.3f}", ends)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    p_value = "" if done.p_value is None else f", p {done.p_value:.3g} of no preference (binomial over pairs)"
+    left = "" if done.left_share is None else f"; left was preferred in {done.left_share:.0%}"
+    print(f"creative {done.creative}, the catalog's own {done.baseline}, same {done.same}{p_value}{left}")
+
+
+def _text(uri: str) -> str:
+    try:
+        with fsspec.open(uri, "rb") as f:
+            return f.read().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{uri} cannot be read as text: {e}") from e
+
+
+def _print_result(arguments: argparse.Namespace, done: BaseModel, sentence: str) -> None:
+    print(done.model_dump_json() if arguments.json else sentence)
+
+
+if __name__ == "__main__":
+    main()

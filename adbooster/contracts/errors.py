@@ -1,0 +1,56 @@
+"""The errors that this package raises itself. Errors of S3, CUDA and Ray pass through as they are.
+
+AdboosterError          base of all of these
+  ConfigError           the settings cannot work; raised before cluster time is spent
+  SchemaError           a table does not match schema.py: the column, the expected and the actual type
+  TooManyRejects        more rows rejected than allowed: how many, why, where to look
+  CoverageTooLow        too few requests filled to publish
+  PublishConflict       another run committed first
+  LockHeld              another night runs below this root: which, where, since when
+  LockLost              this night's lock expired and another night holds it now
+  CanaryRefused         new weights did worse on the panel than the rule allows
+  TrainingDiverged      the loss became NaN or infinite
+
+Each takes one sentence: what is wrong, which value, what would be right. The only argument is a string, so that the
+error survives pickling.
+"""
+
+
+class AdboosterError(Exception):
+    """An error that this package raises itself; its text is one sentence for the operator."""
+
+
+class ConfigError(AdboosterError):
+    """The settings cannot work; raised before cluster time is spent."""
+
+
+class SchemaError(AdboosterError):
+    """A table does not match schema.py."""
+
+
+class TooManyRejects(AdboosterError):
+    """More rows were rejected than allowed."""
+
+
+class CoverageTooLow(AdboosterError):
+    """Too few requests were filled to publish."""
+
+
+class PublishConflict(AdboosterError):
+    """Another run committed first; nothing of this one is live."""
+
+
+class LockHeld(AdboosterError):
+    """Another night runs below this root."""
+
+
+class LockLost(AdboosterError):
+    """Another night holds the lock now; nothing more of this one is published."""
+
+
+class CanaryRefused(AdboosterError):
+    """New weights did worse on the panel than the rule allows; they are not used."""
+
+
+class TrainingDiverged(AdboosterError):
+    """The loss of a training run became NaN or infinite; its weights are not published."""

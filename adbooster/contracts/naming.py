@@ -1,0 +1,13 @@
+"""Names and seeds that follow from content alone."""
+
+import hashlib
+
+
+def digest(*parts: str) -> str:
+    """SHA-256 hex of the parts, each kept apart from the next."""
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def seed_of(name: str, number: int) -> int:
+    """A seed, 0 <= seed < 2^63, from content alone: of a request's candidate, or of a product's place."""
+    return int(digest(name, str(number))[:16], 16) >> 1

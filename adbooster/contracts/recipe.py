@@ -1,0 +1,161 @@
+"""What decides the pixels besides product and cohort, and the names that follow from it."""
+
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, Field
+
+from adbooster.contracts.naming import digest
+from adbooster.contracts.settings import Config, Uri
+
+LOSSLESS = ("webp_lossless", "png")
+
+
+def _range(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= value[0] <= value[1] <= 1:
+        raise ValueError("should be two shares of 0 to 1, the lower first")
+    return value
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_range)]
+
+
+class Stand(Config):
+    """How a product stands in a picture; a candidate's place is drawn from these ranges."""
+
+    product_scale: Range
+    """The product's longer side as a share of the picture's shorter side; it is scaled down or 1:1, never up."""
+    ground_line: Range
+    """The product's lower edge as a share of the picture's height."""
+    anchor_x: Range = (0.3, 0.7)
+    """Where in the free width it stands: 0 is left, 1 right."""
+
+
+class StandRule(Stand):
+    """A stand for the products of a category, in one placement or in all."""
+
+    category: str = ""
+    """Start of the feed's category, any case; empty: every product."""
+    placement: str = ""
+    """Name of a placement; empty: all."""
+
+
+class Placement(Stand):
+    """One size that ads are shown in."""
+
+    width_px: int
+    height_px: int
+
+
+@cache
+def placements() -> dict[str, Placement]:
+    """The sizes of placements.yaml by name."""
+    entries = yaml.safe_load((Path(__file__).parent / "placements.yaml").read_text())
+    return {name: Placement.model_validate(values) for name, values in entries.items()}
+
+
+def _known(name: str) -> str:
+    if name not in placements():
+        raise ValueError(f"is not a placement; the placements are {', '.join(placements())}")
+    return name
+
+
+class Gates(Config):
+    """What a painting must pass to be a creative. A null threshold switches its gate off."""
+
+    max_expansion_share: float | None = Field(default=None, ge=0)
+    """Share of its own area by which the product may seem to have grown (union form); needs `mask_model`."""
+    max_copy_similarity: float | None = Field(default=None, ge=-1, le=1)
+    """Cosine (rank CLIP) between the product and another salient thing beside it above which that is a second copy;
+    needs `mask_model`."""
+    max_people: float | None = Field(default=None, ge=0, le=1)
+    """Probability of people in the scene, unless the cohort's text asks for them (zero-shot, rank CLIP)."""
+    max_text: float | None = Field(default=None, ge=0, le=1)
+    """Probability of writing, logos or watermarks in the scene (zero-shot, rank CLIP)."""
+    min_background_distance: int | None = Field(default=None, ge=0, le=64)
+    """Bits (of 64, perceptual hash, product masked out) by which a scene must differ from those of other winners of
+    its cohort and of its product; nearer ones that CLIP finds alike as well are duplicates."""
+    max_background_similarity: float = Field(default=0.95, ge=-1, le=1)
+    """Cosine of two scenes' CLIP vectors above which a near perceptual hash makes them duplicates."""
+
+
+class Adapter(Config):
+    """A LoRA, or a few-step adapter of that form (LCM, Hyper), that is added to the weights."""
+
+    uri: Uri
+    """A .safetensors file."""
+    scale: float = 1.0
+    """Its strength."""
+
+
+class Recipe(Config):
+    """All that decides the pixels besides product and cohort. Changing any of it repaints."""
+
+    candidates: int = Field(default=4, ge=1, le=64)
+    """Paintings a request and round, K."""
+    keep: int = Field(default=1, ge=1, le=64)
+    """Creatives kept a request, at most `candidates`."""
+    diversity: float = Field(default=0.3, ge=0, le=1)
+    """Weight of being unlike the creatives already chosen for the request (maximal marginal relevance); 0 is score alone."""
+    max_rounds: int = Field(default=2, ge=1, le=10)
+    """Times a request is painted, with new seeds, while gates reject what is painted."""
+    gates: Gates = Gates()
+    """What a painting must pass."""
+    num_inference_steps: int = Field(default=20, ge=1, le=1000)
+    """Sampler steps a painting."""
+    guidance_scale: float = Field(default=5.0, ge=1.0)
+    """Classifier-free guidance; 1 is none and half the cost."""
+    guidance_interval: Range = (0.0, 1.0)
+    """Share of the steps between which guidance is on; outside it a step costs half."""
+    scheduler: str = Field(default="", pattern="^[A-Za-z0-9]*$")
+    """Name of a diffusers scheduler class; empty: the one that came with the weights."""
+    scheduler_options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Settings of the scheduler that replace those of the weights."""
+    placements: tuple[Annotated[str, AfterValidator(_known)], ...] = Field(default=("square",), min_length=1)
+    """Sizes to paint: square, landscape, portrait, story (placements.yaml)."""
+    size_px: int = Field(default=0, ge=0, le=4096)
+    """Longer side of the published picture; 0: the placement's own pixels."""
+    paint_px: int = Field(default=512, ge=64, le=2048)
+    """Side of the square whose area the model paints; the scene is upscaled from there, the product never."""
+    layouts: int = Field(default=2, ge=1, le=64)
+    """Places a product stands in, in turn for the candidates; each costs one VAE pass for all cohorts together."""
+    stands: tuple[StandRule, ...] = ()
+    """How products of a category stand; the first that fits, else the placement's own."""
+    shadow: Literal["none", "contact"] = "none"
+    """contact: a soft shadow under the product where the model painted none."""
+    image_format: Literal["webp_lossless", "png", "webp", "jpeg"] = "webp_lossless"
+    """webp and jpeg are lossy: the product's PSNR is recorded with each file."""
+    quality: int = Field(default=90, ge=1, le=100)
+    """Quality of webp and jpeg."""
+    seed: int = 0
+    """Another seed, other paintings."""
+
+    def stand(self, category: str, placement: str) -> Stand:
+        """How a product of this category stands in this placement."""
+        for rule in self.stands:
+            if category.lower().startswith(rule.category.lower()) and rule.placement in ("", placement):
+                return rule
+        return placements()[placement]
+
+    def size(self, placement: str) -> tuple[int, int]:
+        """(width, height) of the published picture in pixels."""
+        p = placements()[placement]
+        factor = self.size_px / max(p.width_px, p.height_px) if self.size_px else 1
+        return round(p.width_px * factor), round(p.height_px * factor)
+
+    def paint_size(self, placement: str) -> tuple[int, int]:
+        """(width, height) that the model paints: the placement's ratio, about paint_px^2 pixels, multiples of 8."""
+        p = placements()[placement]
+        if p.width_px == p.height_px:
+            return self.paint_px, self.paint_px
+        wide = (p.width_px / p.height_px) ** 0.5
+        return round(self.paint_px * wide / 8) * 8, round(self.paint_px / wide / 8) * 8
+
+
+def recipe_id(recipe: Recipe, revisions: Iterable[str]) -> str:
+    """16 hex digits that name the recipe under the revisions of all models that decide (weights, adapters, rank...)."""
+    return digest(json.dumps(recipe.model_dump(mode="json"), sort_keys=True), *revisions)[:16]

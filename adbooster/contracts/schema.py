@@ -1,0 +1,317 @@
+"""The tables: the contract between the jobs. Rows in flight only grow to the right and edit nothing but `reject`."""
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from adbooster.contracts.errors import SchemaError
+
+# Why a picture was not used, or a request not filled. One fixed word each; null means usable.
+REJECTS = (
+    "malformed_row",
+    "missing_id",
+    "duplicate_id",
+    "field_too_long",
+    "missing_image",
+    "refused_address",
+    "unreachable_image",
+    "oversized_image",
+    "unreadable_image",
+    "image_too_small",
+    "mask_empty",
+    "mask_full",
+    "mask_touches_border",
+    "mask_in_pieces",
+    "caption_empty",
+    "not_painted",
+    # Of candidates and their files; a request that ends on one of them falls back to the original picture.
+    "below_original",
+    "product_expanded",
+    "second_copy",
+    "people_not_asked",
+    "text_in_scene",
+    "unsafe",
+    "duplicate_background",
+)
+ROLES = ("main", "additional", "lifestyle")
+
+
+def _schema(base: pa.Schema | None = None, **columns: pa.DataType) -> pa.Schema:
+    fields = [f for f in base or [] if f.name not in columns]
+    return pa.schema(fields + [pa.field(name, kind) for name, kind in columns.items()])
+
+
+_TEXTS = pa.list_(pa.string())
+_WHEN = pa.timestamp("us", tz="UTC")
+
+# What is measured on a photo and its mask, so that rules can change without decoding either again.
+_MASK = {
+    "mask_uri": pa.string(),
+    "mask_by": pa.string(),
+    "mask_area_share": pa.float32(),
+    "mask_border_share": pa.float32(),
+    "mask_pieces": pa.int32(),
+    "outside_deviation": pa.float32(),
+}
+_CAPTION = {"caption": pa.string(), "caption_by": pa.string()}
+
+# One row a picture of a product, as the feed names it.
+PICTURES = _schema(
+    sample_id=pa.string(),
+    product_id=pa.string(),
+    role=pa.string(),
+    title=pa.string(),
+    category=pa.string(),
+    brand=pa.string(),
+    image_uri=pa.string(),
+    reject=pa.string(),
+)
+
+# The same with what is known of the picture from an earlier night: null for a new one.
+KNOWN = _schema(
+    image_uri=pa.string(),
+    photo_uri=pa.string(),
+    photo_sha256=pa.string(),
+    etag=pa.string(),
+    last_modified=pa.string(),
+    width=pa.int32(),
+    height=pa.int32(),
+    **_MASK,
+    **_CAPTION,
+    reject=pa.string(),
+    fingerprint=pa.string(),
+    retired_at=_WHEN,
+)
+PLANNED = _schema(PICTURES, known=pa.struct(list(KNOWN)))
+FETCHED = _schema(
+    PLANNED,
+    photo_uri=pa.string(),
+    photo_sha256=pa.string(),
+    width=pa.int32(),
+    height=pa.int32(),
+    etag=pa.string(),
+    last_modified=pa.string(),
+    kept=pa.bool_(),
+    fingerprint=pa.string(),
+)
+MASKED = _schema(FETCHED, **_MASK)
+CAPTIONED = _schema(MASKED, **_CAPTION)
+JUDGED = _schema(CAPTIONED, background=pa.string())
+
+# What is staged: tonight's values, without those of an earlier night.
+PREPARED = pa.schema([f for f in JUDGED if f.name != "known"])
+SAMPLES = _schema(pa.schema([f for f in PREPARED if f.name != "kept"]), retired_at=_WHEN)
+COHORTS = _schema(
+    cohort_id=pa.string(),
+    family=pa.string(),
+    query=pa.string(),
+    context=pa.string(),
+    interests=_TEXTS,
+    shares=pa.list_(pa.float32()),  # of `interests`, in their order; empty where a person wrote the cohort
+    size=pa.int64(),
+    negative=pa.string(),  # what must not be painted for this cohort, besides what holds for all
+    centroid=pa.list_(pa.float32()),  # unit vector in the space of `text_model`; empty where a person wrote the cohort
+    text_model=pa.string(),
+    version=pa.string(),
+)
+
+# Which cohort a user belongs to; users are 32 hex digits, HMAC-SHA256 under a salt that is stored nowhere.
+MEMBERS = _schema(user_hash=pa.string(), cohort_id=pa.string())
+
+# A product and a cohort to be painted for it, with the inputs of its prompt; `words` describe the product.
+PAIRS = _schema(
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    family=pa.string(),
+    words=pa.string(),
+    title=pa.string(),
+    category=pa.string(),
+    brand=pa.string(),
+    query=pa.string(),
+    context=pa.string(),
+    negative=pa.string(),
+)
+PROMPTED = _schema(PAIRS, prompt=pa.string(), negative_prompt=pa.string(), prompt_style=pa.string())
+
+# What a language model wrote, by the digest of the whole request.
+PROMPTS = _schema(
+    key=pa.string(),
+    model=pa.string(),
+    scene=pa.string(),
+    negative=pa.string(),
+    product=pa.string(),
+    query=pa.string(),
+    context=pa.string(),
+)
+
+# One product x one cohort under one recipe, with all that painting it needs but the pixels.
+REQUESTS = _schema(
+    request_id=pa.string(),
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    placement=pa.string(),
+    category=pa.string(),
+    family=pa.string(),
+    text=pa.string(),
+    prompt=pa.string(),
+    negative_prompt=pa.string(),
+    prompt_style=pa.string(),
+    photo_uri=pa.string(),
+    photo_sha256=pa.string(),
+    mask_uri=pa.string(),
+    own_photo_uris=_TEXTS,
+    round=pa.int32(),
+    reject=pa.string(),
+)
+LAYOUT = pa.struct([(name, pa.int32()) for name in ("x_px", "y_px", "width_px", "height_px")])
+GATES = pa.struct(
+    [
+        ("product_max_diff", pa.int32()),  # 0-255, of the stored file; 0 in every lossless one
+        ("psnr_db", pa.float32()),  # of the product in a lossy file; null when lossless
+        ("expansion_share", pa.float32()),
+        ("copy_similarity", pa.float32()),
+        ("people", pa.float32()),
+        ("text", pa.float32()),
+        ("unsafe", pa.bool_()),
+    ]
+)
+CREATIVES = _schema(
+    creative_id=pa.string(),
+    request_id=pa.string(),
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    placement=pa.string(),
+    rank=pa.int32(),
+    prompt=pa.string(),
+    negative_prompt=pa.string(),
+    prompt_style=pa.string(),
+    text=pa.string(),  # the cohort's, as scored against
+    photo_sha256=pa.string(),  # of the product's photo
+    seed=pa.int64(),
+    layout=LAYOUT,
+    recipe_id=pa.string(),
+    weights_revision=pa.string(),
+    clip_score=pa.float32(),
+    neutral_score=pa.float32(),
+    margin=pa.float32(),
+    candidate_scores=pa.list_(pa.float32()),  # of all the round's candidates, before gates, in the order of their seeds
+    gates=GATES,
+    fallback=pa.bool_(),
+    fallback_reason=pa.string(),
+    background_phash=pa.string(),  # 64 bits in hex, product masked out
+    background_simhash=pa.string(),  # 256 signs of the scene's CLIP vector in hex
+    uri=pa.string(),
+    sha256=pa.string(),
+    width=pa.int32(),
+    height=pa.int32(),
+    size_bytes=pa.int64(),
+    gpu_s=pa.float32(),
+    run_id=pa.string(),
+)
+STAGED = _schema(
+    CREATIVES,
+    round=pa.int32(),
+    candidate_rejects=_TEXTS,  # the word of every candidate that a gate turned down for this request
+    paint_batch=pa.int32(),  # paintings in a pass; smaller than asked for where memory ran out
+    reject=pa.string(),
+)
+
+# People's approvals and rejections of creatives, and which requests stay empty because of them.
+MARKS = _schema(
+    creative_id=pa.string(),
+    mark=pa.string(),  # approved, rejected, or empty: its request ended on a picture that was rejected
+    request_id=pa.string(),
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    placement=pa.string(),
+    sha256=pa.string(),
+    run_id=pa.string(),  # the run that read the mark
+)
+
+# A live creative, and what is needed to measure it.
+PICTURES_TO_MEASURE = _schema(
+    look_id=pa.string(),
+    creative_id=pa.string(),
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    placement=pa.string(),
+    family=pa.string(),
+    text=pa.string(),
+    prompt_style=pa.string(),
+    photo_uri=pa.string(),
+    mask_uri=pa.string(),
+    neutral_uris=_TEXTS,
+    contextual_uris=_TEXTS,
+    uri=pa.string(),
+    layout=LAYOUT,
+    fallback=pa.bool_(),
+    fallback_reason=pa.string(),
+    gpu_s=pa.float32(),
+    reject=pa.string(),
+)
+
+# A request of a trial: painted to be compared, never published.
+TRIAL_REQUESTS = _schema(REQUESTS, look_id=pa.string(), neutral_uris=_TEXTS, contextual_uris=_TEXTS)
+
+# What was measured on a creative, or on the candidates of one request of a trial. Scores are CLIP cosines with `text`.
+# A row without a cohort is a scene of the catalog's own: its features alone are measured.
+LOOKS = _schema(
+    look_id=pa.string(),
+    creative_id=pa.string(),  # null in a trial
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    placement=pa.string(),
+    family=pa.string(),
+    text=pa.string(),
+    prompt_style=pa.string(),
+    rank_scores=pa.list_(pa.float32()),  # of every candidate in the order of their seeds; of a live creative, its own
+    judge_scores=pa.list_(pa.float32()),
+    best=pa.int32(),  # the candidate that `rank` prefers: all that follows is measured on it
+    neutral_rank=pa.float32(),
+    neutral_judge=pa.float32(),
+    contextual_rank=pa.float32(),  # null where the product has no picture in a scene
+    contextual_judge=pa.float32(),
+    product_max_diff=pa.int32(),
+    psnr_db=pa.float32(),
+    expansion_share=pa.float32(),
+    copy_similarity=pa.float32(),
+    people=pa.float32(),
+    text_in_scene=pa.float32(),
+    sharpness=pa.float32(),
+    exposure=pa.float32(),
+    clipped_share=pa.float32(),
+    background_phash=pa.string(),
+    background_simhash=pa.string(),
+    scene_vector=pa.list_(pa.float32()),  # judge's unit vector of the picture without its product; null of an original
+    features=pa.list_(pa.float32()),  # of the whole picture, by the Inception model or else the judge
+    fallback=pa.bool_(),  # in a trial: nothing beat the product's own pictures, so a night would publish the original
+    fallback_reason=pa.string(),
+    gpu_s=pa.float32(),
+    reject=pa.string(),
+)
+
+
+def check(table: pa.Table, wanted: pa.Schema, what: str = "table") -> pa.Table:
+    """The table with exactly the wanted columns in their order; SchemaError names the first missing or mistyped one."""
+    for field in wanted:
+        if field.name not in table.column_names:
+            raise SchemaError(f"{what} lacks the column {field.name!r}; it has {', '.join(table.column_names)}")
+        actual = table.schema.field(field.name).type
+        if actual != field.type and not pa.types.is_null(actual):
+            raise SchemaError(f"{what}: column {field.name!r} should be {field.type} and is {actual}")
+    return table.select(wanted.names).cast(wanted)
+
+
+def fill(table: pa.Table, wanted: pa.Schema) -> pa.Table:
+    """The table with exactly the wanted columns: those it lacks as nulls, those not wanted dropped."""
+    columns = {
+        f.name: table[f.name] if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in wanted
+    }
+    return pa.table(columns).cast(wanted)
+
+
+def extend(table: pa.Table, wanted: pa.Schema, **columns: Iterable) -> pa.Table:
+    """The table grown to `wanted` by `columns` (lists of Python values); a stage's last line."""
+    kept = {name: table[name] for name in table.column_names if name in wanted.names}
+    new = {name: pa.array(list(values), wanted.field(name).type) for name, values in columns.items()}
+    return check(pa.table(kept | new), wanted)

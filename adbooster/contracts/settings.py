@@ -1,0 +1,74 @@
+"""The base of every configuration: frozen, strict, and documented by the line under each field."""
+
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri or not uri else str(Path(uri).absolute())
+
+
+Uri = Annotated[str, AfterValidator(_absolute)]
+"""A local path or `scheme://...`; paths are made absolute where they are read, for workers run in other folders."""
+
+
+class Config(BaseModel):
+    """A group of settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    inherits: ClassVar[dict[str, dict[str, str]]] = {}
+    """By another job's section of the same file: settings that are taken from there where they are not given here."""
+
+
+class JobConfig(Config):
+    """Settings that every job has."""
+
+    root_uri: Uri
+    """Where tables and objects live: a local folder or s3://bucket/prefix."""
+    run_id: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$")
+    """Name of this run (letters, digits, dots, dashes, underscores); empty: made from date and time."""
+    dry_run: bool = False
+    """Print the plan and stop; nothing is written."""
+
+    @property
+    def needs_ray(self) -> bool:
+        """Whether the job uses a Ray cluster under these settings."""
+        return True
+
+
+def inherited(config_class: type[Config], sections: dict[str, Any]) -> dict[str, Any]:
+    """Settings that a job takes from other jobs' sections of the same file."""
+    values = {}
+    for section, names in config_class.inherits.items():
+        given = sections.get(section)
+        if isinstance(given, dict):
+            values |= {ours: given[theirs] for ours, theirs in names.items() if theirs in given}
+    return values
+
+
+@cache
+def code_commit() -> str | None:
+    """The git commit of this code: ADBOOSTER_COMMIT, or the commit of the checkout that it runs from."""
+    if commit := os.environ.get("ADBOOSTER_COMMIT"):
+        return commit
+    command = ["git", "rev-parse", "HEAD"]
+    git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return git.stdout.strip() or None
+
+
+class Pool(Config):
+    """How many actors a stage gets, and what each of them holds."""
+
+    actors: int = Field(default=1, ge=1)
+    """Processes that run the stage."""
+    cpus: float = Field(default=1, ge=0)
+    """Logical CPUs each of them reserves."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs each of them reserves; a share below 1 is bookkeeping, not isolation."""
+    batch: int = Field(default=16, ge=1)
+    """Rows a call."""

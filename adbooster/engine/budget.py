@@ -1,0 +1,120 @@
+"""How long a night may paint: until a time, and for so many GPU-hours; the rest is left for the next night."""
+
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any, TypeAlias
+from uuid import uuid4
+
+import pyarrow as pa
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from adbooster.contracts import schema
+
+LEFT = "left_for_later"  # travels in the reject column of what is not painted tonight; never reaches a table
+Handle: TypeAlias = Any
+"""Ray's handle of a BudgetMeter's actor, which Ray does not type."""
+
+
+class BudgetMeter:
+    """Decides whether one more batch may be painted, for all painters together; lives in a Ray actor of its own.
+
+    A batch is refused if, taking as long as the longest so far, it would end after `stop_at` or would, with those that
+    are being painted, use more than `gpu_s`. One clock decides: that of the node it runs on.
+    """
+
+    def __init__(self, stop_at: float | None, gpu_s: float | None):
+        self.stop_at, self.gpu_s = stop_at, gpu_s
+        self.spent = self.longest = 0.0
+        self.painting: set[str] = set()
+        self.allowed: set[str] = set()
+        self.exhausted: str | None = None
+
+    def try_begin(self, painter: str, seconds: float | None, requests: Iterable[str] = ()) -> str | None:
+        """`painter` painted for `seconds` since its last call (None: nothing yet) and asks for a batch of `requests`.
+
+        returns None if it may, else what is used up: deadline or gpu_hours; once one is refused, all are
+        """
+        self.finished(painter, seconds)
+        if self.stop_at is not None and time.time() + self.longest >= self.stop_at:
+            self.exhausted = self.exhausted or "deadline"
+        expected = self.spent + self.longest * (len(self.painting) + 1)
+        if self.gpu_s is not None and (self.spent >= self.gpu_s or expected > self.gpu_s):
+            self.exhausted = self.exhausted or "gpu_hours"
+        if not self.exhausted:
+            self.painting.add(painter)
+            self.allowed.update(requests)
+        return self.exhausted
+
+    def begin_round(self) -> None:
+        """Another round of painting: requests allowed before are painted by now."""
+        self.allowed.clear()
+
+    def settled(self, painted: int) -> bool:
+        """Whether nothing more will come: all painters are refused, and `painted` is all that this round allowed."""
+        return self.exhausted is not None and painted >= len(self.allowed)
+
+    def finished(self, painter: str, seconds: float | None) -> None:
+        """`painter` has painted for `seconds` and begins nothing for now."""
+        self.painting.discard(painter)
+        if seconds is not None:
+            self.spent += seconds
+            self.longest = max(self.longest, seconds)
+
+    def exhausted_by(self) -> str | None:
+        """What is used up, if anything."""
+        return self.exhausted
+
+
+def start_meter(stop_at: datetime | None, gpu_s: float | None) -> Handle:
+    """A BudgetMeter beside this driver: it is lost only with it."""
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=-1,
+        scheduling_strategy=this_node,  # pyright: ignore[reportArgumentType]  # Ray's stub leaves this strategy out
+    )(BudgetMeter)
+    return actor.remote(stop_at.timestamp() if stop_at else None, gpu_s)
+
+
+def exhausted_by(meter: Handle) -> str | None:
+    """What is used up, deadline or gpu_hours; None: nothing yet."""
+    return ray.get(meter.exhausted_by.remote())
+
+
+def settled(meter: Handle, parts: list[pa.Table]) -> bool:
+    """Whether nothing more will come from metered painters after `parts` (schema.STAGED)."""
+    requests = {id_ for part in parts for id_ in part["request_id"].to_pylist()}
+    return ray.get(meter.settled.remote(len(requests)))
+
+
+def metered(stage: Callable[..., Any], meter: Handle) -> type:
+    """The stage for one round; a batch that the meter refuses comes back marked LEFT, and no model is loaded for it."""
+    ray.get(meter.begin_round.remote())
+
+    class Metered:
+        def __init__(self, **init: Any):
+            self.init, self.stage, self.painter, self.seconds = init, None, uuid4().hex, None
+
+        def __call__(self, rows: pa.Table) -> pa.Table:
+            requests = rows["request_id"].to_pylist()
+            if ray.get(meter.try_begin.remote(self.painter, self.seconds, requests)):
+                self.seconds = None
+                return _left(rows)
+            self.stage = self.stage or stage(**self.init)
+            started = time.monotonic()
+            painted = self.stage(rows)
+            self.seconds = time.monotonic() - started
+            return painted
+
+    Metered.__name__ = Metered.__qualname__ = stage.__name__
+    return Metered
+
+
+def _left(rows: pa.Table) -> pa.Table:
+    marked = rows.set_column(
+        rows.schema.get_field_index("reject"), "reject", pa.array([LEFT] * rows.num_rows, pa.string())
+    )
+    return schema.fill(marked, schema.STAGED)

@@ -1,0 +1,20 @@
+"""Checks of the settings that run before a cluster is used."""
+
+from collections import Counter
+
+from adbooster.contracts.errors import ConfigError
+from adbooster.evaluate import outcomes
+from adbooster.evaluate.config import EvaluateConfig
+from adbooster.measure.checks import check_trials
+
+
+def check(config: EvaluateConfig) -> None:
+    """raises ConfigError for what can be known before an actor starts: models, trials, outcomes"""
+    check_trials(config, config.trials)
+    names = Counter(t.name for t in config.trials)
+    if repeated := [name for name, n in names.items() if n > 1 or name == "live"]:
+        raise ConfigError(
+            f"the trial name {repeated[0]!r} is used twice or is `live`, the name of what is live; give each its own"
+        )
+    if config.outcomes.uri:
+        outcomes.read(config.outcomes.uri)

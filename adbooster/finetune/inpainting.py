@@ -1,0 +1,207 @@
+"""An inpainting model in training: its loss, what it learns with, and its weights. SD 1.x, 2.x and SDXL.
+
+Which of them it is, the scheduler says and the UNet's own config: nothing here names a model.
+Shapes: N pictures, C channels, H x W pixels, h x w latents, T tokens, D text width.
+"""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.training_utils import compute_snr
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict
+from torch.nn import functional as F
+
+from adbooster.finetune.config import ADAPTER_FILE, Lora
+
+ADAPTER = "default"
+
+
+class Encoded(NamedTuple):
+    """A batch as the UNet learns from it.
+
+    x, masked   float [N,4,h,w], latents of the picture and of the picture without what is painted
+    mask        float [N,1,h,w], 1 = repaint
+    states      float [N,T,D]; pooled float [N,D] in SDXL, else None
+    weight      float [N], 0 = leave out
+    noise_seed  N integers: each picture's noise and timestep
+    """
+
+    x: torch.Tensor
+    masked: torch.Tensor
+    mask: torch.Tensor
+    states: torch.Tensor
+    pooled: torch.Tensor | None
+    weight: torch.Tensor
+    noise_seed: list[int]
+
+
+def load(path: Path, device: str, **parts: Any) -> DiffusionPipeline:
+    """The pipeline that the folder's model_index.json names, in float32; `unet=None` leaves the UNet out."""
+    name = json.loads((path / "model_index.json").read_text())["_class_name"]
+    options = {} if "XL" in name else {"safety_checker": None, "requires_safety_checker": False}
+    pipe = getattr(diffusers, name).from_pretrained(
+        path, dtype=torch.float32, use_safetensors=True, feature_extractor=None, **options, **parts
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+class InpaintingModel:
+    """Frozen VAE and text encoders, the UNet (or its adapter) that learns, and its loss."""
+
+    def __init__(
+        self,
+        path: Path,
+        device: str,
+        threads: int,
+        precision: str = "bfloat16",
+        lora: Lora | None = None,
+        encode_only: bool = False,
+    ):
+        torch.set_num_threads(threads)
+        self.device, self.precision, self.lora = device, getattr(torch, precision), None
+        self.pipe = load(path, device, **({"unet": None} if encode_only else {}))
+        self.unet, self.vae = self.pipe.unet, self.pipe.vae
+        self.sdxl = "text_encoder_2" in self.pipe.components
+        self.texts = [(self.pipe.tokenizer, self.pipe.text_encoder)]
+        self.texts += [(self.pipe.tokenizer_2, self.pipe.text_encoder_2)] if self.sdxl else []
+        for part in self.frozen():
+            part.requires_grad_(False).eval()
+        self.noising = DDPMScheduler.from_config(self.pipe.scheduler.config)
+        if device == "cpu" and self.unet:  # the fused attention's backward takes half of a small UNet's step there
+            self.unet.set_attn_processor(AttnProcessor())
+        if self.unet and lora is not None and lora.rank:
+            self._add_adapter(lora)
+
+    def _add_adapter(self, lora: Lora) -> None:
+        self.lora = lora
+        self.unet.requires_grad_(False)
+        torch.manual_seed(0)  # every worker starts from the same adapter
+        self.unet.add_adapter(
+            LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha or lora.rank,  # pyright: ignore[reportArgumentType]  # any number will do
+                lora_dropout=lora.dropout,
+                target_modules=list(lora.targets),
+                init_lora_weights="gaussian",
+            )
+        )
+
+    def frozen(self) -> list[torch.nn.Module]:
+        """What is not trained: the VAE and the text encoders."""
+        return [self.vae, *(encoder for _, encoder in self.texts)]
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def encode(self, examples: dict) -> Encoded:
+        """The part of a step that the VAE and the text encoders do; `rows.arrays` makes `examples`."""
+        image_NCHW = torch.from_numpy(examples["image"]).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        paint_mask_N1HW = (torch.from_numpy(examples["mask"]).to(self.device)[:, None] < 128).float()
+        states, pooled = self.text(examples["caption"])
+        x, masked = self._latents(image_NCHW), self._latents(image_NCHW * (paint_mask_N1HW < 0.5))
+        mask = F.interpolate(paint_mask_N1HW, size=x.shape[-2:])
+        weight = torch.from_numpy(examples["weight"]).to(self.device)
+        return Encoded(x, masked, mask, states, pooled, weight, list(examples["noise_seed"]))
+
+    def losses(self, unet: torch.nn.Module, batch: Encoded, min_snr_gamma: float = 0.0) -> torch.Tensor:
+        """float [N]: each picture's mean squared error, weighted by its timestep where `min_snr_gamma` is above 0.
+
+        unet    self.unet, or what wraps it for several workers
+        source  of the weights: Hang et al., 2023 (arXiv 2303.09556), equation 5 and, for v, section 3.4
+        """
+        x, steps = batch.x, self.noising.config.num_train_timesteps
+        generators = [torch.Generator().manual_seed(s) for s in batch.noise_seed]  # on the CPU: the device is no matter
+        t_N = torch.cat([torch.randint(steps, (1,), generator=g) for g in generators]).to(self.device)
+        noise = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(self.device)
+        noisy = self.noising.add_noise(x, noise, t_N)  # pyright: ignore[reportArgumentType]  # diffusers means int64
+        more = {"added_cond_kwargs": self._added(batch)} if self.sdxl else {}
+        with self.autocast():
+            seen = torch.cat([noisy, batch.mask, batch.masked], 1)
+            predicted = unet(seen, t_N, batch.states, return_dict=False, **more)[0]
+        velocity = self.noising.config.prediction_type == "v_prediction"
+        target = self.noising.get_velocity(x, noise, t_N) if velocity else noise  # pyright: ignore[reportArgumentType]
+        losses = (predicted.float() - target).square().mean((1, 2, 3))
+        if min_snr_gamma:
+            snr = compute_snr(self.noising, t_N)
+            losses = losses * snr.clamp(max=min_snr_gamma) / (snr + 1 if velocity else snr.clamp(min=1e-8))
+        return losses
+
+    def loss(self, unet: torch.nn.Module, batch: Encoded, min_snr_gamma: float = 0.0) -> torch.Tensor:
+        """Mean of `losses` over the pictures that count."""
+        return (self.losses(unet, batch, min_snr_gamma) * batch.weight).sum() / batch.weight.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def text(self, words: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(text states [N,T,D], pooled text [N,D] in SDXL): of two encoders there, each one's last layer but one."""
+        some, back = np.unique(np.array(words, dtype=object), return_inverse=True)
+        back = torch.from_numpy(back.reshape(-1)).to(self.device)
+        states, pooled = [], None
+        for tokenizer, encoder in self.texts:
+            ids = tokenizer(
+                [str(w) for w in some],
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids.to(self.device)
+            with self.autocast():
+                out = encoder(ids, output_hidden_states=self.sdxl)
+            states.append((out.hidden_states[-2] if self.sdxl else out[0]).float())
+            pooled = out[0].float() if self.sdxl else None
+        states = torch.cat(states, -1)
+        if self.sdxl and self.pipe.config.get("force_zeros_for_empty_prompt", True):
+            has_text = torch.tensor([bool(w) for w in some], device=self.device).float()
+            states = states * has_text[:, None, None]
+            pooled = None if pooled is None else pooled * has_text[:, None]
+        return states[back], None if pooled is None else pooled[back]
+
+    def _added(self, batch: Encoded) -> dict[str, torch.Tensor | None]:
+        """SDXL's other conditions: pooled text, and the sizes that painting gives (whole picture, nothing cropped)."""
+        high, wide = (n * self.pipe.vae_scale_factor for n in batch.x.shape[-2:])
+        sizes = torch.tensor([high, wide, 0, 0, high, wide], device=self.device)
+        return {"text_embeds": batch.pooled, "time_ids": sizes.expand(len(batch.x), -1)}
+
+    def _latents(self, image_NCHW: torch.Tensor) -> torch.Tensor:
+        # SDXL's VAE overflows in float16, so that one is encoded in float32.
+        narrow = self.precision != torch.float16
+        with self.autocast() if narrow else nullcontext():
+            return self.vae.encode(image_NCHW).latent_dist.mode().float() * self.vae.config.scaling_factor
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, self.precision, enabled=self.precision != torch.float32)
+
+    def save(self, folder: Path) -> None:
+        """The whole pipeline as fp16 safetensors, an adapter merged and beside it; it is not trained on after this."""
+        if self.lora:
+            self._save_adapter(folder)
+            self.unet.fuse_lora(adapter_names=[ADAPTER])
+            self.unet.unload_lora()
+        for part in (self.unet, *self.frozen()):
+            part.to("cpu").half()
+        self.pipe.save_pretrained(folder, safe_serialization=True)
+        for config in (folder / "model_index.json", *folder.glob("*/config.json")):
+            settings = json.loads(config.read_text())
+            # Where this machine had the base: the same weights have one name everywhere.
+            settings.pop("_name_or_path", None)
+            config.write_text(json.dumps(settings, indent=2) + "\n")
+
+    def _save_adapter(self, folder: Path) -> None:
+        """adapter.safetensors, as `generate.adapters` and diffusers' load_lora_weights take it."""
+        weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet, adapter_name=ADAPTER))
+        self.pipe.save_lora_weights(
+            folder,
+            unet_lora_layers={k: v.float().cpu().contiguous() for k, v in weights.items()},
+            unet_lora_adapter_metadata=self.unet.peft_config[ADAPTER].to_dict(),
+            weight_name=ADAPTER_FILE,
+            safe_serialization=True,
+        )

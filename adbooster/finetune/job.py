@@ -1,0 +1,164 @@
+"""Samples with a scene -> weights: Ray Train teaches an inpainting UNet to leave the product alone and paint the rest."""
+
+import json
+import logging
+import os
+import time
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pap
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.naming import digest
+from adbooster.contracts.settings import Pool, code_commit
+from adbooster.engine.pools import preflight
+from adbooster.finetune import examples, latent_cache
+from adbooster.finetune.checkpoints import open_at
+from adbooster.finetune.config import ADAPTER_FILE, NOT_DECIDING, FinetuneConfig, FinetuneReport, TrainingRun
+from adbooster.models.files import architecture
+from adbooster.storage import tables
+from adbooster.storage.model_store import content_hash, local_copy
+from adbooster.storage.objects import Root
+
+log = logging.getLogger(__name__)
+_NO_WEIGHTS: dict[str, Any] = dict.fromkeys(("weights", "weights_revision", "loss_before", "loss_after"))
+
+
+def finetune(config: FinetuneConfig) -> FinetuneReport:
+    """Train on the scenes of tables/samples; the same data and settings give back the weights they gave before."""
+    started = time.monotonic()
+    root = Root(config.root_uri)
+    version = tables.version(root, "samples") if config.samples_version is None else config.samples_version
+    rows = examples.scenic_samples(root, config.samples_version)
+    training, held_out = examples.split(rows, config.held_out_share)
+    if not training.num_rows or not held_out.num_rows:
+        raise ConfigError(
+            f"tables/samples has {training.num_rows} pictures with a scene to train on and {held_out.num_rows} to validate; "
+            "both need at least one (lifestyle pictures in the feed give them)"
+        )
+    name = run_name(config, rows)
+    folder, known = f"runs/finetune-{name}", f"runs/finetune-{name}.json"
+    reused = root.exists(known)
+    if not reused and not config.dry_run:
+        _check_cluster(config)
+        rows = _surveyed(config, root, training, held_out)
+        run = TrainingRun(
+            config=config,
+            name=name,
+            folder=folder,
+            result=known,
+            resume_from=config.resume_from,
+            keep_checkpoint=config.keep_checkpoint,
+            architecture=architecture(local_copy(config.base), config.lora.rank, config.lora.targets),
+            card=_card(config, version),
+        )
+        _train(config, root, rows, run)
+    results = _results(config, root, json.loads(root.read(known))) if root.exists(known) else _NO_WEIGHTS
+    return FinetuneReport(
+        run_id=config.run_id,
+        reused=reused,
+        samples=training.num_rows,
+        held_out=held_out.num_rows,
+        samples_version=version,
+        steps=config.steps,
+        run_uri=f"{root.uri}/{folder}",
+        seconds=round(time.monotonic() - started, 1),
+        **results,
+    )
+
+
+def _results(config: FinetuneConfig, root: Root, figures: dict[str, Any]) -> dict[str, Any]:
+    """Of a finished run's figures, as fields of the report."""
+    weights = f"{root.uri}/weights/{figures['revision']}"
+    return {
+        "weights": weights,
+        "weights_revision": figures["revision"],
+        "adapter": f"{weights}/{ADAPTER_FILE}" if config.lora.rank else None,
+        "loss_before": round(figures["loss_before"], 5),
+        "loss_after": round(figures["loss_after"], 5),
+        **{name: figures[name] for name in ("resumed_from_step", "unreadable", "images_per_s")},
+    }
+
+
+def run_name(config: FinetuneConfig, rows: pa.Table) -> str:
+    """Hash of all that decides the weights, so that a finished run of this name is truly the same."""
+    settings = config.model_dump(mode="json", exclude=NOT_DECIDING)
+    settings["latents"].pop("encode")
+    mark = open_at(config.resume_from).latest() if config.resume_from else None
+    settings["resume_from"] = mark and mark.model_dump(mode="json")
+    data = json.dumps(rows.to_pydict(), sort_keys=True)
+    return digest(json.dumps(settings, sort_keys=True), content_hash(local_copy(config.base)), data)[:16]
+
+
+def _card(config: FinetuneConfig, version: int | None) -> dict:
+    return {
+        "parent": content_hash(local_copy(config.base)),
+        "samples_version": version,
+        "settings": config.model_dump(mode="json", exclude={"run_id", "dry_run"}),
+        "git_commit": code_commit(),
+    }
+
+
+def _surveyed(config: FinetuneConfig, root: Root, training: pa.Table, held_out: pa.Table) -> pa.Table:
+    """Both parts with the sizes of their photos, marked `held_out`; what cannot be read is left out."""
+    parts = []
+    for part, held in ((training, False), (held_out, True)):
+        found = examples.survey(root, part, config.place)
+        found = found.filter(pc.is_null(found["reject"]))
+        if not found.num_rows:
+            raise ConfigError(
+                f"not one of the {part.num_rows} pictures to {'validate' if held else 'train'} on has a mask that can be read"
+            )
+        parts.append(found.append_column("held_out", pa.array([held] * found.num_rows)))
+    return pa.concat_tables(parts)
+
+
+def _train(config: FinetuneConfig, root: Root, rows: pa.Table, run: TrainingRun) -> None:
+    if config.latents.placements:
+        training = rows.filter(pc.invert(rows["held_out"]))
+        run = replace(run, latents=latent_cache.precompute_latents(config, examples.Plan(training, config)))
+        encoded = latent_cache.encoded(root, run.latents, training, config.latents.placements)
+        rows = pa.concat_tables([encoded, rows.filter(rows["held_out"])])
+    buffer = pa.BufferOutputStream()
+    pap.write_table(rows, buffer)
+    root.write(f"{run.folder}/data.parquet", buffer.getvalue().to_pybytes())
+    from adbooster.finetune.worker import train_worker
+
+    # Nodes that an autoscaler has yet to start take minutes, not the minute that is Ray Train's default.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"run": run},
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.device == "cuda"),
+        run_config=RunConfig(
+            name=f"{run.name}-{config.run_id}",
+            storage_path=root.path(f"{run.folder}/ray"),
+            storage_filesystem=root.arrow(),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    trainer.fit()
+
+
+def _check_cluster(config: FinetuneConfig) -> None:
+    """raises ConfigError if the cluster could never hold the workers and the actors that feed them"""
+    gpus = 1.0 if config.device == "cuda" else 0.0
+    if not config.workers:
+        import torch
+
+        if gpus and not torch.cuda.is_available():
+            raise ConfigError("fine-tuning asks for cuda in this process, which has no GPU; workers: 1 would be right")
+        return
+    preflight({"train": Pool(actors=config.workers, cpus=0, gpus=gpus)})
+    pools = {
+        "train": Pool(actors=config.workers, gpus=gpus),
+        "place": Pool(actors=config.workers * config.place.actors, cpus=config.place.cpus, gpus=config.place.gpus),
+    }
+    preflight(pools)
+    if config.latents.placements:
+        preflight({"encode": config.latents.encode, "place": config.place})

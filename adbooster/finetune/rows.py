@@ -1,0 +1,84 @@
+"""Rows in flight in fine-tuning."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adbooster.contracts.naming import digest, seed_of
+from adbooster.finetune.config import TrainingConfig
+
+SCENIC = pa.schema(
+    [(n, pa.string()) for n in ("sample_id", "product_id", "caption", "reject", "photo_uri", "mask_uri")]
+)
+
+
+SURVEYED = pa.schema([*SCENIC, *((n, pa.int32()) for n in ("width_px", "height_px", "longest_px"))])
+
+
+PLANNED = pa.schema([*SCENIC, ("place", pa.int64()), ("epoch", pa.int64()), ("aspect", pa.float64())])
+
+
+PLACED = pa.schema(
+    [
+        *((n, pa.string()) for n in ("sample_id", "caption", "reject")),
+        ("noise_seed", pa.int64()),
+        *((n, pa.int32()) for n in ("width_px", "height_px")),
+        ("image", pa.binary()),
+        ("mask", pa.binary()),
+    ]
+)
+
+
+ENCODED = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("place", pa.int64()),
+        *((n, pa.int32()) for n in ("latent_height", "latent_width", "tokens", "text_width")),
+        *((n, pa.binary()) for n in ("x", "masked", "mask", "states", "pooled")),  # float16; the mask uint8
+    ]
+)
+
+
+INDEX = pa.schema(
+    [
+        *((n, pa.string()) for n in ("sample_id", "file", "reject")),
+        *((n, pa.int64()) for n in ("place", "group")),
+    ]
+)
+
+
+WITH_PLACE = pa.schema([*PLACED, ("place", pa.int64())])
+
+
+LOCATED = pa.schema([*PLANNED, ("file", pa.string()), ("group", pa.int64())])
+
+
+READ = pa.schema([*ENCODED, ("noise_seed", pa.int64()), ("reject", pa.string())])
+
+
+NO_TEXT = ""  # the sample_id of the row that holds the states of the empty text
+
+
+def drops_text(sample_id: str, epoch: int, config: TrainingConfig) -> bool:
+    """Whether this epoch sees the picture without its caption."""
+    return seed_of(digest("text", sample_id, str(config.seed)), epoch) / 2**63 < config.empty_text_share
+
+
+def noise_seed(sample_id: str, epoch: int, config: TrainingConfig) -> int:
+    """Seed of the noise and the timestep that this epoch gives the picture."""
+    return seed_of(digest("noise", sample_id, str(config.seed)), epoch)
+
+
+def arrays(rows: pa.Table) -> dict:
+    """One batch of PLACED as image uint8 [N,H,W,3], mask uint8 [N,H,W], caption, noise_seed and weight (0: unreadable)."""
+    wide, high = rows["width_px"][0].as_py(), rows["height_px"][0].as_py()
+    blank = bytes(wide * high * 3), bytes([255]) * (wide * high)
+    image = [np.frombuffer(b or blank[0], np.uint8).reshape(high, wide, 3) for b in rows["image"].to_pylist()]
+    mask = [np.frombuffer(b or blank[1], np.uint8).reshape(high, wide) for b in rows["mask"].to_pylist()]
+    return {
+        "image": np.stack(image),
+        "mask": np.stack(mask),
+        "caption": rows["caption"].to_pylist(),
+        "noise_seed": rows["noise_seed"].to_pylist(),
+        "weight": pc.is_null(rows["reject"]).to_numpy(zero_copy_only=False).astype(np.float32),
+    }

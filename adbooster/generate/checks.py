@@ -1,0 +1,47 @@
+"""Checks of the settings that run before a cluster is used."""
+
+from datetime import datetime
+from pathlib import Path
+
+from adbooster.contracts import deadline
+from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.recipe import Adapter
+from adbooster.generate import marks
+from adbooster.generate.config import GenerateConfig
+from adbooster.prompts.checks import check as check_prompts
+from adbooster.storage.model_store import local_copy, refuse_pickles
+from adbooster.storage.objects import Root
+
+
+def check(config: GenerateConfig) -> None:
+    """raises ConfigError for what can be known before an actor starts: models, recipe, root"""
+    from adbooster.models.files import check_recipe, check_weights
+
+    check_prompts(config.prompts)
+    deadline.parse_deadline(config.deadline, datetime.now().astimezone())
+    if config.marks_uri:
+        marks.read(config.marks_uri)
+    recipe, gates = config.recipe, config.recipe.gates
+    if recipe.keep > recipe.candidates:
+        raise ConfigError(f"recipe.keep {recipe.keep} is more than recipe.candidates {recipe.candidates}")
+    shapes = [n for n in ("max_expansion_share", "max_copy_similarity") if getattr(gates, n) is not None]
+    if shapes and not config.mask_model:
+        raise ConfigError(f"the gate {shapes[0]} needs --mask-model, a U2-Net .onnx file")
+    weights, rank_model = local_copy(config.weights), local_copy(config.rank_model)
+    check_weights(weights)
+    check_recipe(recipe, weights)
+    if not (rank_model / "open_clip_config.json").is_file():
+        raise ConfigError(f"the CLIP model {config.rank_model} has no open_clip_config.json")
+    others = [local_copy(uri) for uri in (config.mask_model, config.safety_model) if uri]
+    for model in [weights, rank_model, *others, *(_adapter(a) for a in config.adapters)]:
+        refuse_pickles(model)
+    if config.targeting.rule == "table" and not config.targeting.table_uri:
+        raise ConfigError("targeting.rule table needs targeting.table_uri")
+    Root(config.root_uri).check_writable()
+
+
+def _adapter(adapter: Adapter) -> Path:
+    path = local_copy(adapter.uri)
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"the adapter {adapter.uri} is not a .safetensors file")
+    return path

@@ -1,0 +1,79 @@
+"""Settings and report of `jobs.generate`."""
+
+from pydantic import BaseModel, Field
+
+from adbooster.contracts.settings import Uri
+from adbooster.generate.marks import MarkFigures
+from adbooster.painting.config import PaintingConfig, Targeting
+from adbooster.prompts.config import PromptFigures, Prompting
+from adbooster.report.uplift import Uplift
+
+
+class GenerateConfig(PaintingConfig):
+    """Settings of `jobs.generate`."""
+
+    prompts: Prompting = Prompting()
+    """How a product and a cohort become text."""
+    targeting: Targeting = Targeting()
+    """Which cohorts a product is painted for."""
+    deadline: str = ""
+    """When painting stops, and what is complete is published: 06:30 (this machine's time), 06:30 Europe/Berlin, 5h."""
+    publish_s: float = Field(default=60, ge=0)
+    """Seconds before the deadline that are kept for publishing."""
+    gpu_hours: float | None = Field(default=None, ge=0)
+    """GPU-hours of painting (as in `gpu_s`) after which painting stops."""
+    min_coverage: float = Field(default=0.95, ge=0, le=1)
+    """With a smaller share of requests filled nothing is published; older creatives that are still live count."""
+    progress_s: float = Field(default=30, gt=0)
+    """Seconds between two lines of progress in the log."""
+    gallery: int = Field(default=300, ge=0)
+    """Requests whose creatives the page shows; of these small pictures of all candidates are kept."""
+    marks_uri: Uri = ""
+    """A file of approvals and rejections that the page exported, or a folder of them; empty: only earlier ones."""
+
+
+class GenerateReport(BaseModel):
+    """What `jobs.generate` did; counts are requests unless stated otherwise."""
+
+    job: str = "generate"
+    run_id: str
+    recipe_id: str
+    weights_revision: str
+    requests: int
+    already_live: int
+    already_staged: int
+    to_paint: int = 0
+    painted: int = 0
+    rejected: int = 0
+    """Requests that got no creative at all."""
+    stopped: str | None = None
+    """What ended painting early: deadline or gpu_hours; null: nothing did."""
+    left: int = 0
+    """Requests that the next night paints; what is live in their places stays."""
+    left_by_value: dict[str, int] = {}
+    """Of these, by class of value: new_product, low_margin, new_place, high_margin."""
+    left_uri: str | None = None
+    """Parquet file of their ids."""
+    fallbacks: int = 0
+    fallback_reasons: dict[str, int] = {}
+    candidate_rejects: dict[str, int] = {}
+    """Candidates that a gate turned down, by word."""
+    repainted_duplicates: int = 0
+    published: int = 0
+    """Creatives added."""
+    retired: int = 0
+    """Creatives that are no longer live."""
+    coverage: float = 0.0
+    cohort_shares: dict[str, float] = {}
+    prompts: PromptFigures = PromptFigures()
+    marks: MarkFigures = MarkFigures()
+    uplift: dict[str, Uplift] = {}
+    creatives_version: int | None
+    gallery_uri: str | None = None
+    gpu_s: float = 0.0
+    gpu_hours_estimate: float | None = None
+    """For what is to be painted, from seconds measured before; null where nothing was."""
+    estimated_from: str | None = None
+    paint_batch: int | None = None
+    """Smallest batch painted in; below the setting where memory ran out."""
+    seconds: float = 0.0

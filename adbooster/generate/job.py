@@ -1,0 +1,102 @@
+"""Samples x cohorts x weights -> creatives: paint K, put the product back, score, keep the best, publish at once."""
+
+import logging
+import time
+from typing import Any
+
+import pyarrow as pa
+
+from adbooster.contracts.errors import CoverageTooLow
+from adbooster.generate import marks
+from adbooster.generate.config import GenerateConfig, GenerateReport
+from adbooster.generate.plan import NightPlan, cohort_shares, plan_night, without
+from adbooster.generate.publish import Publication, commit, plan_publication
+from adbooster.generate.rounds import Painted, paint
+from adbooster.report import gallery
+from adbooster.report.page import write_report
+from adbooster.report.uplift import uplift
+from adbooster.storage.objects import Root
+
+log = logging.getLogger(__name__)
+
+
+def generate(config: GenerateConfig) -> GenerateReport:
+    """Paint what is not painted yet, then publish the night as one commit of tables/creatives.
+
+    raises  CoverageTooLow, PublishConflict; nothing of this run is live then, and what was painted is kept
+    """
+    started = time.monotonic()
+    root = Root(config.root_uri)
+    night = plan_night(config, root)
+    planned = _planned(config, night)
+    counts = planned.requests, planned.already_live, planned.already_staged, planned.to_paint
+    log.info("%d requests: %d live, %d staged, %d to paint", *counts)
+    if config.dry_run:
+        return planned.model_copy(update={"seconds": _since(started)})
+
+    painted = paint(config, night)
+    rows, refused = night.marks.refuse(painted.rows)
+    emptied = without(refused, rows)
+    requests = without(night.requests, emptied)
+    publication = plan_publication(requests, night.live, rows, night.marks.rejected)
+    mark_figures = night.mark_figures.model_copy(
+        update={"left_empty": night.mark_figures.left_empty + emptied.num_rows}
+    )
+    report = planned.model_copy(
+        update=painted.figures() | {"marks": mark_figures, "coverage": publication.coverage, "seconds": _since(started)}
+    )
+    if publication.coverage < config.min_coverage:
+        why = _too_low(config, painted, publication, requests.num_rows)
+        _write_page(config, root, night.live, report, why)
+        raise CoverageTooLow(why)
+
+    version = commit(root, config, night, publication)
+    marks.leave_empty(root, emptied, night.marks, config.run_id)
+    families = dict(zip(requests["cohort_id"].to_pylist(), requests["family"].to_pylist(), strict=True))
+    published: dict[str, Any] = {
+        "retired": publication.retired.num_rows,
+        "creatives_version": version,
+        "uplift": uplift(publication.live, families),
+        "seconds": _since(started),
+    }
+    report = report.model_copy(update=published)
+    page = _write_page(config, root, publication.live, report)
+    return report.model_copy(update={"gallery_uri": page, "seconds": _since(started)})
+
+
+def _planned(config: GenerateConfig, night: NightPlan) -> GenerateReport:
+    """The report of a night that has painted nothing yet."""
+    gpu_hours, measured_on = night.gpu_hours_estimate()
+    return GenerateReport(
+        run_id=config.run_id,
+        recipe_id=night.recipe_id,
+        weights_revision=night.weights_revision,
+        requests=night.requests.num_rows,
+        already_live=night.requests.num_rows - night.missing.num_rows,
+        already_staged=night.already_staged,
+        to_paint=night.to_paint.num_rows,
+        cohort_shares=cohort_shares(night.requests),
+        prompts=night.prompt_figures,
+        marks=night.mark_figures,
+        creatives_version=night.base,
+        gpu_hours_estimate=gpu_hours,
+        estimated_from=measured_on,
+    )
+
+
+def _too_low(config: GenerateConfig, painted: Painted, publication: Publication, requests: int) -> str:
+    why = f", {painted.left.num_rows} are left by the {painted.stopped}" if painted.left.num_rows else ""
+    return (
+        f"{publication.coverage:.1%} of {requests} requests are filled{why}, min_coverage is "
+        f"{config.min_coverage:.1%}; nothing was published and the last night stays live; what is painted is kept"
+    )
+
+
+def _write_page(config: GenerateConfig, root: Root, live: pa.Table, report: GenerateReport, why_not: str = "") -> str:
+    """The page of this run over what is live; `why_not` is the reason why nothing was published."""
+    gallery.write(root, config.run_id, live, report.model_dump() | {"why_not": why_not}, config.gallery)
+    return write_report(root, config.run_id)
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 1)

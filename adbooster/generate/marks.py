@@ -1,0 +1,231 @@
+"""Approvals and rejections by people: rejected creatives never come back, approved ones stay. Kept in tables/marks."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from fsspec.core import url_to_fs
+from pydantic import BaseModel, Field, ValidationError
+
+from adbooster.contracts import schema
+from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.naming import digest
+from adbooster.storage import tables
+from adbooster.storage.objects import Root
+
+FORMAT = "adbooster-marks-1"
+MAX_BYTES = 256 << 20
+_STRONGEST = ("cleared", "approved", "rejected")  # where files of several people disagree
+
+
+class Mark(BaseModel):
+    """A person's verdict on a creative; the page exports it with all that is known of the creative."""
+
+    creative_id: str = Field(pattern="^[0-9a-f]{16}$")
+    mark: Literal["approved", "rejected", "cleared"]
+    """cleared: withdraws an earlier mark"""
+    request_id: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    product_id: str | None = None
+    cohort_id: str | None = None
+    placement: str | None = None
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+
+
+class _File(BaseModel):
+    format: Literal["adbooster-marks-1"]
+    marks: list[Mark]
+
+
+class MarkFigures(BaseModel):
+    """What the marks of people did; counts are creatives unless stated otherwise."""
+
+    approved: int = 0
+    """approvals that hold, of tonight's and of earlier files"""
+    rejected: int = 0
+    """rejections that hold, of tonight's and of earlier files"""
+    unknown: int = 0
+    """in tonight's files, neither live nor known from earlier files"""
+    renamed: int = 0
+    """requests painted under another name because of a rejection"""
+    held: int = 0
+    """requests not painted anew, as their creative is approved"""
+    left_empty: int = 0
+    """requests whose original picture was rejected and which no painting beats: their place stays empty"""
+
+
+def read(uri: str) -> list[Mark]:
+    """The marks of a file that the page exported, or of a folder's .json files; of several on a creative the strongest.
+
+    raises  ConfigError that names the file and what is wrong with it
+    """
+    fs, path = url_to_fs(uri)
+    if not fs.exists(path):
+        raise ConfigError(f"there is no marks file at {uri}")
+    files = sorted(f for f in fs.ls(path, detail=False) if f.endswith(".json")) if fs.isdir(path) else [path]
+    strongest: dict[str, Mark] = {}
+    for file in files:
+        for mark in _parsed(file, fs.size(file), fs.cat_file):
+            known = strongest.get(mark.creative_id)
+            if known is None or _STRONGEST.index(mark.mark) > _STRONGEST.index(known.mark):
+                strongest[mark.creative_id] = mark
+    return [strongest[name] for name in sorted(strongest)]
+
+
+def _parsed(file: str, size_bytes: int, cat: Callable[[str], bytes]) -> list[Mark]:
+    if size_bytes > MAX_BYTES:
+        raise ConfigError(f"the marks file {file} has {size_bytes} bytes, allowed are {MAX_BYTES}")
+    try:
+        return _File.model_validate(json.loads(cat(file))).marks
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "it"
+        raise ConfigError(
+            f"the marks file {file} cannot be used: {where} {str(first['input'])[:100]!r}: {first['msg']}"
+        ) from e
+    except ValueError as e:
+        raise ConfigError(f"the marks file {file} is not JSON: {e}") from e
+
+
+class Effects(NamedTuple):
+    """What marks changed about a night's requests, as fields of MarkFigures."""
+
+    renamed: int = 0
+    held: int = 0
+    left_empty: int = 0
+
+
+class Marks:
+    """All marks that hold, and what follows for requests and creatives."""
+
+    def __init__(self, rows: pa.Table):
+        self.rows = rows
+        by_mark: dict[str, set[str]] = defaultdict(set)
+        self.pictures: set[tuple] = set()  # (product, cohort, placement, sha256) that were rejected
+        self.named: dict[str, list[str]] = defaultdict(list)  # request -> its rejected creatives
+        for row in rows.to_pylist():
+            by_mark[row["mark"]].add(row["request_id"] if row["mark"] == "empty" else row["creative_id"])
+            if row["mark"] == "rejected":
+                self.named[row["request_id"]].append(row["creative_id"])
+                self.pictures.add(tuple(row[n] for n in ("product_id", "cohort_id", "placement", "sha256")))
+        self.approved, self.rejected, self.empty = by_mark["approved"], by_mark["rejected"], by_mark["empty"]
+
+    def apply(self, requests: pa.Table, live: pa.Table) -> tuple[pa.Table, Effects]:
+        """The night's requests (schema.REQUESTS) changed by the marks, and how many are changed.
+
+        A request with rejected creatives gets a name of its own, which follows from its name and theirs: other seeds,
+        and resumed like any other. One whose live creative is approved keeps the name that one was painted under, so
+        that it is not painted again, while the product's photo and the cohort's text are the same.
+        """
+        if not self.rows.num_rows:
+            return requests, Effects()
+        own = requests["request_id"].to_pylist()
+        names = [self._name(request_id) for request_id in own]
+        renamed, kept_names = sum(a != b for a, b in zip(own, names, strict=True)), 0
+        if approved := self._approved_places(live):
+            keys = (requests[c].to_pylist() for c in ("product_id", "cohort_id", "placement", "photo_sha256", "text"))
+            kept = [approved.get(key, name) for key, name in zip(zip(*keys, strict=True), names, strict=True)]
+            kept_names = sum(a != b for a, b in zip(names, kept, strict=True))
+            names = kept
+        at = requests.schema.get_field_index("request_id")
+        requests = requests.set_column(at, "request_id", pa.array(names, pa.string()))
+        stays = pa.array([name not in self.empty for name in names], pa.bool_())
+        empty = requests.num_rows - (pc.sum(stays).as_py() or 0)
+        return requests.filter(stays), Effects(renamed, kept_names, empty)
+
+    def _name(self, request_id: str) -> str:
+        while rejected := self.named.get(request_id):
+            request_id = digest(request_id, "rejected", *sorted(rejected))
+        return request_id
+
+    def _approved_places(self, live: pa.Table) -> dict[tuple, str]:
+        """The request of every place with an approved live creative, by place, photo and cohort's text."""
+        rows = live.filter(pc.is_in(live["creative_id"], pa.array(sorted(self.approved), pa.string())))
+        wanted = ("product_id", "cohort_id", "placement", "photo_sha256", "text", "request_id")
+        return {tuple(row[c] for c in wanted[:-1]): row["request_id"] for row in rows.select(wanted).to_pylist()}
+
+    def refuse(self, fresh: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """(rows that may be published, rows that a person has rejected before) of a night's new creatives.
+
+        An original picture that was rejected for a cohort comes back when no other seed beats it either.
+        """
+        if not self.rejected:
+            return fresh, fresh.slice(0, 0)
+        columns = ("creative_id", "product_id", "cohort_id", "placement", "sha256")
+        keys = zip(*(fresh[c].to_pylist() for c in columns), strict=True)
+        bad = pa.array([k[0] in self.rejected or k[1:] in self.pictures for k in keys], pa.bool_())
+        return fresh.filter(pc.invert(bad)), fresh.filter(bad)
+
+
+def read_and_store(
+    root: Root, uri: str, live: pa.Table, run_id: str, dry_run: bool = False
+) -> tuple[Marks, MarkFigures]:
+    """Tonight's marks merged over those of earlier nights, and stored in tables/marks unless this is a dry run."""
+    base = tables.version(root, "marks")
+    known = tables.read(root, "marks", version=base)
+    tonight = read(uri) if uri else []
+    unknown = 0
+    if tonight:
+        rows, gone, unknown = _rows(tonight, live, known, run_id)
+        changed = _changed(rows, known)
+        gone = sorted(gone & set(known["creative_id"].to_pylist()))
+        if (changed.num_rows or gone) and not dry_run:
+            tables.merge(root, "marks", changed, "creative_id", base, {"run_id": run_id}, delete=gone)
+        ids = pa.array([*rows["creative_id"].to_pylist(), *gone], pa.string())
+        known = pa.concat_tables([known.filter(pc.invert(pc.is_in(known["creative_id"], ids))), rows])
+    counts = Counter(known["mark"].to_pylist())
+    return Marks(known), MarkFigures(approved=counts["approved"], rejected=counts["rejected"], unknown=unknown)
+
+
+def _rows(tonight: list[Mark], live: pa.Table, known: pa.Table, run_id: str) -> tuple[pa.Table, set[str], int]:
+    """Rows of schema.MARKS with what is known of their creatives, creatives whose mark is cleared, number of unknown ones."""
+    ids = pa.array([m.creative_id for m in tonight], pa.string())
+    columns = [n for n in schema.MARKS.names if n not in ("mark", "run_id")]
+    facts: dict[str, dict] = {}
+    for table in (known, live):  # live rows last: they are newest
+        for row in table.filter(pc.is_in(table["creative_id"], ids)).select(columns).to_pylist():
+            facts[row["creative_id"]] = row
+    rows = [
+        m.model_dump() | facts.get(m.creative_id, {}) | {"mark": m.mark, "run_id": run_id}
+        for m in tonight
+        if m.mark != "cleared"
+    ]
+    cleared = {m.creative_id for m in tonight if m.mark == "cleared"}
+    return pa.Table.from_pylist(rows, schema.MARKS), cleared, sum(m.creative_id not in facts for m in tonight)
+
+
+def _changed(rows: pa.Table, known: pa.Table) -> pa.Table:
+    known_marks = dict(zip(known["creative_id"].to_pylist(), known["mark"].to_pylist(), strict=True))
+    new = zip(rows["creative_id"].to_pylist(), rows["mark"].to_pylist(), strict=True)
+    return rows.filter(pa.array([known_marks.get(name) != mark for name, mark in new], pa.bool_()))
+
+
+def leave_empty(root: Root, refused: pa.Table, marks: Marks, run_id: str) -> None:
+    """Remember requests that ended on rejected pictures (rows of schema.CREATIVES): they are not painted again.
+
+    A request whose rejected creative was marked without a request id is painted under another name the next night.
+    """
+    if refused.num_rows:
+        rows = refused.select([n for n in schema.MARKS.names if n not in ("mark", "run_id")]).to_pylist()
+        for row in rows:
+            row |= {"mark": "rejected" if row["creative_id"] in marks.rejected else "empty", "run_id": run_id}
+        base = tables.version(root, "marks")
+        tables.merge(root, "marks", pa.Table.from_pylist(rows, schema.MARKS), "creative_id", base, {"run_id": run_id})
+
+
+def close_ranks(kept: pa.Table, lost: pa.Table) -> pa.Table:
+    """Creatives that stay, ranked from 0 again where a rejected one of their request (`lost`) is gone."""
+    if not lost.num_rows:
+        return kept
+    at = sorted(
+        zip(kept["request_id"].to_pylist(), kept["rank"].to_pylist(), range(kept.num_rows), strict=True),
+    )
+    thinned = set(lost["request_id"].to_pylist())
+    ranks, counts = kept["rank"].to_pylist(), Counter()
+    for request_id, _, i in at:
+        if request_id in thinned:
+            ranks[i] = counts[request_id]
+            counts[request_id] += 1
+    return kept.set_column(kept.schema.get_field_index("rank"), "rank", pa.array(ranks, pa.int32()))

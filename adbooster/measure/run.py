@@ -1,0 +1,45 @@
+"""Measuring in pools of actors; what was measured before, on the same pictures by the same models, is not measured again."""
+
+import logging
+
+import pyarrow as pa
+
+from adbooster.contracts import schema
+from adbooster.contracts.settings import Pool
+from adbooster.engine.pools import dataset, preflight, through
+from adbooster.engine.progress import Progress
+from adbooster.engine.staging import stage_parts
+from adbooster.measure import measurements
+from adbooster.measure.config import MeasureConfig, Trial, TrialsConfig
+from adbooster.measure.stages import Evaluator, TrialPainter
+from adbooster.storage.objects import Root
+
+log = logging.getLogger(__name__)
+PROGRESS_S = 30  # between two lines of progress in the log
+
+
+def measure_pictures(root: Root, config: MeasureConfig, rows: pa.Table, pool: Pool) -> pa.Table:
+    """The measurements (schema.LOOKS) of schema.PICTURES_TO_MEASURE: those known, and the rest by a pool of actors."""
+
+    def measure(left: pa.Table) -> None:
+        preflight({"look": pool})
+        log.info("measuring %d of %d pictures", left.num_rows, rows.num_rows)
+        ds = through(dataset(left, pool.batch), Evaluator, pool, schema.LOOKS, root=root, config=config)
+        with Progress("measuring", left.num_rows, PROGRESS_S, root) as progress:
+            stage_parts(ds, root, measurements.staged_folder(config.run_id), progress=progress)
+
+    return measurements.known_or_measured(root, config.run_id, rows, measure)
+
+
+def measure_trial(root: Root, config: TrialsConfig, trial: Trial, rows: pa.Table) -> pa.Table:
+    """The measurements (schema.LOOKS) of a trial's requests: those known, and the rest painted and measured now."""
+
+    def measure(left: pa.Table) -> None:
+        preflight({"paint": config.paint})
+        log.info("%s: painting %d of %d requests", trial.name, left.num_rows, rows.num_rows)
+        init = {"root": root, "config": config, "trial": trial}
+        ds = through(dataset(left, config.paint.batch), TrialPainter, config.paint, schema.LOOKS, **init)
+        with Progress(trial.name, left.num_rows, PROGRESS_S, root) as progress:
+            stage_parts(ds, root, measurements.staged_folder(config.run_id), progress=progress)
+
+    return measurements.known_or_measured(root, config.run_id, rows, measure)

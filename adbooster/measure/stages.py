@@ -1,0 +1,101 @@
+"""The stages that measure: stored creatives, and candidates of trials as they are painted."""
+
+import time
+
+import numpy as np
+import pyarrow as pa
+
+from adbooster.contracts import schema
+from adbooster.contracts.naming import digest, seed_of
+from adbooster.contracts.recipe import Recipe
+from adbooster.measure.config import MeasureConfig, Trial, TrialsConfig
+from adbooster.measure.inspection import PictureMeasurer
+from adbooster.models.outpainter import Painting
+from adbooster.painting import finish
+from adbooster.painting.config import PaintingConfig
+from adbooster.painting.stages import Painter, Request, Setting
+from adbooster.pictures import images, layout
+from adbooster.storage.objects import Root
+
+KEPT = [n for n in schema.PICTURES_TO_MEASURE.names if n in schema.LOOKS.names]
+
+
+class Evaluator:
+    """Reads stored creatives back and measures them; of a row without a cohort, a catalog's scene, the features alone."""
+
+    def __init__(self, root: Root, config: MeasureConfig):
+        self.root, self.measurer = root, PictureMeasurer(root, config)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return schema.fill(
+            pa.Table.from_pylist([self._measure(row) for row in rows.to_pylist()], schema.LOOKS), schema.LOOKS
+        )
+
+    def _measure(self, row: dict) -> dict:
+        shared = {name: row[name] for name in KEPT}
+        try:
+            return shared | self._measured(row)
+        except FileNotFoundError:
+            return shared | {"reject": "missing_image"}
+        except images.UnreadableImage:
+            return shared | {"reject": "unreadable_image"}
+
+    def _measured(self, row: dict) -> dict:
+        picture = images.decode(self.root.read(row["uri"]))
+        if row["cohort_id"] is None:
+            return {"features": self.measurer.features(picture).tolist()}
+        scores = self.measurer.scores([picture], row["text"]) | self.measurer.baselines(row)
+        if row["fallback"] or row["layout"] is None:
+            return scores | {"product_max_diff": 0, "features": self.measurer.features(picture).tolist()}
+        cutout = self.measurer.cutout(row["photo_uri"], row["mask_uri"])
+        return scores | self.measurer.figures(picture, cutout, layout.Box(**row["layout"]), row["text"])
+
+
+class TrialPainter(Painter):
+    """Paints K candidates a request, scores them all as finished pictures, and measures the one that `rank` prefers."""
+
+    def __init__(self, root: Root, config: TrialsConfig, trial: Trial):
+        shared = {name: getattr(config, name) for name in PaintingConfig.model_fields if hasattr(config, name)}
+        # Without a mask model no gate is computed: what gates check is measured instead.
+        shared |= {"weights": trial.weights, "adapters": trial.adapters, "mask_model": ""}
+        super().__init__(root, PaintingConfig(**shared), "", "")
+        self.measurer = PictureMeasurer(root, config, self.ranker)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        started = time.monotonic()
+        asked = rows.to_pylist()
+        places = [self._settings(Request(row, np.zeros(0), [], 0)) for row in asked]
+        painted = self.outpainter.paint(
+            [
+                Painting(place.condition, row["prompt"], row["negative_prompt"], seed_of(_noise(row, self.recipe), i))
+                for row, some in zip(asked, places, strict=True)
+                for i, place in enumerate(some)
+            ]
+        )
+        k = self.recipe.candidates
+        each = [painted[i * k : (i + 1) * k] for i in range(len(asked))]
+        measured = [self._measure_request(*request) for request in zip(asked, places, each, strict=True)]
+        spent = (time.monotonic() - started) / len(asked)
+        return pa.Table.from_pylist([row | {"gpu_s": spent} for row in measured], schema.LOOKS)
+
+    def _measure_request(self, row: dict, places: list[Setting], painted: list[np.ndarray]) -> dict:
+        cutout, size = self.cutout(row["photo_uri"], row["mask_uri"]), self.recipe.size(row["placement"])
+        pictures = [
+            finish.finish(p, cutout, place.box, size, self.recipe.shadow)
+            for p, place in zip(painted, places, strict=True)
+        ]
+        measured = self.measurer.scores(pictures, row["text"]) | self.measurer.baselines(row)
+        best = measured["best"]
+        file = finish.encode(pictures[best], cutout, places[best].box, self.recipe)
+        shared = {name: row[name] for name in schema.LOOKS.names if name in row}
+        measured |= shared | self.measurer.figures(images.decode(file.content), cutout, places[best].box, row["text"])
+        own = max(
+            measured[f"{kind}_rank"] for kind in ("neutral", "contextual") if measured[f"{kind}_rank"] is not None
+        )
+        beaten = measured["rank_scores"][best] <= own
+        return measured | {"fallback": beaten, "fallback_reason": "below_original" if beaten else None}
+
+
+def _noise(row: dict, recipe: Recipe) -> str:
+    """Names the seeds: the same in every trial, so that a difference is that of weights and prompts."""
+    return digest(row["product_id"], row["cohort_id"], row["placement"], str(recipe.seed))

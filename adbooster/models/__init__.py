@@ -1,0 +1,7 @@
+"""The networks, one a file, each behind a small class: a path and a device in, arrays in, arrays or text out.
+
+Enters: local folders with safetensors or ONNX files, and uint8 arrays. Leaves: masks, captions, paintings, vectors and
+probabilities. Add a network as a file of its own; files.py checks what a folder must hold without loading it.
+"""
+
+__all__ = ["blip", "clip", "files", "inception", "outpainter", "safety", "settings", "tokenizer", "u2net"]

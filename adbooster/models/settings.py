@@ -1,0 +1,27 @@
+"""Settings of the models that mask and caption photos."""
+
+from pydantic import Field
+
+from adbooster.contracts.settings import Config
+
+
+class Masking(Config):
+    """How masks are made."""
+
+    solve_px: int = Field(default=600_000, ge=10_000)
+    """Pixels above which matting is solved on a smaller picture and brought back along its edges."""
+    refine_px: int | None = Field(default=None, ge=1)
+    """Half-width of the band that is refined; null: 1 % of the longer side."""
+
+
+class Captions(Config):
+    """How captions are generated."""
+
+    prefix: str = ""
+    """Words that every caption goes on from, such as "a photo of"; they are not kept in it."""
+    max_new_tokens: int = Field(default=24, ge=1, le=200)
+    """Longest caption, in tokens."""
+    no_repeat_ngram_size: int = Field(default=3, ge=0)
+    """Groups of so many tokens never come twice; 0: they may."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """Above 1, words already in the caption become less likely."""

@@ -1,0 +1,165 @@
+"""The whole night: prepare, cohorts, finetune when due, canary, generate, evaluate; one at a time, resumable at the step that failed."""
+
+import logging
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from adbooster.canary.job import canary, require
+from adbooster.cohorts.job import cohorts
+from adbooster.contracts import deadline
+from adbooster.evaluate.job import evaluate
+from adbooster.finetune.config import FinetuneReport
+from adbooster.finetune.job import finetune
+from adbooster.generate.config import GenerateConfig
+from adbooster.generate.job import generate
+from adbooster.night import state
+from adbooster.night.config import SECTIONS, NightlyConfig, NightlyReport
+from adbooster.night.schedule import Trained, not_due, remember, trained
+from adbooster.night.state import Night
+from adbooster.night.steps import Steps
+from adbooster.prepare.job import prepare
+from adbooster.storage.lock import NightLock
+from adbooster.storage.objects import Root
+
+log = logging.getLogger(__name__)
+
+
+def nightly(config: NightlyConfig) -> NightlyReport:
+    """Run the jobs in order; they exchange data only in the tables, and an error of one stops the night.
+
+    raises  LockHeld if another night runs below the root, CanaryRefused for new weights that fail (nothing is painted and
+            the last night stays live), and what the jobs raise
+    """
+    started = time.monotonic()
+    if config.dry_run:
+        return _planned(config, started)
+    root = Root(config.root_uri)
+    with NightLock(root, config.run_id, config.lock_ttl_s):
+        night = _night(root, config)
+        try:
+            report = _steps(config, root, night)
+        except BaseException as e:
+            night.state, night.ended_at = "failed" if isinstance(e, Exception) else "stopped", datetime.now(UTC)
+            night.save(root)
+            log.error("night %s %s; go on with --resume --run-id %s", config.run_id, night.state, config.run_id)
+            raise
+        night.state, night.ended_at = "finished", datetime.now(UTC)
+        night.save(root)
+    report.seconds = round(time.monotonic() - started, 1)
+    return report
+
+
+def _steps(config: NightlyConfig, root: Root, night: Night) -> NightlyReport:
+    steps = Steps(root, night, config.isolated)
+    prepared = steps(prepare, config.prepare)
+    grouped = steps(cohorts, config.cohorts)
+    last, tuned = trained(root), None
+    why = _why_not(config, root, night, last)
+    if why:
+        steps.skip("finetune", why)
+    elif config.finetune:
+        tuned = steps(finetune, config.finetune)
+    generating = _generating(config, night, tuned, last)
+    tested = measured = None
+    if config.canary:
+        tested = steps(require, config.canary.model_copy(update={"weights": generating.weights}), "canary")
+    else:
+        steps.skip("canary", "there is no section canary")
+    generated = steps(generate, generating)
+    if tuned and tuned.weights_revision:
+        remember(root, config.run_id, tuned.weights_revision)
+    if config.evaluate:
+        measured = steps(evaluate, config.evaluate)
+    else:
+        steps.skip("evaluate", "there is no section evaluate")
+    return NightlyReport(
+        run_id=config.run_id,
+        resumed=night.resumed,
+        skipped={s.step: s.why or "" for s in night.steps if s.state == "skipped"},
+        prepare=prepared,
+        cohorts=grouped,
+        finetune=tuned,
+        canary=tested,
+        generate=generated,
+        evaluate=measured,
+        gallery_uri=generated.gallery_uri,
+        seconds=0,
+    )
+
+
+def _why_not(config: NightlyConfig, root: Root, night: Night, last: Trained | None) -> str | None:
+    """Why this night does not fine-tune. The decision holds when the night is resumed."""
+    if config.finetune is None:
+        return "there is no section finetune"
+    step = night.step("finetune")
+    if step.state in ("finished", "failed", "stopped", "running"):
+        return not_due(root, config.train, None)
+    return not_due(root, config.train, last)
+
+
+def _generating(
+    config: NightlyConfig, night: Night, tuned: FinetuneReport | None, last: Trained | None
+) -> GenerateConfig:
+    """The settings of generate: with tonight's weights or the last accepted ones, and the remaining time and budget."""
+    changes: dict[str, Any] = {}
+    if tuned and tuned.weights:
+        changes["weights"] = tuned.weights
+    elif config.finetune and config.train.rule != "never" and last:
+        changes["weights"] = last.weights
+    if night.deadline:
+        changes["deadline"] = night.deadline.isoformat()
+    if config.gpu_hours is not None:
+        spent = tuned.seconds * max(1, config.finetune.workers) / 3600 if tuned and config.finetune else 0.0
+        changes["gpu_hours"] = max(0.0, config.gpu_hours - spent)
+    return config.generate.model_copy(update=changes)
+
+
+def _night(root: Root, config: NightlyConfig) -> Night:
+    """The state of this night, new or of the night that is resumed; it is written."""
+    now = datetime.now(UTC)
+    night = state.read(root, config.run_id) if config.resume else None
+    if night is None:
+        night = Night(run_id=config.run_id, started_at=now)
+        for name in SECTIONS:
+            night.step(name)
+    else:
+        night.resumed += 1
+        for step in night.steps:  # of a driver that was killed
+            step.state = "stopped" if step.state == "running" else step.state
+    night.state, night.ended_at, night.gpu_hours = "running", None, config.gpu_hours
+    night.deadline = deadline.parse_deadline(config.deadline, now.astimezone())
+    night.save(root)
+    return night
+
+
+def _planned(config: NightlyConfig, started: float) -> NightlyReport:
+    """What the night would do, from each job's own dry run; nothing is written."""
+    root = Root(config.root_uri)
+    prepared, grouped = prepare(config.prepare), cohorts(config.cohorts)
+    last, skipped = trained(root), {}
+    tuned = tested = generated = measured = None
+    first = prepared.samples_version is None or grouped.cohorts_version is None
+    if why := _why_not(config, root, Night(run_id=config.run_id, started_at=datetime.now(UTC)), last):
+        skipped["finetune"] = why
+    elif config.finetune and not first:
+        tuned = finetune(config.finetune)
+    if not first:
+        night = Night(run_id=config.run_id, started_at=datetime.now(UTC))
+        generating = _generating(config, night, tuned, last)
+        if config.canary:
+            tested = canary(config.canary.model_copy(update={"weights": generating.weights}))
+        generated = generate(generating)
+        measured = config.evaluate and evaluate(config.evaluate)
+    return NightlyReport(
+        run_id=config.run_id,
+        skipped=skipped,
+        prepare=prepared,
+        cohorts=grouped,
+        finetune=tuned,
+        canary=tested,
+        generate=generated,
+        evaluate=measured,
+        gallery_uri=None,
+        seconds=round(time.monotonic() - started, 1),
+    )

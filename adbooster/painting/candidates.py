@@ -1,0 +1,102 @@
+"""All candidates of the requests that the page shows: small pictures, scores, seeds, reject words, gate figures.
+
+One file a request and first round below `runs/<run_id>/candidates/`. They are no part of the recipe: how many there are
+changes no request's name and no creative.
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adbooster.pictures import images
+from adbooster.storage.objects import Root, each
+
+THUMB_PX = 160
+WINNER_PX = 480
+
+
+@dataclass
+class Candidate:
+    """One painting of a request; `word` is null where it passed, or where it was not inspected as a better one won."""
+
+    number: int
+    seed: str  # 63 bits, which JavaScript's numbers cannot hold
+    score: float
+    thumb: str  # WebP in base64
+    word: str | None = None
+    figures: dict = field(default_factory=dict)
+
+    def inspected(self, word: str | None, figures: dict) -> None:
+        self.word, self.figures = word, {k: v for k, v in figures.items() if v is not None}
+
+
+def shown_up_to(request_ids: pa.ChunkedArray, most: int) -> str:
+    """The highest name among the `most` lowest of these requests; "" for none.
+
+    Names are hashes, so this is an even sample, and one that hardly changes from night to night.
+    """
+    if not most or not len(request_ids):
+        return ""
+    if most >= len(request_ids):
+        return pc.max(request_ids).as_py()
+    lowest = pc.select_k_unstable(request_ids, most, [("request_id", "ascending")])
+    return request_ids[lowest[-1].as_py()].as_py()
+
+
+def of_round(
+    numbers: Iterable[int], seeds: Iterable[int], previews: Sequence[np.ndarray], scores: np.ndarray
+) -> list[Candidate]:
+    """The candidates of a round as they were scored; previews uint8 [H,W,3]"""
+    facts = zip(numbers, seeds, previews, scores, strict=True)
+    return [Candidate(n, str(seed), round(float(s), 4), _thumb(p, THUMB_PX)) for n, seed, p, s in facts]
+
+
+def write(
+    root: Root, run_id: str, request: dict, painted: list[Candidate], winners: dict[int, np.ndarray], best_own: float
+) -> None:
+    """Keep a request's candidates; the same request gives the same bytes.
+
+    winners   pictures (uint8 [H,W,3]) by candidate number; best_own  the score a candidate had to beat
+    """
+    for candidate in painted:
+        if candidate.number not in winners and candidate.word is None and candidate.score <= best_own:
+            candidate.word = "below_original"
+    thumbs = {c.seed: _thumb(winners[c.number], WINNER_PX) for c in painted if c.number in winners}
+    kept = {"candidates": [asdict(c) for c in painted], "winners": thumbs}
+    name = f"{request['request_id']}-{request['round'] or 0}"
+    root.write(f"{_folder(run_id)}/{name}.json", json.dumps(kept).encode())
+
+
+def read(root: Root, made_by: dict[str, str]) -> dict[str, dict]:
+    """What was kept, by request; those of which nothing was kept lack.
+
+    made_by  the run that painted each request
+    returns  {"candidates": [as Candidate, by number], "winners": {seed: WebP in base64}}, of all its rounds
+    """
+    files: dict[str, list[str]] = {}
+    for run_id in sorted(set(made_by.values())):
+        for name in root.files(_folder(run_id)):
+            request_id, _, first_round = name.removesuffix(".json").rpartition("-")
+            if made_by.get(request_id) == run_id and first_round.isdigit():
+                files.setdefault(request_id, []).append(f"{_folder(run_id)}/{name}")
+    parts = each(lambda names: [json.loads(root.read(name)) for name in names], files.values())
+    return {request_id: _joined(rounds) for request_id, rounds in zip(files, parts, strict=True)}
+
+
+def _joined(rounds: list[dict]) -> dict:
+    numbered = {c["number"]: c for r in rounds for c in r["candidates"]}
+    winners = {seed: thumb for r in rounds for seed, thumb in r["winners"].items()}
+    return {"candidates": [numbered[n] for n in sorted(numbered)], "winners": winners}
+
+
+def _folder(run_id: str) -> str:
+    return f"runs/{run_id}/candidates"
+
+
+def _thumb(picture_u8: np.ndarray, side_px: int) -> str:
+    return base64.b64encode(images.encode_thumbnail(picture_u8, side_px)).decode()

@@ -1,0 +1,49 @@
+"""Settings of whatever paints: models, device, batches, recipe; and which cohorts a product is painted for."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from adbooster.contracts.recipe import Adapter, Recipe
+from adbooster.contracts.settings import Config, JobConfig, Pool, Uri
+
+
+class PaintingConfig(JobConfig):
+    """What a painting actor needs; GenerateConfig adds what a night needs."""
+
+    weights: Uri
+    """The outpainter: a folder in diffusers layout, local or s3://."""
+    adapters: tuple[Adapter, ...] = ()
+    """Adapters on the weights, in this order."""
+    rank_model: Uri
+    """The CLIP that scores and ranks: a folder that open_clip saved."""
+    mask_model: Uri = ""
+    """U2-Net family model (.onnx) for the gates on the product's shape."""
+    safety_model: Uri = ""
+    """Folder of a StableDiffusionSafetyChecker; empty: pictures are not checked for unsafe content."""
+    device: str = Field(default="cuda", pattern="^(cuda|cpu)$")
+    """Where the models run; never chosen by what is there."""
+    dtype: str = Field(default="float16", pattern="^(float32|float16|bfloat16)$")
+    """Number format of the outpainter."""
+    compiled: bool = False
+    """torch.compile the UNet: minutes a placement at the start of every actor, faster steps after."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads a painting actor."""
+    paint: Pool = Pool(batch=8)
+    """Actors that paint and score; `batch` counts requests, rounded up so that paintings fill whole passes."""
+    paint_batch: int = Field(default=16, ge=1)
+    """Paintings in one pass of the network; always filled, so that a picture does not depend on its neighbours."""
+    recipe: Recipe = Recipe()
+    """What decides the pixels."""
+
+
+class Targeting(Config):
+    """Which cohorts a product is painted for."""
+
+    rule: Literal["all", "top_n", "table"] = "all"
+    """all: every cohort; top_n: the n whose query is nearest to the product's words, by the rank model's text tower;
+    table: the pairs that a table lists."""
+    n: int = Field(default=5, ge=1)
+    """Cohorts a product under top_n."""
+    table_uri: Uri = ""
+    """Parquet or CSV with the columns product_id and cohort_id, for the rule table."""

@@ -1,0 +1,170 @@
+"""Requests: usable products x targeted cohorts x placements, each with its prompt and its name."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pac
+import pyarrow.parquet as pap
+from fsspec.core import url_to_fs
+
+from adbooster.contracts import schema
+from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.naming import digest
+from adbooster.contracts.recipe import Recipe
+from adbooster.contracts.text import clean, interest
+from adbooster.painting.config import Targeting
+from adbooster.prompts.config import PromptFigures, Prompting
+from adbooster.prompts.templates import product_words
+from adbooster.prompts.writer import write_prompts
+from adbooster.storage import tables
+from adbooster.storage.model_store import local_copy
+from adbooster.storage.objects import Root
+
+MAX_TEXT = 1000  # characters of a cohort's text; the scoring CLIP reads 77 tokens of it
+PRODUCTS = pa.schema(
+    [(name, pa.string()) for name in ("product_id", "category", "brand", "title", "words")]
+    + [(name, pa.string()) for name in ("photo_uri", "photo_sha256", "mask_uri", "made_of")]
+    + [("own_photo_uris", pa.list_(pa.string()))]
+)
+
+
+def usable_products(root: Root, by_category: bool = False) -> pa.Table:
+    """Products that can be painted (PRODUCTS): the main sample's facts, and the photos of all its pictures.
+
+    by_category  whether the category decides how a product stands, and so is part of what `made_of` names
+    """
+    rows = tables.read(root, "samples")
+    rows = rows.filter(pc.and_(pc.is_null(rows["reject"]), pc.is_null(rows["retired_at"])))
+    own: dict[str, list[str]] = defaultdict(list)
+    more = rows.filter(pc.not_equal(rows["role"], "main"))
+    for product_id, photo_uri in zip(more["product_id"].to_pylist(), more["photo_uri"].to_pylist(), strict=True):
+        own[product_id].append(photo_uri)
+    mains = rows.filter(pc.equal(rows["role"], "main")).sort_by("product_id").to_pylist()
+    for row in mains:
+        row["words"] = product_words(row["caption"], row["title"])
+        row["own_photo_uris"] = [row["photo_uri"], *sorted(own[row["product_id"]])]
+        row["made_of"] = digest(
+            row["product_id"], row["photo_sha256"], row["mask_uri"], row["category"] if by_category else ""
+        )
+    return pa.Table.from_pylist([{name: row[name] for name in PRODUCTS.names} for row in mains], PRODUCTS)
+
+
+def usable_cohorts(root: Root) -> pa.Table:
+    """The rows of tables/cohorts with their `text`, Q and C as scored against.
+
+    raises ConfigError if there is none, or one whose text cannot be used
+    """
+    rows = tables.read(root, "cohorts").sort_by("cohort_id")
+    if not rows.num_rows:
+        raise ConfigError(f"{root.uri}/tables/cohorts has no cohort; run jobs.cohorts first")
+    texts = []
+    for row in rows.select(["cohort_id", "query", "context"]).to_pylist():
+        texts_of_row = [row["query"] or "", row["context"] or ""]
+        if any(clean(part) != part for part in texts_of_row):
+            raise ConfigError(f"the text of cohort {row['cohort_id']!r} holds control characters or line breaks")
+        texts.append(interest(*texts_of_row))
+        if not 1 <= len(texts[-1]) <= MAX_TEXT:
+            raise ConfigError(
+                f"the text of cohort {row['cohort_id']!r} has {len(texts[-1])} characters; it should have 1 to {MAX_TEXT}"
+            )
+    return rows.append_column("text", pa.array(texts, pa.string()))
+
+
+def plan_requests(
+    root: Root,
+    recipe: Recipe,
+    recipe_id: str,
+    prompting: Prompting,
+    targeting: Targeting,
+    rank_model: str,
+    dry_run: bool = False,
+    tokenizer_path: Path | None = None,
+) -> tuple[pa.Table, PromptFigures]:
+    """All requests of the night (schema.REQUESTS), in an order that follows from their names alone, product by product.
+
+    dry_run, tokenizer_path  as for write_prompts
+    raises ConfigError if there is no usable product or no cohort
+    """
+    products = usable_products(root, bool(recipe.stands))
+    if not products.num_rows:
+        raise ConfigError(f"{root.uri}/tables/samples has no usable main picture; run jobs.prepare first")
+    cohorts = usable_cohorts(root)
+    of_product, of_cohort = _targeted(products, cohorts, targeting, rank_model)
+    pairs = _columns(products, of_product, ("product_id", "words", "title", "category", "brand"))
+    pairs |= _columns(cohorts, of_cohort, [n for n in cohorts.column_names if n in schema.PAIRS.names])
+    prompted, figures = write_prompts(
+        root, schema.check(pa.table(pairs), schema.PAIRS), prompting, dry_run, tokenizer_path
+    )
+    names = recipe.placements
+    each = pa.array(np.repeat(np.arange(len(of_product)), len(names)))
+    rows = _columns(products.take(of_product), each, ("photo_uri", "photo_sha256", "mask_uri", "own_photo_uris"))
+    rows |= _columns(cohorts.take(of_cohort), each, ("text",))
+    rows |= _columns(prompted, each, [n for n in prompted.column_names if n in schema.REQUESTS.names])
+    rows["placement"] = pa.array(list(names) * len(of_product), pa.string())
+    made_of = products["made_of"].take(of_product).take(each).to_pylist()
+    parts = [rows[n].to_pylist() for n in ("cohort_id", "placement", "text", "prompt", "negative_prompt")]
+    rows["request_id"] = pa.array(
+        [digest(*each_part, recipe_id) for each_part in zip(made_of, *parts, strict=True)], pa.string()
+    )
+    rows["round"] = pa.array(np.zeros(len(each), np.int32))
+    rows["reject"] = pa.nulls(len(each), pa.string())
+    return schema.check(pa.table(rows), schema.REQUESTS), figures
+
+
+def _columns(table: pa.Table, at: pa.Array, names: Iterable[str]) -> dict[str, pa.ChunkedArray]:
+    return {name: table[name].take(at) for name in names}
+
+
+def _targeted(
+    products: pa.Table, cohorts: pa.Table, targeting: Targeting, rank_model: str
+) -> tuple[pa.Array, pa.Array]:
+    """Index of the product and of the cohort of every pair, products in order."""
+    p, c = products.num_rows, cohorts.num_rows
+    if targeting.rule == "table":
+        return _listed(products, cohorts, targeting.table_uri)
+    if targeting.rule == "all" or targeting.n >= c:
+        return pa.array(np.repeat(np.arange(p), c)), pa.array(np.tile(np.arange(c), p))
+    from adbooster.models.clip import Clip
+
+    ranker = Clip(local_copy(rank_model), "cpu")
+    words, queries = ranker.embed_texts(products["words"].to_pylist()), ranker.embed_texts(_looked_for(cohorts))
+    near = [
+        np.sort(np.argsort(-(words[at : at + 4096] @ queries.T), axis=1, kind="stable")[:, : targeting.n], axis=1)
+        for at in range(0, p, 4096)
+    ]
+    return pa.array(np.repeat(np.arange(p), targeting.n)), pa.array(np.concatenate(near).ravel())
+
+
+def _looked_for(cohorts: pa.Table) -> list[str]:
+    """A cohort's query, or its whole text where it has none."""
+    return [
+        query or text for query, text in zip(cohorts["query"].to_pylist(), cohorts["text"].to_pylist(), strict=True)
+    ]
+
+
+def _listed(products: pa.Table, cohorts: pa.Table, uri: str) -> tuple[pa.Array, pa.Array]:
+    """The pairs of a targeting table; pairs that name no usable product are left out, an unknown cohort is an error."""
+    fs, path = url_to_fs(uri)
+    if not uri or not fs.exists(path):
+        raise ConfigError(f"there is no targeting table at {uri!r}; rule table needs targeting.table_uri")
+    with fs.open(path) as f:
+        table = pap.read_table(f) if path.endswith(".parquet") else pac.read_csv(f)
+    if missing := {"product_id", "cohort_id"} - set(table.column_names):
+        raise ConfigError(f"the targeting table {uri} lacks the column {min(missing)!r}")
+    wanted = [table[n].cast(pa.string()).combine_chunks() for n in ("product_id", "cohort_id")]
+    of_product, of_cohort = (
+        pc.index_in(w, value_set=known.combine_chunks())
+        for w, known in zip(wanted, (products["product_id"], cohorts["cohort_id"]), strict=True)
+    )
+    if of_cohort.null_count:
+        unknown = wanted[1].filter(pc.is_null(of_cohort))[0].as_py()
+        raise ConfigError(f"the targeting table {uri} names the cohort {unknown!r}, which tables/cohorts does not have")
+    usable = pc.is_valid(of_product)
+    pairs = np.unique(np.stack([of_product.filter(usable), of_cohort.filter(usable)], axis=1), axis=0)
+    if not len(pairs):
+        raise ConfigError(f"the targeting table {uri} names no usable product")
+    return pa.array(pairs[:, 0]), pa.array(pairs[:, 1])

@@ -1,0 +1,7 @@
+"""Pictures as arrays: decoding, colour, cutting out, layout, compositing, and the proof that the product is unaltered.
+
+Enters: encoded bytes and uint8 arrays. Leaves: uint8 arrays and numbers. Nothing here reads a file, starts a process or
+knows a network; what touches the product's pixels is in compositing.py, and proof.py must be able to refute it.
+"""
+
+__all__ = ["compositing", "cutouts", "images", "layout", "matting", "proof", "quality", "scenes"]

@@ -1,0 +1,54 @@
+"""The product over a painting: as the model sees it and as a preview at painting size, and composed at full size."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from adbooster.pictures.cutouts import ON, Cutout
+from adbooster.pictures.images import resize
+from adbooster.pictures.layout import Box
+
+GREY = 127
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """The product as the model sees it, and what pastes it back on a painting of that size.
+
+    image           uint8 [h,w,3], the product on grey
+    product_mask    uint8 [h,w], 0 or 255 = product
+    premultiplied   float32 [h,w,3], the product's colours times alpha
+    alpha           float32 [h,w,1], 0-1
+    """
+
+    image: np.ndarray
+    product_mask: np.ndarray
+    premultiplied: np.ndarray
+    alpha: np.ndarray
+
+    def paste(self, painted_u8: np.ndarray) -> np.ndarray:
+        """The product before a painting, both uint8 [h,w,3]: a preview; the stored picture is composed at full size."""
+        return (painted_u8 * (1 - self.alpha) + self.premultiplied).clip(0, 255).round().astype(np.uint8)
+
+
+def overlay(cutout: Cutout, box: Box, size: tuple[int, int], paint_size: tuple[int, int]) -> Overlay:
+    """What the model sees of a product in `box` of a picture of (width, height) `size`, at the size it paints."""
+    product = cutout.scaled(box.width_px, box.height_px)
+    wide, high = size
+    alpha, colours = np.zeros((high, wide), np.uint8), np.zeros((high, wide, 3), np.uint8)
+    alpha[box.slices] = product.alpha
+    colours[box.slices] = (product.colours * (product.alpha[..., None] / np.float32(255))).round().astype(np.uint8)
+    small = resize(alpha, *paint_size)
+    share, premultiplied = small[..., None] / np.float32(255), resize(colours, *paint_size).astype(np.float32)
+    image = (premultiplied + GREY * (1 - share)).clip(0, 255).round().astype(np.uint8)
+    return Overlay(image, np.where(small > ON, 255, 0).astype(np.uint8), premultiplied, share)
+
+
+def compose(background_u8: np.ndarray, cutout: Cutout, box: Box) -> np.ndarray:
+    """The product before a background, uint8 [H,W,3]; where alpha is 255 the pixels are the (scaled) photo's."""
+    product = cutout.scaled(box.width_px, box.height_px)
+    out = background_u8.copy()
+    alpha = product.alpha[..., None].astype(np.float32) / 255
+    mixed = product.colours * alpha + out[box.slices] * (1 - alpha)
+    out[box.slices] = np.where(product.alpha[..., None] == 255, product.pixels, mixed.round().astype(np.uint8))
+    return out

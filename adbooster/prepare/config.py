@@ -1,0 +1,142 @@
+"""Settings and report of `jobs.prepare`."""
+
+from pydantic import BaseModel, Field
+
+from adbooster.contracts.settings import Config, JobConfig, Pool, Uri
+from adbooster.models.settings import Captions, Masking
+from adbooster.prepare.formats import FeedFormat
+
+
+class Rules(Config):
+    """What a picture must be to be used. A changed rule judges again, without decoding a picture."""
+
+    min_side_px: int = Field(default=200, ge=16)
+    """A photo with a shorter side is rejected."""
+    max_mb: float = Field(default=16, gt=0)
+    """A larger file, in megabytes, is not read."""
+    min_area_share: float = Field(default=0.01, ge=0, le=1)
+    """A mask with a smaller share of white is no product."""
+    max_area_share: float = Field(default=0.9, ge=0, le=1)
+    """A mask with a larger share of white is no cut-out."""
+    max_border_share: float = Field(default=0.02, ge=0, le=1)
+    """Share of the border that the product of a main photo may touch; more means it is cut off."""
+    max_pieces: int = Field(default=4, ge=1)
+    """Parts that the product of a main photo may fall into (a pair of shoes has two); specks do not count."""
+    plain_deviation: float = Field(default=12, ge=0)
+    """Standard deviation (0-255) outside the mask below which a background is plain, not a scene."""
+
+
+class Http(Config):
+    """Limits, time-outs and retries of fetching photos."""
+
+    concurrency: int = Field(default=16, ge=1, le=1000)
+    """Photos under way at once, an actor."""
+    per_host: int = Field(default=8, ge=1)
+    """Photos under way at once from one host, all actors together."""
+    connect_s: float = Field(default=10, gt=0)
+    """Longest wait for a connection."""
+    read_s: float = Field(default=20, gt=0)
+    """Longest wait for the next bytes."""
+    deadline_s: float = Field(default=90, gt=0)
+    """Longest time for one photo with all its tries."""
+    attempts: int = Field(default=4, ge=1, le=20)
+    """Tries after 429, 5xx or a broken connection, with growing random pauses between them."""
+    retry_after_s: float = Field(default=30, ge=0)
+    """Longest pause that a server's Retry-After can ask for."""
+    user_agent: str = "adbooster"
+    """User-Agent header of requests."""
+
+
+class Source(Config):
+    """Where photos may come from."""
+
+    feed_uri: str
+    """Base of relative links."""
+    allowed_file_root: str = ""
+    """Folder below which local pictures may lie; empty: the feed's own folder."""
+    allow_private_hosts: bool = False
+    """Addresses inside the network may be requested."""
+    http: Http = Field(default_factory=Http)
+    """How photos are fetched."""
+
+
+class PrepareConfig(JobConfig):
+    """Settings of `jobs.prepare`."""
+
+    feed_uri: Uri
+    """The product feed: a file, a folder of files, http(s):// or s3://; gzipped or not."""
+    feed_format: FeedFormat = "auto"
+    """What the feed is; auto: detected from its first bytes, and named in log and report."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """For a feed with names of its own: our name (id, title, image_link, ...): the feed's name."""
+    allowed_file_root: Uri = ""
+    """Folder below which local pictures may lie; empty: the feed's own folder."""
+    allow_private_hosts: bool = False
+    """Pictures may be requested from private, loopback and link-local addresses."""
+    http: Http = Http()
+    """How photos are fetched over http(s)."""
+    mask_model: Uri
+    """U2-Net family model, an .onnx file."""
+    masking: Masking = Masking()
+    """How masks are made."""
+    caption_model: Uri
+    """BLIP model, a folder in transformers layout."""
+    captions: Captions = Captions()
+    """How captions are generated."""
+    device: str = Field(default="cuda", pattern="^(cuda|cpu)$")
+    """Where the models run; never chosen by what is there."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads a model actor."""
+    fetch: Pool = Pool(batch=32)
+    """Actors that fetch photos."""
+    mask: Pool = Pool(batch=8)
+    """Actors that mask."""
+    caption: Pool = Pool(batch=16)
+    """Actors that caption."""
+    judge: Pool = Pool(batch=32)
+    """Actors that judge."""
+    rules: Rules = Rules()
+    """What a picture must be to be used."""
+    max_reject_share: float = Field(default=0.2, ge=0, le=1)
+    """More rejected or unreachable pictures than this share stop the job before anything is live."""
+    progress_s: float = Field(default=30, gt=0)
+    """Seconds between two lines of progress in the log."""
+
+    def pools(self) -> dict[str, Pool]:
+        return {"fetch": self.fetch, "mask": self.mask, "caption": self.caption, "judge": self.judge}
+
+    def source(self) -> Source:
+        """The limit per host is for all fetch actors together: each gets its share."""
+        http = self.http.model_copy(update={"per_host": max(1, self.http.per_host // self.fetch.actors)})
+        return Source(
+            feed_uri=self.feed_uri,
+            allowed_file_root=self.allowed_file_root,
+            allow_private_hosts=self.allow_private_hosts,
+            http=http,
+        )
+
+
+class PrepareReport(BaseModel):
+    """What `jobs.prepare` did, or would do; counts are pictures, but for `rows`."""
+
+    job: str = "prepare"
+    run_id: str
+    dry_run: bool
+    feed_format: str
+    rows: int
+    """products in the feed, bad ones too"""
+    pictures: int
+    new: int
+    changed: int
+    """also those that came back"""
+    new_or_changed: int
+    unchanged: int
+    kept_unreachable: int
+    """could not be reached tonight; the photo of an earlier night stays"""
+    taken_over: int
+    """staged by an unfinished run and used as they are"""
+    retired: int
+    rejects: dict[str, int]
+    pools: list[dict]
+    samples_version: int | None
+    seconds: float

@@ -1,0 +1,7 @@
+"""What a person sees of a run: the uplift, and report.html, one static page made of page/ and the run's data.
+
+Enters: tables, candidates and evaluation of a run. Leaves: runs/<run_id>/gallery.json and report.html. All text of feeds and
+cohorts is data: it never becomes markup, and the page makes no network request.
+"""
+
+__all__ = ["contact_sheet", "gallery", "page", "uplift"]

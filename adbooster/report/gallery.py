@@ -1,0 +1,233 @@
+"""What the page shows of a run, as one JSON document: facts of a sample of what is live, small pictures, and counts of all.
+
+It lies beside the page (`runs/<run_id>/gallery.json`), so that the page can be made again with the figures of
+`jobs.evaluate` without opening a picture. Small pictures are part of the document as long as there are few, so that
+the page is one file that can be mailed or opened by a presigned address; beyond INLINE_MOST creatives they are files in
+`runs/<run_id>/thumbs/`, beside the page.
+"""
+
+import base64
+import hashlib
+import json
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adbooster.contracts.text import interest
+from adbooster.painting import candidates
+from adbooster.pictures import images
+from adbooster.storage import tables
+from adbooster.storage.objects import Root, each
+
+INLINE_MOST = 400  # creatives; about 20 kB each
+PRODUCT_PX = 320
+DECODERS = 8  # photos open at one time, each up to images.MAX_PIXELS
+BINS = 32
+
+
+def write(root: Root, run_id: str, creatives: pa.Table, numbers: dict, most: int) -> dict:
+    """Keep runs/<run_id>/gallery.json and return what it holds.
+
+    creatives  what is live (schema.CREATIVES); numbers  the job's report; most  requests whose creatives are shown
+    """
+    data = collect(root, run_id, creatives, most) | {"numbers": numbers}
+    root.write(_path(run_id), json.dumps(data).encode())
+    return data
+
+
+def read(root: Root, run_id: str, most: int = 300) -> dict:
+    """What `write` kept for the run; for a run without it, what is live now."""
+    if root.exists(_path(run_id)):
+        return json.loads(root.read(_path(run_id)))
+    return collect(root, run_id, tables.read(root, "creatives"), most) | {"numbers": {}}
+
+
+def _path(run_id: str) -> str:
+    return f"runs/{run_id}/gallery.json"
+
+
+def collect(root: Root, run_id: str, creatives: pa.Table, most: int) -> dict:
+    """The document without the job's numbers: what the rows are for page/*.js, which read it."""
+    last = candidates.shown_up_to(pc.unique(creatives["request_id"]), most)
+    shown = creatives.filter(pc.less_equal(creatives["request_id"], last))
+    order = [(c, "ascending") for c in ("product_id", "cohort_id", "placement", "rank")]
+    rows = shown.take(pc.sort_indices(shown, sort_keys=order)).to_pylist()
+    pictures = _Pictures(root, run_id, inline=len(rows) <= INLINE_MOST)
+    cohorts = _cohorts(root, rows)
+    products = _products(root, rows, pictures)
+    at = [{row["id"]: i for i, row in enumerate(some)} for some in (products, cohorts)]
+    kept = candidates.read(root, {r["request_id"]: r["run_id"] for r in rows if r["run_id"]})
+    large = _winners(root, rows, kept, pictures)
+    marks = tables.read(root, "marks", ["creative_id", "mark"])
+    approved = set(marks.filter(pc.equal(marks["mark"], "approved"))["creative_id"].to_pylist())
+    live: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        live[row["request_id"]].add(str(row["seed"]))
+    shown_rows = []
+    for row, thumb in zip(rows, large, strict=True):
+        entry = _creative(row, kept.get(row["request_id"]), live[row["request_id"]], pictures)
+        entry |= {"product": at[0][row["product_id"]], "cohort": at[1][row["cohort_id"]], "thumb": thumb}
+        entry |= {"fresh": row["run_id"] == run_id, "mark": "approved" if row["creative_id"] in approved else None}
+        shown_rows.append(entry)
+    return {
+        "run_id": run_id,
+        "made_at": datetime.now(UTC).isoformat(timespec="minutes"),
+        "live": creatives.num_rows,
+        "fallbacks": pc.sum(creatives["fallback"]).as_py() or 0,
+        "proof": _proof(creatives),
+        "cohorts": cohorts,
+        "products": products,
+        "creatives": shown_rows,
+        "histogram": _histogram(creatives),
+        "rejects": _rejects(root, creatives),
+        "pictures": pictures.close(),
+    }
+
+
+class _Pictures:
+    """Small pictures by content: each once, as an address that the page can show."""
+
+    def __init__(self, root: Root, run_id: str, inline: bool):
+        self.root, self.folder, self.inline = root, f"runs/{run_id}/thumbs", inline
+        self.numbers: dict[str, int] = {}
+        self.files: dict[str, bytes] = {}
+
+    def add(self, webp: bytes | str) -> int:
+        """The number of a picture, given as WebP or as its base64."""
+        text = webp if isinstance(webp, str) else base64.b64encode(webp).decode()
+        if self.inline:
+            return self.numbers.setdefault(f"data:image/webp;base64,{text}", len(self.numbers))
+        content = base64.b64decode(text)
+        name = f"thumbs/{hashlib.sha256(content).hexdigest()[:32]}.webp"
+        self.files[name] = content
+        return self.numbers.setdefault(name, len(self.numbers))
+
+    def close(self) -> list[str]:
+        """All addresses, in the order of their numbers; files are written when this returns."""
+        each(lambda item: self.root.write(f"{self.folder}/{item[0].split('/')[1]}", item[1]), self.files.items())
+        return list(self.numbers)
+
+
+def _cohorts(root: Root, rows: list[dict]) -> list[dict]:
+    """The cohorts of the rows; one that is gone from its table is described by the text of its creatives."""
+    known = tables.read(root, "cohorts", ["cohort_id", "family", "query", "context"]).to_pylist()
+    texts = {c["cohort_id"]: (c["family"], interest(c["query"] or "", c["context"] or "")) for c in known}
+    wanted = {r["cohort_id"]: r["text"] for r in rows}
+    cohorts = {name: texts.get(name, ("", text or "")) for name, text in wanted.items()}
+    return [
+        {"id": name, "family": cohorts[name][0] or "", "text": cohorts[name][1] or name} for name in sorted(cohorts)
+    ]
+
+
+def _products(root: Root, rows: list[dict], pictures: _Pictures) -> list[dict]:
+    """The products of the rows with small pictures of their photo and mask."""
+    columns = ["product_id", "role", "title", "category", "photo_uri", "mask_uri"]
+    samples = tables.read(root, "samples", columns)
+    wanted = sorted({r["product_id"] for r in rows})
+    mains = samples.filter(
+        pc.and_(pc.equal(samples["role"], "main"), pc.is_in(samples["product_id"], pa.array(wanted, pa.string())))
+    )
+    main_rows = {r["product_id"]: r for r in mains.to_pylist()}
+    products = [{"product_id": name} | main_rows.get(name, dict.fromkeys(columns[1:])) for name in wanted]
+    photos = _thumbs(root, [r["photo_uri"] for r in products], PRODUCT_PX)
+    masks = _thumbs(root, [r["mask_uri"] for r in products], PRODUCT_PX)
+    return [
+        {
+            "id": row["product_id"],
+            "title": row["title"] or "",
+            "category": row["category"] or "",
+            "photo_uri": row["photo_uri"],
+            "photo": pictures.add(photo) if photo else None,
+            "mask": pictures.add(mask) if mask else None,
+        }
+        for row, photo, mask in zip(products, photos, masks, strict=True)
+    ]
+
+
+def _winners(root: Root, rows: list[dict], kept: dict[str, dict], pictures: _Pictures) -> list[int | None]:
+    """A small picture of every creative: the one that was kept when it was painted, or one made of its file."""
+    kept_thumbs = [kept.get(r["request_id"], {}).get("winners", {}).get(str(r["seed"])) for r in rows]
+    missing = sorted({r["uri"] for r, known in zip(rows, kept_thumbs, strict=True) if not known and r["uri"]})
+    made = dict(zip(missing, _thumbs(root, missing, candidates.WINNER_PX), strict=True))
+    thumbs = [known or made.get(r["uri"]) for r, known in zip(rows, kept_thumbs, strict=True)]
+    return [pictures.add(thumb) if thumb else None for thumb in thumbs]
+
+
+def _thumbs(root: Root, uris: list[str | None], side_px: int) -> list[bytes | None]:
+    """Small pictures of stored ones; null where there is none, as a later vacuum may have removed it."""
+
+    def thumbnail(uri: str | None) -> bytes | None:
+        try:
+            return images.encode_thumbnail(images.decode(root.read(uri)), side_px) if uri else None
+        except (FileNotFoundError, images.UnreadableImage):
+            return None
+
+    with ThreadPoolExecutor(DECODERS) as threads:
+        return list(threads.map(thumbnail, uris))
+
+
+def _creative(row: dict, kept: dict | None, live: set[str], pictures: _Pictures) -> dict:
+    plain = ("creative_id", "request_id", "placement", "rank", "prompt", "negative_prompt", "prompt_style", "sha256")
+    plain += ("uri", "width", "height", "fallback", "fallback_reason", "run_id")
+    entry = {name: row[name] for name in plain}
+    entry |= {name: _rounded(row[name]) for name in ("clip_score", "neutral_score", "margin")}
+    entry["seed"] = str(row["seed"])
+    entry["gates"] = {k: _rounded(v) for k, v in (row["gates"] or {}).items() if v is not None}
+    if kept:
+        entry["candidates"] = [
+            _candidate(c, entry["seed"], set(kept["winners"]) - live, pictures) for c in kept["candidates"]
+        ]
+    else:
+        entry["candidates"] = [{"score": _rounded(s)} for s in row["candidate_scores"] or ()]
+    return entry
+
+
+def _candidate(candidate: dict, won: str, stepped_back: set[str], pictures: _Pictures) -> dict:
+    entry = {name: candidate[name] for name in ("seed", "score", "word")}
+    if candidate["seed"] in stepped_back:  # it won its round and is not live: another winner has its scene
+        entry["word"] = "duplicate_background"
+    figures = {k: _rounded(v) for k, v in candidate["figures"].items()}
+    return entry | {"figures": figures, "thumb": pictures.add(candidate["thumb"]), "won": candidate["seed"] == won}
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _histogram(creatives: pa.Table) -> dict:
+    """Winners and their products on white, counted in BINS equal bins of the CLIP score; empty without creatives."""
+    best = creatives.filter(pc.equal(creatives["rank"], 0))
+    scores = [best[c].drop_null().to_numpy().astype(float) for c in ("clip_score", "neutral_score")]
+    if not all(len(s) for s in scores):
+        return {}
+    low, high = (float(f(np.concatenate(scores))) for f in (np.min, np.max))
+    edges = np.linspace(low, max(high, low + 1e-3), BINS + 1)
+    winners, neutral = (np.histogram(s, edges)[0].tolist() for s in scores)
+    return {"edges": [round(e, 4) for e in edges.tolist()], "winners": winners, "neutral": neutral}
+
+
+def _proof(creatives: pa.Table) -> dict:
+    """How far the product in any live file is from its photo: levels of 255, and dB where files are lossy."""
+    if not creatives.num_rows:
+        return {}
+    differences, psnr = (pc.struct_field(creatives["gates"], name) for name in ("product_max_diff", "psnr_db"))
+    lossy = len(psnr) - psnr.null_count
+    return {"max_diff": pc.max(differences).as_py(), "lossy": lossy, "min_psnr_db": pc.min(psnr).as_py()}
+
+
+def _rejects(root: Root, creatives: pa.Table) -> dict[str, dict[str, int]]:
+    """Pictures of the feed that are not used and live creatives that are the original picture, by word."""
+    samples = tables.read(root, "samples", ["reject", "retired_at"])
+    samples = samples.filter(pc.is_null(samples["retired_at"]))
+    fallbacks = creatives.filter(pc.fill_null(creatives["fallback"], False))
+    return {"photos": _counted(samples["reject"]), "fallbacks": _counted(fallbacks["fallback_reason"])}
+
+
+def _counted(words: pa.ChunkedArray) -> dict[str, int]:
+    counts = sorted(pc.value_counts(words.drop_null()).to_pylist(), key=lambda c: (-c["counts"], c["values"]))
+    return {c["values"]: c["counts"] for c in counts}

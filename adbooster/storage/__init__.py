@@ -1,0 +1,7 @@
+"""Everything below `root_uri`: objects named by content, Delta tables, models and their node cache, lock, vacuum, rollback.
+
+Enters: bytes, rows of contracts.schema, addresses of models. Leaves: the same, from a local folder or S3 alike. Only this
+room writes below the root; a table changes by one commit on top of the version that was read, or not at all.
+"""
+
+__all__ = ["lock", "model_store", "objects", "rollback", "tables", "vacuum"]

@@ -1,0 +1,208 @@
+"""Object storage: a root folder or bucket, objects named by their content, model folders brought to the node."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import fsspec
+import pyarrow.fs
+from fsspec.core import url_to_fs
+
+from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.redaction import redact
+
+THREADS = 32  # requests to the storage at one time
+FRESH_S = 12 * 3600  # an object put again is written again if older, so that vacuum (a day at least) leaves it alone
+
+
+class Stat(NamedTuple):
+    """What is known of a stored file without reading it; `modified` in seconds since 1970."""
+
+    size_bytes: int
+    modified: float
+
+
+class Root:
+    """Everything below `root_uri` (a local folder or `s3://bucket/prefix`); paths are relative, with `/`.
+
+    Credentials and endpoint come from the environment (AWS_ENDPOINT_URL and the usual AWS names), never from config.
+    """
+
+    def __init__(self, uri: str):
+        self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).absolute())
+        self.fs, self.base = _filesystem(self.uri)
+
+    def __reduce__(self) -> tuple[type["Root"], tuple[str]]:
+        return Root, (self.uri,)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine."""
+        return _is_local(self.fs)
+
+    def path(self, relative: str) -> str:
+        return f"{self.base}/{relative}"
+
+    def read(self, relative: str) -> bytes:
+        return bytes(cast(bytes, self.fs.cat_file(self.path(relative))))
+
+    def exists(self, relative: str) -> bool:
+        return self.fs.exists(self.path(relative))
+
+    def write(self, relative: str, content: bytes) -> None:
+        """Replace one object whole: readers see the old one or the new one."""
+        path = self.path(relative)
+        if not _is_local(self.fs):
+            self.fs.pipe_file(path, content)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".part-")
+        with os.fdopen(handle, "wb") as f:
+            f.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+
+    def create(self, relative: str, content: bytes) -> None:
+        """Write one object if there is none of this name, whole and by one process only.
+
+        raises  FileExistsError; any OSError where it is not known whether the storage kept it
+        """
+        path = self.path(relative)
+        if not _is_local(self.fs):
+            self.fs.pipe_file(path, content, mode="create")  # If-None-Match: *
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".part-")
+        try:
+            with os.fdopen(handle, "wb") as f:
+                f.write(content)
+            os.link(temporary, path)
+        finally:
+            os.remove(temporary)
+
+    def put_file(self, path: Path, relative: str) -> None:
+        """Copy one local file, of any size, below the root: readers see it whole or not at all."""
+        target = self.path(relative)
+        if not _is_local(self.fs):
+            self.fs.put_file(str(path), target)
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".part-")
+        os.close(handle)
+        shutil.copyfile(path, temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+
+    def write_json(self, relative: str, content: Any) -> None:
+        """A document that people read (settings, reports): secrets in it are hidden."""
+        self.write(relative, (json.dumps(redact(content), indent=2, default=str) + "\n").encode())
+
+    def put(self, content: bytes, extension: str) -> str:
+        """Store content under the name that follows from it; returns `objects/ab/<sha256>.<ext>`. Twice is once."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        relative = f"objects/{sha256[:2]}/{sha256}.{extension}"
+        try:
+            young = _stat(self.fs.info(self.path(relative))).modified > time.time() - FRESH_S
+        except FileNotFoundError:
+            young = False
+        if not young:
+            self.write(relative, content)
+        return relative
+
+    def put_folder(self, folder: Path, relative: str) -> None:
+        """Copy a local folder below the root; its `card.json`, which marks it as complete, goes last."""
+        files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: (p.name == "card.json", str(p)))
+        for path in files:
+            self.put_file(path, f"{relative}/{path.relative_to(folder).as_posix()}")
+
+    def clear(self, folder: str) -> None:
+        """Remove a folder of a run with all in it; none is fine."""
+        if self.exists(folder):
+            self.fs.rm(self.path(folder), recursive=True)
+
+    def names(self, folder: str) -> list[str]:
+        """Names directly below a folder, sorted; none if there is no such folder."""
+        if not self.exists(folder):
+            return []
+        return sorted(p.rstrip("/").rsplit("/", 1)[-1] for p in self.fs.ls(self.path(folder), detail=False))
+
+    def files(self, folder: str) -> list[str]:
+        """Names of the files directly below a folder, sorted; folders beside them are left out."""
+        return self._names(folder, "file")
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders directly below a folder, sorted; files beside them are left out."""
+        return self._names(folder, "directory")
+
+    def _names(self, folder: str, kind: str) -> list[str]:
+        try:
+            listing = self.fs.ls(self.path(folder), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        below = (i["name"].rstrip("/") for i in listing if i["type"] == kind)
+        return sorted(name.rsplit("/", 1)[-1] for name in below if name != self.path(folder))
+
+    def stats(self, folder: str) -> dict[str, Stat]:
+        """Every file below a folder, by its path relative to the root; none if there is no such folder."""
+        listing = self.fs.find(self.path(folder), detail=True)
+        return {path[len(self.base) + 1 :]: _stat(info) for path, info in listing.items() if info["type"] == "file"}
+
+    def remove(self, files: Iterable[str]) -> None:
+        """Remove files; one that is gone already is fine, one that cannot be removed is an error."""
+        each(self._remove, files)
+
+    def _remove(self, relative: str) -> None:
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(relative))
+
+    def missing(self, files: Iterable[str]) -> list[str]:
+        """Which of these files are not there, sorted; lists each folder once, so a million cost few requests."""
+        wanted = set(files)
+        present = each(self.stats, sorted({name.rsplit("/", 1)[0] for name in wanted}))
+        return sorted(wanted.difference(*present))
+
+    def check_writable(self) -> None:
+        """raises ConfigError if nothing can be written here"""
+        probe = "runs/.writable"
+        try:
+            self.write(probe, b"")
+            self.fs.rm_file(self.path(probe))
+        except (OSError, PermissionError) as e:
+            raise ConfigError(f"root_uri {self.uri} cannot be written: {e}") from e
+
+    def arrow(self) -> pyarrow.fs.PyFileSystem:
+        """The same storage as a pyarrow filesystem, for Ray Data."""
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs))
+
+
+def each(do: Callable, items: Iterable) -> list:
+    """`do` of every item, in their order, at most THREADS at a time; the first error is raised."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(do, items))
+
+
+def _stat(info: dict) -> Stat:
+    modified = info["LastModified"].timestamp() if "LastModified" in info else info["mtime"]
+    return Stat(info["size"], modified)
+
+
+def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    options: dict[str, Any] = {}
+    if uri.startswith("s3://"):
+        # A storage that fails for a minute does not end a night: botocore waits up to 20 s between tries.
+        retries = {"retries": {"mode": "standard", "max_attempts": 10}}
+        options = {"use_listings_cache": False, "config_kwargs": retries}
+    fs, base = url_to_fs(uri, **options)
+    return fs, base.rstrip("/")
+
+
+def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))

@@ -1,0 +1,259 @@
+"""Delta tables below a root: read one version, and merge a run's rows in one commit."""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pap
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from pydantic import BaseModel
+
+from adbooster.contracts import schema
+from adbooster.contracts.errors import PublishConflict
+from adbooster.storage import lock
+from adbooster.storage.objects import Root, each
+
+log = logging.getLogger(__name__)
+TABLES = {
+    "samples": schema.SAMPLES,
+    "cohorts": schema.COHORTS,
+    "members": schema.MEMBERS,
+    "prompts": schema.PROMPTS,
+    "creatives": schema.CREATIVES,
+    "marks": schema.MARKS,
+    "looks": schema.LOOKS,
+}
+
+
+def storage_options(root: Root) -> dict[str, str] | None:
+    """delta-rs settings for S3: conditional puts make commits safe; an http endpoint is allowed only if one is set."""
+    if not root.uri.startswith("s3://"):
+        return None
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+    return {"conditional_put": "etag", "AWS_ALLOW_HTTP": str(endpoint.startswith("http://")).lower()}
+
+
+def open_table(root: Root, name: str, version: int | None = None) -> DeltaTable | None:
+    """The table, at a version or the newest; None if it was never written."""
+    try:
+        return DeltaTable(f"{root.uri}/tables/{name}", version=version, storage_options=storage_options(root))
+    except TableNotFoundError:
+        return None
+
+
+def read(root: Root, name: str, columns: list[str] | None = None, version: int | None = None) -> pa.Table:
+    """The rows of one version of a table (empty if it was never written), with the columns of schema.py."""
+    wanted = TABLES[name] if columns is None else pa.schema([TABLES[name].field(c) for c in columns])
+    table = open_table(root, name, version)
+    if table is None:
+        return wanted.empty_table()
+    stored = {f.name for f in table.schema().fields}
+    known = pa.schema([f for f in wanted if f.name in stored])  # a column younger than the table is null
+    rows = schema.check(table.to_pyarrow_table(columns=known.names), known, f"tables/{name}")
+    return schema.fill(rows, wanted)
+
+
+def version(root: Root, name: str) -> int | None:
+    table = open_table(root, name)
+    return None if table is None else table.version()
+
+
+def merge(
+    root: Root,
+    name: str,
+    rows: pa.Table,
+    on: str,
+    base: int | None,
+    metadata: Mapping[str, str],
+    delete: Iterable[str] = (),
+) -> int:
+    """Add and replace `rows` by the key `on` and drop the keys in `delete`, all in one commit; returns its version.
+
+    base    the version that this run was planned on; None if there was no table
+    raises  PublishConflict if another run has committed after `base`; nothing of this run is live then
+    """
+    rows = schema.check(rows, TABLES[name], f"new rows of tables/{name}")
+    table = open_table(root, name)
+    if (None if table is None else table.version()) != base:
+        raise PublishConflict(
+            f"tables/{name} was at version {base} when this run was planned and another run has committed since; "
+            "run again: what is already painted is kept"
+        )
+
+    def write(commit: CommitProperties) -> None:
+        if table is None:
+            _create(root, name, rows, commit)
+        else:
+            _merge_into(table, rows, on, commit, list(delete))
+
+    return _commit(root, name, base, metadata, write)
+
+
+def _commit(
+    root: Root, name: str, base: int | None, metadata: Mapping[str, str], write: Callable[[CommitProperties], object]
+) -> int:
+    """One commit on top of `base`; returns its version.
+
+    A night that has lost its lock commits nothing (LockLost). After an error `commit_id` shows whose commit is there: a
+    storage that answers with an error may have kept it.
+    """
+    lock.fence(root)
+    commit_id = uuid4().hex
+    mine = CommitProperties(custom_metadata={**metadata, "commit_id": commit_id}, max_commit_retries=0)
+    try:
+        write(mine)
+    except (CommitFailedError, DeltaError, OSError) as e:
+        table = open_table(root, name)
+        now = None if table is None else table.version()
+        if now == base or table is None or now is None:
+            raise
+        since = table.history(now - (-1 if base is None else base))
+        if not any(entry.get("commit_id") == commit_id for entry in since):
+            raise PublishConflict(
+                f"another run committed to tables/{name} first; nothing of this run is live: {e}"
+            ) from e
+        log.warning("the commit to tables/%s was answered with an error and is there: %s", name, e)
+    return 0 if base is None else base + 1
+
+
+def restore(root: Root, name: str, to: int, base: int, metadata: Mapping[str, str]) -> int:
+    """Make the rows of version `to` those of a new commit on top of `base`, the newest; returns its version.
+
+    raises  PublishConflict if another run has committed after `base`; nothing is changed then
+    """
+    table = open_table(root, name)
+    if table is None or table.version() != base:
+        raise PublishConflict(f"another run committed to tables/{name} after version {base}; nothing was rolled back")
+    return _commit(root, name, base, metadata, lambda commit: table.restore(to, commit_properties=commit))
+
+
+def _create(root: Root, name: str, rows: pa.Table, commit: CommitProperties) -> None:
+    uri = f"{root.uri}/tables/{name}"
+    write_deltalake(uri, rows, mode="error", commit_properties=commit, storage_options=storage_options(root))
+
+
+def _merge_into(table: DeltaTable, rows: pa.Table, on: str, commit: CommitProperties, delete: list[str]) -> None:
+    """One MERGE; keys to drop travel as rows of nulls marked `dropped`."""
+    dropped = schema.fill(pa.table({on: pa.array(delete, pa.string())}), rows.schema)
+    marks = pa.array([False] * rows.num_rows + [True] * dropped.num_rows)
+    source = pa.concat_tables([rows, dropped]).append_column("dropped", marks)
+    columns = {column: f"source.{column}" for column in rows.column_names}
+    same = f"target.{on} = source.{on}"
+    merger = table.merge(source, same, "source", "target", merge_schema=True, commit_properties=commit)
+    merger = merger.when_matched_delete("source.dropped").when_matched_update(columns)
+    merger.when_not_matched_insert(columns, "NOT source.dropped").execute()
+
+
+def read_staged(root: Root, folder: str, wanted: pa.Schema) -> pa.Table:
+    """The rows of all whole Parquet parts in a folder of a run; a part that a killed run left cut short has none."""
+    names = [f"{folder}/{name}" for name in root.files(folder) if name.endswith(".parquet")]
+    parts = each(partial(_part, root), names)
+    return pa.concat_tables([schema.check(p, wanted, folder) for p in parts if p is not None] or [wanted.empty_table()])
+
+
+def _part(root: Root, relative: str) -> pa.Table | None:
+    try:
+        return pap.read_table(pa.BufferReader(root.read(relative)))
+    except pa.ArrowInvalid as e:
+        log.warning("leaving out the part %s, cut short by a killed run: %s", relative, e)
+        return None
+
+
+def replace(
+    root: Root, name: str, parts: Iterable[pa.RecordBatch], base: int | None, metadata: Mapping[str, str]
+) -> int:
+    """Put `parts`, which may be more than memory holds, in place of all rows of a table in one commit.
+
+    base    the version that this run was planned on; None if there was no table
+    raises  PublishConflict if another run has committed after `base`
+    """
+    if version(root, name) != base:
+        raise PublishConflict(
+            f"tables/{name} was at version {base} when this run began and another run has committed since"
+        )
+
+    def write(commit: CommitProperties) -> None:
+        write_deltalake(
+            f"{root.uri}/tables/{name}",
+            pa.RecordBatchReader.from_batches(TABLES[name], parts),
+            mode="overwrite" if base is not None else "error",
+            schema_mode="overwrite" if base is not None else None,
+            commit_properties=commit,
+            storage_options=storage_options(root),
+        )
+
+    return _commit(root, name, base, metadata, write)
+
+
+def metadata(root: Root, name: str) -> dict:
+    """The metadata of a table's last commit; empty if there is no table."""
+    table = open_table(root, name)
+    return {} if table is None else table.history(1)[0]
+
+
+class Version(BaseModel):
+    """One commit of a table."""
+
+    version: int
+    time: datetime
+    operation: str
+    """Delta's name for it: WRITE, MERGE, RESTORE"""
+    rows_added: int | None
+    """with those that replace another row; null where the commit does not record it"""
+    rows_removed: int | None
+    """with those that were replaced"""
+    run_id: str | None = None
+    recipe_id: str | None = None
+    weights_revision: str | None = None
+    git_commit: str | None = None
+    rollback_to: int | None = None
+
+
+def history(root: Root, name: str) -> list[Version]:
+    """The commits of a table, newest first, as far as its log reaches; none if it was never written."""
+    table = open_table(root, name)
+    return [] if table is None else [_version(entry) for entry in table.history()]
+
+
+def _version(entry: dict) -> Version:
+    counts = {k: int(v) for k, v in entry.get("operationMetrics", {}).items() if str(v).isdigit()}
+    counts |= {k: int(entry[k]) for k in ("rows_added", "rows_removed") if k in entry}
+    replaced = counts.get("num_target_rows_updated", 0)
+    if entry["operation"] == "MERGE":
+        counts["rows_added"] = counts["num_target_rows_inserted"] + replaced
+        counts["rows_removed"] = counts["num_target_rows_deleted"] + replaced
+    elif entry["operation"] == "WRITE":
+        fresh = entry.get("operationParameters", {}).get("mode") != "Overwrite"
+        counts = {"rows_added": counts.get("num_added_rows")} | ({"rows_removed": 0} if fresh else {})
+    return Version(
+        version=entry["version"],
+        time=datetime.fromtimestamp(entry["timestamp"] / 1000, UTC),
+        operation=entry["operation"],
+        rows_added=counts.get("rows_added"),
+        rows_removed=counts.get("rows_removed"),
+        **{k: entry.get(k) for k in ("run_id", "recipe_id", "weights_revision", "git_commit", "rollback_to")},
+    )
+
+
+def expired(root: Root, name: str, retention: timedelta) -> list[str]:
+    """Files that no version needs which was the newest at any time within `retention`; paths relative to the root.
+
+    Files that no commit names yet count as needed while they are younger than `retention`.
+    """
+    table = open_table(root, name)
+    if table is None:
+        return []
+    since = datetime.now(UTC) - retention
+    newest_first = history(root, name)
+    superseded = [None, *(v.time for v in newest_first)]
+    keep = [v.version for v, end in zip(newest_first, superseded, strict=False) if end is None or end >= since]
+    # Delta's own vacuum would put two commits into the log, and a night that runs beside it could not publish any more.
+    hours = math.ceil(retention / timedelta(hours=1))
+    files = table.vacuum(hours, dry_run=True, enforce_retention_duration=False, full=True, keep_versions=keep)
+    return [f"tables/{name}/{file}" for file in files]

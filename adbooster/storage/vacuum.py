@@ -1,0 +1,143 @@
+"""What nothing needs any more: table files past the retention, objects that no table names, parts of old runs."""
+
+import time
+from collections import defaultdict
+from datetime import timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pap
+from pydantic import BaseModel
+
+from adbooster.contracts.errors import ConfigError, SchemaError
+from adbooster.storage import tables
+from adbooster.storage.objects import FRESH_S, Root, Stat, each
+
+MINIMUM = timedelta(days=1)
+ABANDONED = timedelta(days=7)  # an unfinished run that has written nothing for so long is not resumed
+
+assert MINIMUM.total_seconds() > FRESH_S
+
+
+class Vacuumed(BaseModel):
+    """What was removed, or would be."""
+
+    older_than_days: float
+    dry_run: bool
+    table_files: list[str]
+    """Delta data files of versions past the retention, and of commits that never came"""
+    staged_parts: list[str]
+    """of finished or abandoned runs"""
+    objects: list[str]
+    size_bytes: int
+    """of all of these"""
+    objects_kept: int
+
+
+def vacuum(root: Root, retention: timedelta, dry_run: bool = False, force: bool = False) -> Vacuumed:
+    """Remove what no version within the retention, no unfinished run and no job that runs now can need.
+
+    Keeps what is younger than `retention`: a running job has stored objects that no table names yet. Memory: about 200
+    bytes an object that a table names.
+    raises  ConfigError for a retention below MINIMUM without `force`, and for a root without tables
+    """
+    if retention < MINIMUM and not force:
+        raise ConfigError(
+            f"--older-than {retention.total_seconds() / 86400:g} days is below the minimum of {MINIMUM.days} day, within "
+            "which jobs that run now have stored objects that no table names yet; add --force if no job is running"
+        )
+    names = root.names("tables")
+    if not names:
+        raise ConfigError(f"there are no tables below {root.uri}")
+    before = time.time() - retention.total_seconds()
+    expired = {file for name in names for file in tables.expired(root, name, retention)}
+    data = {path: s for path, s in root.stats("tables").items() if path.endswith(".parquet") and "/_" not in path}
+    table_files = expired & set(data)  # Delta names those again that an earlier vacuum removed
+    parts, old_parts = _parts(root, before)
+    live = set(data).difference(table_files).union(parts).difference(old_parts)
+    named = set().union(*each(lambda file: _named_in(root, file), sorted(live)))
+    gone: dict[str, Stat] = {file: data[file] for file in table_files} | old_parts
+    # First the tables' files: a version that loses objects below cannot be restored any more.
+    if not dry_run:
+        root.remove(gone)
+    swept = each(lambda folder: _sweep(root, folder, named, before, dry_run), _folders(root))
+    objects = {file: stat for some, _ in swept for file, stat in some.items()}
+    return Vacuumed(
+        older_than_days=retention.total_seconds() / 86400,
+        dry_run=dry_run,
+        table_files=sorted(table_files),
+        staged_parts=sorted(old_parts),
+        objects=sorted(objects),
+        size_bytes=sum(stat.size_bytes for stat in (gone | objects).values()),
+        objects_kept=sum(kept for _, kept in swept),
+    )
+
+
+def named(rows: pa.Table) -> set[str]:
+    """The objects that rows name, in columns and fields called `uri`, `..._uri` or `..._uris`."""
+    objects: set[str] = set()
+    for name in rows.column_names:
+        for chunk in rows[name].chunks:
+            for values in _uris(name, chunk):
+                objects.update(v for v in pc.unique(values).to_pylist() if v and v.startswith("objects/"))
+    return objects
+
+
+def _uris(name: str, values: pa.Array) -> list[pa.Array]:
+    """The arrays of uris in a column; Delta and Parquet writers choose among many types for the same values.
+
+    raises SchemaError for a type that this does not know: an object overlooked here would be removed
+    """
+    kind = values.type
+    if pa.types.is_struct(kind):
+        return [a for field, child in zip(kind, values.flatten(), strict=True) for a in _uris(field.name, child)]
+    if "list" in str(kind).split("<")[0]:  # list, large_list, list_view, fixed_size_list...
+        return _uris(name, values.flatten())
+    if pa.types.is_nested(kind):
+        raise SchemaError(f"vacuum cannot look for objects in a column {name!r} of {kind}")
+    return [values.cast(pa.large_string())] if name.endswith(("uri", "uris")) else []
+
+
+def _named_in(root: Root, file: str) -> set[str]:
+    """The objects that a data file or a staged part names; a part that a killed run left cut short names none."""
+    with root.fs.open(root.path(file), "rb") as opened:
+        try:
+            parquet = pap.ParquetFile(opened)
+        except pa.ArrowInvalid:
+            if file.startswith("runs/"):
+                return set()
+            raise
+        wanted = [f.name for f in parquet.schema_arrow if _uris(f.name, pa.array([], f.type))]
+        return named(parquet.read(columns=wanted)) if wanted else set()
+
+
+def _parts(root: Root, before: float) -> tuple[dict[str, Stat], dict[str, Stat]]:
+    """All staged parts, and those of runs that were finished or abandoned before a time."""
+    runs: dict[str, dict[str, Stat]] = defaultdict(dict)
+    for file, stat in root.stats("runs").items():
+        runs[file.split("/")[1]][file] = stat
+    parts, old = {}, {}
+    for run, files in runs.items():
+        staged = {f: s for f, s in files.items() if f.startswith(f"runs/{run}/staged/")}
+        finished = f"runs/{run}/report.json" in files
+        last = before if finished else min(before, time.time() - ABANDONED.total_seconds())
+        parts |= {f: s for f, s in staged.items() if f.endswith(".parquet")}
+        if max(stat.modified for stat in files.values()) <= last:
+            old |= staged
+    return parts, old
+
+
+def _folders(root: Root) -> list[str]:
+    return [f"objects/{name}" for name in root.names("objects")]
+
+
+def _sweep(root: Root, folder: str, named: set[str], before: float, dry_run: bool) -> tuple[dict[str, Stat], int]:
+    """Remove a folder's old objects that nothing names; returns them, and how many stay.
+
+    The folder is listed now: what a job put again since the tables were read is young again.
+    """
+    stored = root.stats(folder)
+    gone = {file: stat for file, stat in stored.items() if file not in named and stat.modified <= before}
+    if not dry_run:
+        root.remove(gone)
+    return gone, len(stored) - len(gone)

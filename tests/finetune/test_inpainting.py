@@ -1,0 +1,152 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.recipe import Recipe
+from adbooster.contracts.settings import Pool
+from adbooster.finetune import examples
+from adbooster.finetune.config import ADAPTER_FILE, Lora
+from adbooster.finetune.inpainting import InpaintingModel
+from adbooster.finetune.rows import arrays
+from adbooster.finetune.stages import Placer
+from adbooster.finetune.trainer import Trainer
+from adbooster.models import files
+from adbooster.models.outpainter import Outpainter, Painting
+from tests import tiny_xl
+from tests.conftest import MODELS, learning
+
+
+@pytest.fixture
+def batch(scenes):
+    """Six placed pictures."""
+    config = learning(scenes, aspects=(1.0,))
+    plan = examples.Plan(examples.survey(scenes, examples.scenic_samples(scenes), Pool()), config)
+    rows = examples.planned_rows(plan, [(i, 0) for i in range(6)])
+    return arrays(Placer(scenes, config)(rows))
+
+
+def some(batch: dict, index: list[int]) -> dict:
+    return {k: v[index] if isinstance(v, np.ndarray) else [v[i] for i in index] for k, v in batch.items()}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return InpaintingModel(MODELS / "outpaint", "cpu", 2, "float32")
+
+
+def test_the_loss_of_a_picture_is_its_own(model, batch):
+    """It follows from the picture, its caption and its noise, and not from its neighbours."""
+    whole = model.losses(model.unet, model.encode(batch)).detach()
+    part = model.losses(model.unet, model.encode(some(batch, [4, 1]))).detach()
+    assert torch.allclose(part, whole[[4, 1]], rtol=1e-4)
+    assert len({round(float(x), 5) for x in whole}) == 6
+    for changed in ({"caption": ["x"] * 6}, {"noise_seed": [7] * 6}, {"image": batch["image"][::-1].copy()}):
+        assert not torch.allclose(model.losses(model.unet, model.encode(batch | changed)).detach(), whole, rtol=1e-3)
+
+
+def test_an_unreadable_picture_counts_for_nothing(model, batch):
+    without = model.loss(model.unet, model.encode(some(batch, [0, 2]))).item()
+    batch["weight"][1] = 0
+    assert model.loss(model.unet, model.encode(some(batch, [0, 1, 2]))).item() == pytest.approx(without, rel=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
+def test_min_snr_weights_what_the_scheduler_predicts(batch, prediction, tmp_path):
+    """An error in epsilon is SNR times that in the picture, one in v SNR + 1 times: both end at min(SNR, gamma)."""
+    base = shutil.copytree(MODELS / "outpaint", tmp_path / "base")
+    settings = json.loads((base / "scheduler" / "scheduler_config.json").read_text())
+    settings |= {"prediction_type": prediction, "rescale_betas_zero_snr": False}
+    (base / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    model = InpaintingModel(base, "cpu", 2, "float32")
+    encoded = model.encode(batch)
+    plain, weighted = (model.losses(model.unet, encoded, gamma).detach().numpy() for gamma in (0, 5))
+    steps = [int(torch.randint(1000, (1,), generator=torch.Generator().manual_seed(s))) for s in encoded.noise_seed]
+    alphas = model.noising.alphas_cumprod[steps].numpy()
+    snr = alphas / (1 - alphas)
+    assert weighted / plain == pytest.approx(np.minimum(snr, 5) / (snr + (prediction == "v_prediction")), rel=1e-3)
+
+
+def test_the_target_is_what_the_scheduler_predicts(model, batch):
+    """A UNet that gives the true velocity has no loss."""
+    encoded = model.encode(batch)
+
+    def knows(seen, t_N, states, return_dict):
+        noise = torch.stack(
+            [
+                torch.randn(encoded.x.shape[1:], generator=g)
+                for s in encoded.noise_seed
+                for g in [torch.Generator().manual_seed(s)]
+                if torch.randint(1000, (1,), generator=g) is not None
+            ]
+        )
+        a = model.noising.alphas_cumprod[t_N][:, None, None, None]
+        assert torch.allclose(seen[:, :4], a.sqrt() * encoded.x + (1 - a).sqrt() * noise, atol=1e-4)
+        assert torch.equal(seen[:, 4:5], encoded.mask)
+        assert torch.equal(seen[:, 5:], encoded.masked)
+        return (a.sqrt() * noise - (1 - a).sqrt() * encoded.x,)
+
+    assert model.loss(knows, encoded).item() < 1e-8
+
+
+def test_an_adapter_is_what_the_merged_weights_hold(scenes, batch, tmp_path, packshot):
+    """Base and adapter.safetensors, as `generate` reads them, paint what the merged weights paint; the base does not."""
+    config = learning(scenes, lora=Lora(rank=4, alpha=8), learning_rate=1e-2, ema_decay=0.0)
+    model = InpaintingModel(MODELS / "outpaint", "cpu", 2, "float32", config.lora)
+    learner = Trainer(model, config)
+    assert 0 < sum(p.numel() for p in learner.parameters.values()) < 2e5
+    for _ in range(3):
+        learner.step([model.encode(batch)])
+    model.save(tmp_path / "w")
+    recipe = Recipe(num_inference_steps=2, guidance_scale=1.0, paint_px=64)
+    pictures = []
+    for path, adapters in (
+        (tmp_path / "w", []),
+        (MODELS / "outpaint", [(tmp_path / "w" / ADAPTER_FILE, 1.0)]),
+        (MODELS / "outpaint", []),
+    ):
+        painter = Outpainter(path, recipe, "cpu", "float32", 1, adapters)
+        condition = painter.condition(batch["image"][0], batch["mask"][0])
+        pictures.append(painter.paint([Painting(condition, "a teapot in the snow", "", 1)])[0].astype(int))
+    assert np.abs(pictures[0] - pictures[1]).mean() < 0.5
+    assert np.abs(pictures[0] - pictures[2]).mean() > 3
+
+
+def test_sdxl_by_its_own_config(scenes, batch, tmp_path):
+    """Two text encoders, pooled text and sizes; an empty text is zeros; the weights load as an SDXL pipeline again."""
+    from diffusers import StableDiffusionXLInpaintPipeline
+
+    base = tiny_xl.write_pipeline(tmp_path / "xl", MODELS / "outpaint" / "tokenizer")
+    files.check_base(base)
+    config = learning(scenes, base=str(base), learning_rate=1e-3)
+    model = InpaintingModel(base, "cpu", 2, "float32")
+    batch["caption"] = ["", "a teapot", "a shoe", "a couch", "a hat", "a skirt"]
+    encoded = model.encode(batch)
+    assert encoded.states.shape[2] == sum(tiny_xl.WIDTHS.values())
+    assert encoded.pooled.shape == (6, tiny_xl.POOLED)
+    assert not encoded.states[0].any()
+    assert encoded.pooled[1].any()
+    learner = Trainer(model, config)
+    losses = [float(learner.step([encoded])["loss"]) for _ in range(8)]
+    assert losses[-1] < losses[0]
+    other = encoded._replace(pooled=encoded.pooled + 1)
+    assert model.loss(model.unet, other).item() != model.loss(model.unet, encoded).item()
+    model.save(tmp_path / "out")
+    again = StableDiffusionXLInpaintPipeline.from_pretrained(tmp_path / "out")
+    assert again.unet.config.in_channels == 9
+
+
+def test_a_base_that_cannot_be_trained(tmp_path):
+    base = shutil.copytree(MODELS / "outpaint", tmp_path / "base")
+    settings = json.loads((base / "unet" / "config.json").read_text())
+    (base / "unet" / "config.json").write_text(json.dumps(settings | {"in_channels": 4}))
+    with pytest.raises(ConfigError, match="takes 4 channels; an inpainting UNet takes 9"):
+        files.check_base(base)
+    (base / "unet" / "config.json").write_text(json.dumps(settings))
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxFillPipeline"}))
+    with pytest.raises(ConfigError, match="FluxFillPipeline"):
+        files.check_base(base)

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from adbooster.contracts.errors import AdboosterError
+from adbooster.contracts.recipe import Recipe, placements
+from adbooster.painting import finish
+from adbooster.pictures import cutouts, images, layout, proof
+
+
+@pytest.fixture(scope="module")
+def cutout(packshot):
+    return cutouts.cut(*packshot)
+
+
+@pytest.fixture
+def box(cutout):
+    return layout.place(cutout, (400, 400), placements()["square"], 1)
+
+
+def grey(side: int = 400, level: int = 200):
+    return np.full((side, side, 3), level, np.uint8)
+
+
+@pytest.mark.parametrize(("kind", "extension"), [("webp_lossless", "webp"), ("png", "png")])
+def test_lossless_files_hold_the_photos_pixels(cutout, box, kind, extension):
+    picture = finish.finish(grey(64), cutout, box, (400, 400), "contact")
+    file = finish.encode(picture, cutout, box, Recipe(image_format=kind))
+    assert (file.extension, file.product_max_diff, file.psnr_db) == (extension, 0, None)
+    assert np.array_equal(images.decode(file.content), picture)
+
+
+@pytest.mark.parametrize(("kind", "extension"), [("webp", "webp"), ("jpeg", "jpg")])
+def test_lossy_files_say_what_they_cost(cutout, box, kind, extension):
+    picture = finish.finish(grey(64), cutout, box, (400, 400), "none")
+    good, poor = (finish.encode(picture, cutout, box, Recipe(image_format=kind, quality=q)) for q in (95, 20))
+    assert good.extension == extension
+    assert good.psnr_db > poor.psnr_db > 15
+    assert len(good.content) > len(poor.content)
+    stored = images.decode(poor.content)
+    product = cutout.scaled(box.width_px, box.height_px)
+    error = (stored[box.slices].astype(float) - product.pixels)[product.alpha == 255]
+    assert poor.psnr_db == pytest.approx(10 * np.log10(255**2 / (error**2).mean()))
+
+
+def test_an_altered_product_is_not_stored(cutout, box):
+    picture = finish.finish(grey(64), cutout, box, (400, 400), "none")
+    y, x = np.argwhere(cutout.scaled(box.width_px, box.height_px).alpha == 255)[100]
+    picture[box.y_px + y, box.x_px + x] ^= 8
+    with pytest.raises(AdboosterError, match="by up to 8 levels"):
+        finish.encode(picture, cutout, box, Recipe())
+
+
+def test_a_shadow_lies_under_the_product_and_never_on_it(cutout, box):
+    plain, shaded = (finish.finish(grey(), cutout, box, (400, 400), s) for s in ("none", "contact"))
+    assert proof.product_difference(shaded, cutout, box) == 0
+    darker = (plain.astype(int) - shaded).max(axis=2)
+    ys, xs = np.nonzero(darker > 20)
+    assert len(ys) > 50
+    assert ys.min() > box.y_px + 0.8 * box.height_px
+    assert box.x_px - 20 < xs.mean() < box.x_px + box.width_px + 20
+
+
+def test_no_second_shadow_where_the_model_painted_one(cutout, box):
+    scene = grey()
+    ground = box.y_px + box.height_px
+    scene[ground - 5 : ground + 30, box.x_px : box.x_px + box.width_px] = 90
+    assert np.array_equal(finish.contact_shadow(scene, cutout, box), scene)
+    assert not np.array_equal(finish.contact_shadow(grey(), cutout, box), grey())

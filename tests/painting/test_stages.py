@@ -1,0 +1,143 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from adbooster.contracts import schema
+from adbooster.pictures import images
+from tests.generate.test_generate import RECIPE, Stub, painter, requests
+
+TWO = RECIPE | {"max_rounds": 2}
+
+
+class Verdicts:
+    """An inspector that turns the first pictures down with these words and then passes."""
+
+    def __init__(self, *words):
+        self.words = list(words)
+
+    def inspect(self, *_):
+        return (self.words.pop(0) if self.words else None), {}
+
+
+def one(stocked):
+    return requests(stocked).slice(0, 1)
+
+
+def staged(stocked, verdicts, scores=(0.4, 0.9), own=0.1, rows=None, **recipe):
+    stage = painter(stocked, recipe=TWO | recipe)
+    stage.ranker, stage.inspector = Stub(list(scores), own), Verdicts(*verdicts)
+    return stage(one(stocked) if rows is None else rows).to_pylist()
+
+
+def test_a_candidate_that_a_gate_turns_down_makes_room_for_the_next(stocked):
+    best, second = staged(stocked, [])[0], staged(stocked, ["product_expanded"])[0]
+    assert (best["candidate_rejects"], second["candidate_rejects"]) == ([], ["product_expanded"])
+    assert round(best["clip_score"], 2) == 0.9
+    assert round(second["clip_score"], 2) == 0.4
+    assert [round(s, 2) for s in second["candidate_scores"]] == [0.4, 0.9]
+    assert second["round"] == 0
+
+
+def test_all_turned_down_are_painted_again_with_new_seeds(stocked):
+    first = staged(stocked, [])[0]
+    again = staged(stocked, ["second_copy", "second_copy"])[0]
+    assert (again["round"], again["candidate_rejects"]) == (1, ["second_copy"] * 2)
+    assert again["seed"] != first["seed"]
+    assert again["sha256"] != first["sha256"]
+    assert not again["fallback"]
+
+
+def test_after_the_last_round_the_original_is_published_and_says_why(stocked):
+    given_up = staged(stocked, ["second_copy"] * 3 + ["unsafe"])[0]
+    assert given_up["fallback"]
+    assert given_up["fallback_reason"] == "unsafe"
+    assert len(given_up["candidate_rejects"]) == 4
+    assert given_up["margin"] == 0
+
+
+def test_what_does_not_fit_is_not_painted_again(stocked):
+    """Nothing above the product's own picture: another round would cost as much and is not asked for."""
+    original = staged(stocked, [], own=0.95)[0]
+    assert (original["fallback_reason"], original["round"]) == ("below_original", 0)
+    assert original["background_phash"] is None
+
+
+def test_a_request_comes_back_for_its_next_round_or_ends_it(stocked):
+    rows = one(stocked)
+    at = rows.schema.get_field_index("round")
+    second = staged(stocked, [], rows=rows.set_column(at, "round", pa.array([1], pa.int32())))[0]
+    assert (second["round"], second["fallback"]) == (1, False)
+    assert second["sha256"] != staged(stocked, [])[0]["sha256"]
+    over = staged(stocked, [], rows=rows.set_column(at, "round", pa.array([2], pa.int32())))[0]
+    assert (over["round"], over["fallback"], over["fallback_reason"]) == (2, True, "duplicate_background")
+
+
+def test_every_word_is_known(stocked):
+    assert {"below_original", "duplicate_background", "second_copy", "product_expanded"} <= set(schema.REJECTS)
+
+
+def test_places_are_shared_by_cohorts_and_candidates(stocked):
+    """Two cohorts, four candidates, two places: the VAE sees the product twice, not eight times."""
+    stage = painter(stocked, recipe=RECIPE | {"candidates": 4, "layouts": 2})
+    seen = []
+    encode = stage.outpainter.vae.encode
+    stage.outpainter.vae.encode = lambda x: seen.append(x.shape) or encode(x)
+    rows = stage(requests(stocked))
+    assert len(seen) == 2
+    assert len(set(rows["request_id"].to_pylist())) == 2
+
+
+def test_layouts_make_candidates_differ(stocked):
+    stage = painter(stocked, recipe=RECIPE | {"keep": 2, "diversity": 0.0, "layouts": 2})
+    stage.ranker = Stub([0.4, 0.9], own=0.1)
+    a, b = stage(one(stocked)).to_pylist()
+    assert a["layout"] != b["layout"]
+    stage = painter(stocked, recipe=RECIPE | {"keep": 2, "diversity": 0.0, "layouts": 1})
+    stage.ranker = Stub([0.4, 0.9], own=0.1)
+    a, b = stage(one(stocked)).to_pylist()
+    assert a["layout"] == b["layout"]
+
+
+def test_placements_have_their_sizes(stocked):
+    recipe = RECIPE | {"placements": ("square", "story"), "size_px": 256}
+    stage = painter(stocked, recipe=recipe)
+    stage.ranker = Stub([0.4, 0.9], own=0.1)
+    from adbooster.contracts.recipe import Recipe
+
+    rows = requests(stocked, Recipe(**recipe))
+    assert rows.num_rows == 4
+    assert len(set(rows["request_id"].to_pylist())) == 4
+    done = {(r["cohort_id"], r["placement"]): r for r in stage(rows).to_pylist()}
+    assert {(r["width"], r["height"]) for (_, p), r in done.items() if p == "story"} <= {(144, 256), (256, 256)}
+    assert images.decode(stocked.read(done["c1", "square"]["uri"])).shape == (256, 256, 3)
+
+
+def test_lossy_files_record_what_the_product_lost(stocked):
+    lossy = staged(stocked, [], image_format="jpeg", quality=80)[0]
+    assert lossy["uri"].endswith(".jpg")
+    assert 20 < lossy["gates"]["psnr_db"] < 60
+    assert staged(stocked, [])[0]["gates"]["psnr_db"] is None
+
+
+def test_every_creative_says_what_made_it(stocked):
+    made = staged(stocked, [])[0]
+    empty = {k for k, v in made.items() if v is None}
+    assert empty == {"fallback_reason", "reject"}
+    assert json.dumps(made["layout"])
+    assert np.isclose(made["margin"], made["clip_score"] - 0.1, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_the_size_of_a_pass_does_not_choose_the_picture(stocked, batch):
+    """Another paint_batch runs other kernels: the same candidate wins, its pixels at most 3 levels apart."""
+    rows, found = requests(stocked), []
+    for size in (4, batch):
+        stage = painter(stocked, paint_batch=size)
+        stage.ranker = Stub([0.4, 0.9], own=0.1)
+        found.append(stage(rows).to_pylist())
+    for a, b in zip(*found, strict=True):
+        assert (a["seed"], a["layout"]) == (b["seed"], b["layout"])
+        pictures = [images.decode(stocked.read(r["uri"])).astype(int) for r in (a, b)]
+        assert np.abs(pictures[0] - pictures[1]).max() <= 3

@@ -1,0 +1,194 @@
+"""The stages on plain tables, without Ray."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from adbooster.contracts import schema
+from adbooster.models.settings import Captions, Masking
+from adbooster.pictures import images
+from adbooster.prepare import changes
+from adbooster.prepare.config import Rules, Source
+from adbooster.prepare.stages import BY_ALPHA, UNCHANGED, Captioner, Fetcher, Judge, Masker
+from adbooster.tiny import world
+from tests.conftest import MODELS, row, write_png
+from tests.pictures.test_images import odd_pictures
+
+MADE = changes.MadeBy("mask-1", "caption-1", "rules-1")
+
+
+def fetched(root, folder, links, rules=None, known=None, made=MADE) -> list[dict]:
+    source = Source(feed_uri=str(folder / "feed.tsv"))
+    stage = Fetcher(root, source, rules or Rules(), made)
+    plan = [
+        row(
+            schema.PLANNED,
+            sample_id=link,
+            product_id=f"P{n}",
+            role="main",
+            image_uri=link,
+            known=(known or {}).get(link),
+        )
+        for n, link in enumerate(links)
+    ]
+    done = stage(pa.Table.from_pylist(plan, schema.PLANNED)).to_pylist()
+    stage.fetch.close()
+    return done
+
+
+def as_known(rows: list[dict], **more) -> dict[str, dict]:
+    return {r["image_uri"]: {n: (r | more).get(n) for n in schema.KNOWN.names} for r in rows}
+
+
+@pytest.fixture
+def shop(tmp_path):
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    write_png(folder / "teapot.png", world.packshot("teapot", 256)[0])
+    return folder
+
+
+def test_fetcher_names_what_is_wrong_with_each_picture(root, shop, tmp_path):
+    whole = (shop / "teapot.png").read_bytes()
+    (shop / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (shop / "page.html").write_text("<html>not found</html>")
+    write_png(shop / "small.png", world.packshot("mug", 64)[0])
+    (shop / "big.png").write_bytes(whole + b"\0" * 2_000_000)
+    (tmp_path / "secret.png").write_bytes(whole)
+    wanted = {
+        "teapot.png": None,
+        "cut.png": "unreadable_image",
+        "page.html": "unreadable_image",
+        "small.png": "image_too_small",
+        "big.png": "oversized_image",
+        "gone.png": "missing_image",
+        "../secret.png": "unreachable_image",
+        "nope://x/y.png": "unreachable_image",
+    }
+    found = {r["image_uri"]: r for r in fetched(root, shop, wanted, Rules(max_mb=1))}
+    assert {uri: r["reject"] for uri, r in found.items()} == wanted
+    assert root.read(found["teapot.png"]["photo_uri"]) == whole
+    assert {r["reject"] for r in found.values()} - {None} <= set(schema.REJECTS)
+
+
+def test_a_feed_of_odd_pictures_ends_with_one_row_each(root, shop):
+    """Every format that Pillow writes, whole, cut at four places and damaged: a row each, and words for the bad ones."""
+    rng = np.random.default_rng(0)
+    links = []
+    for name, content in odd_pictures().items():
+        kinds = {"whole": content} | {f"cut{n}": content[: len(content) * n // 5] for n in range(1, 5)}
+        damaged = bytearray(content)
+        for at in rng.integers(0, len(content), 20):
+            damaged[at] = rng.integers(0, 256)
+        for kind, changed in (kinds | {"damaged": bytes(damaged)}).items():
+            links.append(f"{name}.{kind}")
+            (shop / links[-1]).write_bytes(changed)
+    found = fetched(root, shop, links)
+    assert len(links) > 200
+    assert [r["image_uri"] for r in found] == links
+    assert {r["reject"] for r in found} <= {None, "unreadable_image", "image_too_small"}
+    readable = {
+        r["image_uri"].split(".")[0] for r in found if r["reject"] is None and r["image_uri"].endswith(".whole")
+    }
+    assert {"jpeg_cmyk", "png_16", "png_la", "gif_moving", "webp", "avif", "tiff_lab", "png_palette"} <= readable
+
+
+def test_nothing_changed_reads_and_decodes_nothing(root, shop, monkeypatch):
+    (shop / "page.html").write_text("<html>not found</html>")
+    write_png(shop / "small.png", world.packshot("mug", 64)[0])
+    links = ["teapot.png", "page.html", "small.png", "gone.png"]
+    first = fetched(root, shop, links)
+    monkeypatch.setattr(images, "decode", None)
+    again = fetched(root, shop, links, known=as_known(first))
+    assert [r["reject"] for r in again] == [UNCHANGED] * 4
+    links.remove("page.html")
+    judged_anew = fetched(root, shop, links, Rules(min_side_px=32), as_known(first), MADE._replace(rules="rules-2"))
+    assert [r["reject"] for r in judged_anew] == [None, None, "missing_image"]
+
+
+def test_a_photo_that_moved_is_read_but_not_decoded(root, shop, monkeypatch):
+    first = fetched(root, shop, ["teapot.png"])
+    (shop / "teapot.png").rename(shop / "new.png")
+    monkeypatch.setattr(images, "decode", None)
+    moved = fetched(root, shop, ["new.png"], known={"new.png": as_known(first)["teapot.png"]})[0]
+    assert (moved["reject"], moved["photo_uri"]) == (None, first[0]["photo_uri"])
+    assert moved["fingerprint"] != first[0]["fingerprint"]
+
+
+def masked(root, photo: bytes, known=None, model="/nowhere.onnx", made=MADE) -> dict:
+    uri = root.put(photo, "photo")
+    given = row(schema.FETCHED, photo_uri=uri, photo_sha256=uri.split("/")[-1].split(".")[0], known=known)
+    stage = Masker(root, model, Masking(), made, ("cpu", 1))
+    return stage(pa.Table.from_pylist([given], schema.FETCHED)).to_pylist()[0]
+
+
+def test_the_photos_own_alpha_is_the_mask(root, packshot):
+    """No model is there to ask."""
+    photo, mask = packshot
+    rgba = Image.fromarray(np.dstack([photo, mask]))
+    out = io.BytesIO()
+    rgba.save(out, "PNG")
+    found = masked(root, out.getvalue())
+    assert np.array_equal(images.decode_mask(root.read(found["mask_uri"])), mask)
+    assert found["mask_by"] == BY_ALPHA
+    kept = masked(root, out.getvalue(), {n: found.get(n) for n in schema.KNOWN.names}, made=MADE._replace(mask="other"))
+    assert kept["mask_uri"] == found["mask_uri"]
+
+
+def test_a_known_mask_is_kept_until_photo_or_model_change(root, packshot):
+    photo = images.encode_lossless(packshot[0])
+    model = str(MODELS / "mask" / "u2netp.onnx")
+    first = masked(root, photo, model=model)
+    known = {n: first.get(n) for n in schema.KNOWN.names}
+    assert masked(root, photo, known)["mask_uri"] == first["mask_uri"]
+    assert (first["mask_pieces"], first["mask_border_share"]) == (1, 0)
+    for changed in ({"photo": images.encode_lossless(packshot[0][::-1])}, {"made": MADE._replace(mask="other")}):
+        with pytest.raises(Exception, match="no model at /nowhere"):
+            masked(root, **{"photo": photo, "known": known} | changed)
+
+
+def test_a_known_caption_is_kept_until_photo_or_model_change(root, packshot):
+    photo_uri = root.put(images.encode_lossless(packshot[0]), "photo")
+    given = row(schema.MASKED, photo_uri=photo_uri, photo_sha256="a")
+    known = row(schema.KNOWN, photo_sha256="a", caption="a known one", caption_by="caption-1")
+    others = [known, known | {"photo_sha256": "b"}, known | {"caption_by": "old"}, None]
+    stage = Captioner(root, str(MODELS / "caption"), Captions(), MADE, ("cpu", 1))
+    rows = pa.Table.from_pylist([given | {"known": k} for k in others], schema.MASKED)
+    found = stage(rows)["caption"].to_pylist()
+    assert found[0] == "a known one"
+    assert len(set(found[1:])) == 1
+    assert "teapot" in found[1] or "white background" in found[1]
+
+
+FINE = {
+    "role": "main",
+    "mask_area_share": 0.2,
+    "mask_border_share": 0.0,
+    "mask_pieces": 1,
+    "outside_deviation": 1.0,
+    "caption": "a teapot",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reject", "background"),
+    [
+        ({}, None, "plain"),
+        ({"outside_deviation": 40.0}, None, "scene"),
+        ({"mask_area_share": 0.0, "mask_pieces": 0}, "mask_empty", "plain"),
+        ({"mask_area_share": 1.0}, "mask_full", "plain"),
+        ({"mask_border_share": 0.3}, "mask_touches_border", "plain"),
+        ({"mask_border_share": 0.3, "role": "lifestyle"}, None, "plain"),
+        ({"mask_pieces": 5}, "mask_in_pieces", "plain"),
+        ({"mask_pieces": 2}, None, "plain"),
+        ({"caption": ""}, "caption_empty", "plain"),
+    ],
+)
+def test_judge_names_what_is_wrong(changes, reject, background):
+    rows = pa.Table.from_pylist([row(schema.CAPTIONED, **FINE | changes)], schema.CAPTIONED)
+    found = Judge(Rules())(rows).to_pylist()[0]
+    assert (found["reject"], found["background"]) == (reject, background)
+    assert reject is None or reject in schema.REJECTS
