@@ -4,8 +4,9 @@ VENV   ?= .venv
 ROOT   ?= demo-root
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
+TEST    = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: venv demo paper test test-all check bench clean
+.PHONY: venv demo paper test test-all check bench docs clean
 
 venv: $(STAMP)
 
@@ -22,21 +23,26 @@ paper: venv
 	$(BIN)/python -m tests.benchmarks.paper --work paper-root
 
 test: venv
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' $(TEST)
 
 test-all: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not slow' $(TEST)
+	$(BIN)/python -m pytest -m slow
 
 check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m 'not slow' $(TEST)
 
 bench: venv
 	$(BIN)/python -m tests.benchmarks.generate --quick
 	$(BIN)/python -m tests.benchmarks.prepare --quick
 	$(BIN)/python -m tests.benchmarks.finetune --quick
+
+docs: venv
+	$(BIN)/python -m adbooster.cli.reference docs
 
 clean:
 	rm -rf $(VENV) demo-root paper-root

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_worker_niceness"] = "0"  # tests share two cores with their own workers
+os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # so that `warm_ray` finds its processes again
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ.update(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_REGION="us-east-1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,8 +24,9 @@ import numpy as np
 import pytest
 import ray
 
-from adbooster import images, schema
-from adbooster.objects import Root
+from adbooster.contracts import schema
+from adbooster.pictures import images
+from adbooster.storage.objects import Root
 from adbooster.tiny import world
 
 MODELS = Path(world.__file__).parent / "models"
@@ -43,6 +45,36 @@ def local_ray(s3_endpoint):  # workers inherit the environment that stands when 
         )
         yield
         ray.shutdown()
+
+
+@pytest.fixture
+def warm_ray(local_ray, monkeypatch):
+    """`local_ray` for tests of what jobs plan, keep and publish: their stages run as tasks, in processes that stay.
+
+    An actor is a new process, and importing torch, diffusers and open_clip takes it longer than the tiny models work. That
+    stages run in actors is tested in tests/engine, tests/night/test_nightly.py and tests/generate/test_kills.py.
+    """
+    monkeypatch.setattr("adbooster.engine.pools._in_actors", in_tasks)
+
+
+def in_tasks(ds, actor, pool):
+    """In place of engine.pools._in_actors. A process keeps the stage that it built last, as an actor does."""
+    from ray.data import TaskPoolStrategy
+
+    pool_id = os.urandom(8)
+
+    def stage(rows):
+        import sys
+
+        kept = vars(sys).setdefault("_kept_stage", {})
+        if pool_id not in kept:
+            kept.clear()
+            kept[pool_id] = actor()
+        return kept[pool_id](rows)
+
+    stage.__name__ = actor.__name__
+    how = {"batch_size": pool.batch, "batch_format": "pyarrow", "num_cpus": pool.cpus}
+    return ds.map_batches(stage, compute=TaskPoolStrategy(size=pool.actors), **how)
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +151,7 @@ def stocked(root, packshot):
     """A root whose tables hold one product with a true mask, and two cohorts."""
     import pyarrow as pa
 
-    from adbooster import tables
+    from adbooster.storage import tables
 
     photo, mask = packshot
     photo_uri = root.put(images.encode_lossless(photo), "photo")
@@ -165,7 +197,7 @@ def scenic(stocked):
     """As `stocked`, and the product has two pictures in a scene of its own: halloween and winter."""
     import pyarrow as pa
 
-    from adbooster import tables
+    from adbooster.storage import tables
 
     main = tables.read(stocked, "samples").to_pylist()[0]
     more = []
@@ -188,7 +220,7 @@ def scenes(root):
     """A root with six products in scenes, true masks and captions."""
     import pyarrow as pa
 
-    from adbooster import tables
+    from adbooster.storage import tables
 
     rows = []
     for i, (product, scene) in enumerate(zip(world.HELD_OUT[:6], ["winter", "summer", "halloween"] * 2, strict=True)):
@@ -211,7 +243,7 @@ def scenes(root):
 
 def learning(root, **changes):
     """Settings of a fine-tuning run on `scenes` that takes seconds."""
-    from adbooster.finetune import FinetuneConfig
+    from adbooster.finetune.config import FinetuneConfig
 
     settings = {
         **{"root_uri": root.uri, "run_id": "r1", "base": str(MODELS / "outpaint"), "device": "cpu"},
