@@ -117,6 +117,7 @@ def print_help(model: type[BaseModel], asked: str) -> None:
         lines += [line for flag in shown for line in _lines(flag)]
         lines += ["", "Sections (`--help SECTION`; `--help all` for everything):", ""]
         lines += [f"  {name:<12} {_meaning(flag.field)}" for name, flag in sections.items()]
+        lines += ["", "--config FILE (or a preset: sd15) gives settings; --json prints the report on a terminal too."]
     elif asked == "all":
         lines += [line for flag in single for line in _lines(flag)]
     elif asked in sections:

@@ -68,12 +68,9 @@ def dataset(rows: pa.Table, rows_per_block: int) -> Dataset:
 
 def in_order(ds: Dataset, batch: int) -> Iterator[pa.Table]:
     """The rows in the order of their blocks, `batch` at a time and two batches ahead; the dataset is built, not yet run."""
-    options = DataContext.get_current().execution_options
-    options.preserve_order = True
-    try:
-        yield from ds.iter_batches(batch_size=batch, batch_format="pyarrow", prefetch_batches=2)
-    finally:
-        options.preserve_order = False
+    # Of the dataset itself: it copied the process's options when it was made, and later changes there do not reach it.
+    ds.context.execution_options.preserve_order = True
+    yield from ds.iter_batches(batch_size=batch, batch_format="pyarrow", prefetch_batches=2)
 
 
 def dataset_of(blocks: Iterable[pa.Table]) -> Dataset:

@@ -82,6 +82,8 @@ def test_help_lists_sections_and_twenty_settings(capsys):
     text = capsys.readouterr().out
     assert text.count("\n  --") == 20
     assert "--prepare.feed-uri" in text
+    assert "--config FILE" in text
+    assert "--json" in text
     for section in ("prepare", "cohorts", "finetune", "generate", "evaluate"):
         assert f"\n  {section} " in text
 

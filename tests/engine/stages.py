@@ -1,6 +1,7 @@
 """Stages for tests of the engine. They lie here alone, as an actor imports the whole module that its stage is in."""
 
 import os
+import time
 
 import pyarrow as pa
 
@@ -27,6 +28,15 @@ class Marker:
         self.call += 1
         n = rows.num_rows
         return schema.extend(rows, MARKED, process=[os.getpid()] * n, call=[self.call] * n)
+
+
+class Uneven:
+    """Takes its time over every other block of two rows, so that with two actors later blocks are finished first."""
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        if rows["n"][0].as_py() % 4 == 0:
+            time.sleep(0.3)
+        return rows
 
 
 class Breaker:

@@ -8,7 +8,7 @@ import pytest
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.settings import Pool
 from adbooster.engine.pools import dataset, in_order, preflight, through
-from tests.engine.stages import MARKED, ROWS, Breaker, Copier, Marker
+from tests.engine.stages import MARKED, ROWS, Breaker, Copier, Marker, Uneven
 
 
 def rows(*rejects: str | None) -> pa.Table:
@@ -43,7 +43,7 @@ def test_a_stage_that_gives_back_other_columns_is_an_error(local_ray):
 
 
 def test_rows_come_in_the_order_of_their_blocks(local_ray):
-    ds = through(dataset(rows(*[None] * 20), 2), Copier, Pool(actors=2, batch=2), ROWS)
+    ds = through(dataset(rows(*[None] * 20), 2), Uneven, Pool(actors=2, batch=2), ROWS)
     assert [n for batch in in_order(ds, 5) for n in batch["n"].to_pylist()] == list(range(20))
 
 
