@@ -132,7 +132,7 @@ def left(root: Root, report: GenerateReport) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_what_a_budget_leaves_the_next_nights_paint(warm_ray, stocked):
+def test_what_a_budget_leaves_the_next_nights_paint(local_ray, stocked):
     """Eight requests, two a batch, in four nights of the same product."""
     more_cohorts(stocked, 6)
     with pytest.raises(CoverageTooLow, match=r"25.0% of 8 requests are filled, 6 are left by the gpu_hours"):

@@ -64,7 +64,7 @@ def test_a_host_that_is_down_tonight_retires_nobody(warm_ray, root, tiny_feed, m
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_killed_run_is_finished_by_the_next(warm_ray, tmp_path, tiny_feed):
+def test_a_killed_run_is_finished_by_the_next(local_ray, tmp_path, tiny_feed):
     """The same table as an undisturbed run, and what was staged is not made again."""
     lines = tiny_feed.read_text().splitlines()
     for n in range(24):
