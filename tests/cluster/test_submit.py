@@ -131,7 +131,9 @@ def test_the_readmes_night_on_a_head_with_a_token(head, tmp_path):
     assert report["generate"]["stopped"] == "gpu_hours"
     assert report["generate"]["left"] + report["generate"]["painted"] == 216
     assert root.missing(live["uri"].to_pylist()) == []
-    assert "INFO adbooster.night.steps: generate begins" in done.stdout  # the log of the driver, and of the steps' processes:
+    assert (
+        "INFO adbooster.night.steps: generate begins" in done.stdout
+    )  # the log of the driver, and of the steps' processes:
     assert re.search(r"INFO adbooster.generate.job: 216 requests: 0 live, 0 staged, 216 to paint", done.stdout)
     night = state.read(root, report["run_id"])
     assert [(s.step, s.state) for s in night.steps] == [
