@@ -49,7 +49,7 @@ class Head:
         # `adbooster` as an installed package has it, but of this checkout.
         installed = Path(scratch) / "bin" / "adbooster"
         installed.parent.mkdir()
-        installed.write_text(f'#!/bin/sh\nexec {sys.executable} -m adbooster.console "$@"\n')
+        installed.write_text(f'#!/bin/sh\nexec {sys.executable} -m adbooster.cli.console "$@"\n')
         installed.chmod(0o755)
         path = f"{installed.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "ADBOOSTER_"))}
