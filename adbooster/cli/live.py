@@ -1,13 +1,12 @@
 """A night on a terminal: one block with its steps and how far each is. Everything else goes to the run's log file."""
 
-import json
 import logging
 import os
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TextIO
@@ -116,12 +115,14 @@ def block(root: Root, run_id: str, log_path: Path) -> Group:
     """What the terminal shows now."""
     night = _read(root, run_id)
     table = Table("", "step", "", "how far", "took", box=None, pad_edge=False)
-    for step in night.steps if night else ():
-        bar, far = _progress(root, run_id, step)
-        table.add_row(SIGNS[step.state], step.step, bar, Text(far), _took(step))
+    if night:
+        for step in night.steps:
+            bar, far = _progress(root, night, step)
+            table.add_row(SIGNS[step.state], step.step, bar, Text(far), _took(step))
     lines = [table if night else Text("starting ...")]
-    if root.exists(sheet_path(run_id)):
-        lines.append(Text(f"first creatives: {root.uri}/{sheet_path(run_id)}", style="bold"))
+    with suppress(OSError):  # a storage that fails for a moment must not end the display, nor hide how the night ended
+        if root.exists(sheet_path(run_id)):
+            lines.append(Text(f"first creatives: {root.uri}/{sheet_path(run_id)}", style="bold"))
     return Group(*lines, Text(f"log: {log_path}", style="dim"))
 
 
@@ -132,17 +133,17 @@ def _read(root: Root, run_id: str) -> Night | None:
         return None
 
 
-def _progress(root: Root, run_id: str, step: Step) -> tuple[ProgressBar | str, str]:
+def _progress(root: Root, night: Night, step: Step) -> tuple[ProgressBar | str, str]:
     if step.state == "running":
         from adbooster.engine import progress
 
         if now := progress.current():
             return ProgressBar(total=max(now.total, 1), completed=now.done, width=24), now.line()
         try:
-            facts = json.loads(root.read(f"runs/{run_id}/progress.json"))
+            facts = state.read_progress(root, night)
         except (OSError, ValueError):
-            return "", "starting"
-        if facts["job"] == step.step and step.started_at and facts["at"] >= step.started_at.isoformat()[:19]:
+            facts = None
+        if facts:
             return ProgressBar(total=max(facts["total"], 1), completed=facts["done"], width=24), facts["line"]
         return "", "starting"
     return "", escape(step.error or step.why or "")[:120]

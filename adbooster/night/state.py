@@ -103,7 +103,7 @@ def status(root: Root, run_id: str | None = None, limit: int = 1) -> Status:
         nights=nights,
     )
     if nights and nights[0].state == "running":
-        report.progress = _progress(root, nights[0])
+        report.progress = read_progress(root, nights[0])
     return report
 
 
@@ -113,7 +113,7 @@ def _alive(night: Night, claim: Claim | None) -> bool:
     return not claim.gone and claim.expires_at > datetime.now(UTC)
 
 
-def _progress(root: Root, night: Night) -> dict | None:
+def read_progress(root: Root, night: Night) -> dict[str, Any] | None:
     """The running step's last progress, if it has reported any since it began."""
     running = next((s for s in night.steps if s.state == "running"), None)
     try:
