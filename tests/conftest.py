@@ -58,8 +58,11 @@ def warm_ray(local_ray, monkeypatch):
 
 
 def in_tasks(ds, actor, pool):
-    """In place of engine.pools._in_actors. A process keeps the stage that it built last, as an actor does."""
+    """In place of engine.pools._in_actors. A process keeps the stage that it built last, as an actor does, and the
+    stage's process keeps what it imported."""
     from ray.data import TaskPoolStrategy
+
+    from adbooster.engine.isolation import StageProcess
 
     pool_id = os.urandom(8)
 
@@ -68,8 +71,9 @@ def in_tasks(ds, actor, pool):
 
         kept = vars(sys).setdefault("_kept_stage", {})
         if pool_id not in kept:
+            process = kept.setdefault("process", StageProcess())
             kept.clear()
-            kept[pool_id] = actor()
+            kept.update({"process": process, pool_id: actor(process)})
         return kept[pool_id](rows)
 
     stage.__name__ = actor.__name__

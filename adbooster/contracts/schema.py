@@ -24,6 +24,16 @@ REJECTS = (
     "mask_in_pieces",
     "caption_empty",
     "not_painted",
+    # What a stage could not process: an error, and what ended its process, with one row alone in hand.
+    "failed_fetch",
+    "failed_mask",
+    "failed_caption",
+    "failed_paint",
+    "failed_measure",
+    "failed_placing",
+    "crashed",
+    "timed_out",
+    "too_large",
     # Of candidates and their files; a request that ends on one of them falls back to the original picture.
     "below_original",
     "product_expanded",

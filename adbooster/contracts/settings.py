@@ -72,3 +72,7 @@ class Pool(Config):
     """GPUs each of them reserves; a share below 1 is bookkeeping, not isolation."""
     batch: int = Field(default=16, ge=1)
     """Rows a call."""
+    row_timeout_s: float = Field(default=600, gt=0)
+    """Seconds that one row may take, loading models aside; then its process is replaced and the row rejected (`timed_out`)."""
+    max_row_gib: float = Field(default=8, gt=0)
+    """Memory in GiB that a row may need on top of the models; above it the row is rejected (`too_large`)."""

@@ -4,4 +4,14 @@ Enters: tables of rows and a stage, any class with `__call__(pa.Table) -> pa.Tab
 schema, staged as Parquet parts below the run's folder. The only room that knows Ray Data; stage authors never see Ray.
 """
 
-__all__ = ["budget", "cluster", "language_model", "metrics", "pools", "progress", "staging"]
+__all__ = [
+    "budget",
+    "cluster",
+    "isolation",
+    "language_model",
+    "metrics",
+    "pools",
+    "progress",
+    "stage_process",
+    "staging",
+]

@@ -1,7 +1,7 @@
 """How long a night may paint: until a time, and for so many GPU-hours; the rest is left for the next night."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, TypeAlias
 from uuid import uuid4
@@ -11,6 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adbooster.contracts import schema
+from adbooster.engine.isolation import Isolated
 
 LEFT = "left_for_later"  # travels in the reject column of what is not painted tonight; never reaches a table
 Handle: TypeAlias = Any
@@ -90,27 +91,27 @@ def settled(meter: Handle, parts: list[pa.Table]) -> bool:
     return ray.get(meter.settled.remote(len(requests)))
 
 
-def metered(stage: Callable[..., Any], meter: Handle) -> type:
-    """The stage for one round; a batch that the meter refuses comes back marked LEFT, and no model is loaded for it."""
+def begin_round(meter: Handle) -> None:
+    """Another round of painting begins; what was allowed before is painted by now."""
     ray.get(meter.begin_round.remote())
 
-    class Metered:
-        def __init__(self, **init: Any):
-            self.init, self.stage, self.painter, self.seconds = init, None, uuid4().hex, None
 
-        def __call__(self, rows: pa.Table) -> pa.Table:
-            requests = rows["request_id"].to_pylist()
-            if ray.get(meter.try_begin.remote(self.painter, self.seconds, requests)):
-                self.seconds = None
-                return _left(rows)
-            self.stage = self.stage or stage(**self.init)
-            started = time.monotonic()
-            painted = self.stage(rows)
-            self.seconds = time.monotonic() - started
-            return painted
+class Metered:
+    """A painter that asks the meter first; a batch that is refused comes back marked LEFT, and no model is loaded for it."""
 
-    Metered.__name__ = Metered.__qualname__ = stage.__name__
-    return Metered
+    def __init__(self, stage: Isolated, meter: Handle):
+        self.stage, self.meter, self.painter, self.seconds = stage, meter, uuid4().hex, None
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        requests = rows["request_id"].to_pylist()
+        if ray.get(self.meter.try_begin.remote(self.painter, self.seconds, requests)):
+            self.seconds = None
+            return _left(rows)
+        self.stage.build()
+        started = time.monotonic()
+        painted = self.stage(rows)
+        self.seconds = time.monotonic() - started
+        return painted
 
 
 def _left(rows: pa.Table) -> pa.Table:

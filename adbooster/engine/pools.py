@@ -12,36 +12,50 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.settings import Pool
-from adbooster.engine import metrics
+from adbooster.engine import budget, isolation, metrics
+from adbooster.engine.isolation import Failures, Isolated, StageProcess
 
 log = logging.getLogger(__name__)
 
 
-def through(ds: Dataset, stage: type, pool: Pool, out: pa.Schema, **init) -> Dataset:
+def through(
+    ds: Dataset,
+    stage: type,
+    pool: Pool,
+    out: pa.Schema,
+    failures: Failures | None = None,
+    meter: budget.Handle | None = None,
+    **init,
+) -> Dataset:
     """Run every usable row of `ds` through a pool of `stage(**init)`.
 
     Rows that carry a `reject` skip the stage and keep their place, with nulls in the
     columns it would have added. The result has exactly the schema `out`. An actor builds its
     stage when the first usable row arrives: a night without changes loads no model.
+
+    failures  a row that the stage fails, dies or hangs on is rejected and noted there; None: it ends the job
+    meter     decides whether a batch is begun at all
     """
 
-    tags = metrics.tags()
+    tags, name, pickled = metrics.tags(), stage.__name__, isolation.pickled(stage, init)
 
     class Actor:
-        def __init__(self):
-            self.stage = None
+        def __init__(self, process: StageProcess | None = None):
+            self.stage = Isolated(name, pickled, out, pool, failures, process or StageProcess())
+            self.run = budget.Metered(self.stage, meter) if meter else self.stage
 
         def __call__(self, rows: pa.Table) -> pa.Table:
             usable = pc.is_null(rows["reject"])
             skipped = schema.fill(rows.filter(pc.invert(usable)), out)
             if not pc.any(usable).as_py():
                 return skipped
-            self.stage = self.stage or stage(**init)
-            done = schema.check(self.stage(rows.filter(usable)), out, stage.__name__)
+            done = self.run(rows.filter(usable))
             metrics.count(done, tags)
+            for metric, value in self.stage.take_counts().items():
+                metrics.add(metric, value, tags)
             return pa.concat_tables([done, skipped])
 
-    Actor.__name__ = Actor.__qualname__ = stage.__name__  # the name on the Ray dashboard
+    Actor.__name__ = Actor.__qualname__ = name  # the name on the Ray dashboard
     return _in_actors(ds, Actor, pool)
 
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from adbooster.contracts import schema
 from adbooster.contracts.naming import digest
 from adbooster.contracts.settings import Pool
+from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import dataset, through
 from adbooster.finetune.config import TrainingConfig
 from adbooster.finetune.rows import PLANNED, SCENIC, SURVEYED
@@ -41,11 +42,12 @@ def split(rows: pa.Table, held_out_share: float) -> tuple[pa.Table, pa.Table]:
     return rows.filter(pc.invert(held)), rows.filter(held)
 
 
-def survey(root: Root, rows: pa.Table, pool: Pool) -> pa.Table:
+def survey(root: Root, rows: pa.Table, pool: Pool, failures: Failures | None = None) -> pa.Table:
     """The rows with what the plan needs to know of each photo, in the same order."""
     if rows.num_rows <= FEW:
         return Surveyor(root)(rows)
-    found = through(dataset(rows, 256), Surveyor, pool.model_copy(update={"batch": 256}), SURVEYED, root=root)
+    pool = pool.model_copy(update={"batch": 256})
+    found = through(dataset(rows, 256), Surveyor, pool, SURVEYED, failures, root=root)
     return pa.concat_tables(found.iter_batches(batch_size=None, batch_format="pyarrow")).sort_by("sample_id")
 
 

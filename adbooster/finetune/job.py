@@ -16,6 +16,7 @@ from ray.train.torch import TorchTrainer
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest
 from adbooster.contracts.settings import Pool, code_commit
+from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import preflight
 from adbooster.finetune import examples, latent_cache
 from adbooster.finetune.checkpoints import open_at
@@ -108,7 +109,8 @@ def _surveyed(config: FinetuneConfig, root: Root, training: pa.Table, held_out: 
     """Both parts with the sizes of their photos, marked `held_out`; what cannot be read is left out."""
     parts = []
     for part, held in ((training, False), (held_out, True)):
-        found = examples.survey(root, part, config.place)
+        failures = Failures(root, config.run_id, "failed_placing")
+        found = examples.survey(root, part, config.place, failures)
         found = found.filter(pc.is_null(found["reject"]))
         if not found.num_rows:
             raise ConfigError(

@@ -10,6 +10,7 @@ import torch
 
 from adbooster.contracts import schema
 from adbooster.contracts.naming import digest
+from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import dataset, through
 from adbooster.engine.staging import stage_parts
 from adbooster.finetune import examples
@@ -55,6 +56,7 @@ def precompute_latents(config: TrainingConfig, plan: examples.Plan) -> str:
             PlacingForCache,
             config.place.model_copy(update={"batch": pool.batch}),
             WITH_PLACE,
+            Failures(root, config.run_id, "failed_placing"),
             root=root,
             config=config,
         )

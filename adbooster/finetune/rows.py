@@ -56,6 +56,7 @@ LOCATED = pa.schema([*PLANNED, ("file", pa.string()), ("group", pa.int64())])
 READ = pa.schema([*ENCODED, ("noise_seed", pa.int64()), ("reject", pa.string())])
 
 
+LEAST_PX = 64  # a side of latents that every VAE and UNet takes
 NO_TEXT = ""  # the sample_id of the row that holds the states of the empty text
 
 
@@ -70,15 +71,18 @@ def noise_seed(sample_id: str, epoch: int, config: TrainingConfig) -> int:
 
 
 def arrays(rows: pa.Table) -> dict:
-    """One batch of PLACED as image uint8 [N,H,W,3], mask uint8 [N,H,W], caption, noise_seed and weight (0: unreadable)."""
-    wide, high = rows["width_px"][0].as_py(), rows["height_px"][0].as_py()
+    """One batch of PLACED as image uint8 [N,H,W,3], mask uint8 [N,H,W], caption, noise_seed and weight (0: rejected).
+
+    A row whose placing ended its process has no size, caption or seed: those of the others serve, and zeros.
+    """
+    wide, high = (next((v for v in rows[n].to_pylist() if v), LEAST_PX) for n in ("width_px", "height_px"))
     blank = bytes(wide * high * 3), bytes([255]) * (wide * high)
     image = [np.frombuffer(b or blank[0], np.uint8).reshape(high, wide, 3) for b in rows["image"].to_pylist()]
     mask = [np.frombuffer(b or blank[1], np.uint8).reshape(high, wide) for b in rows["mask"].to_pylist()]
     return {
         "image": np.stack(image),
         "mask": np.stack(mask),
-        "caption": rows["caption"].to_pylist(),
-        "noise_seed": rows["noise_seed"].to_pylist(),
+        "caption": pc.fill_null(rows["caption"], "").to_pylist(),
+        "noise_seed": pc.fill_null(rows["noise_seed"], 0).to_pylist(),
         "weight": pc.is_null(rows["reject"]).to_numpy(zero_copy_only=False).astype(np.float32),
     }

@@ -16,6 +16,7 @@ import ray.train.torch
 import torch
 
 from adbooster.contracts.errors import TrainingDiverged
+from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import dataset, in_order, through
 from adbooster.engine.progress import write_facts
 from adbooster.finetune import examples, latent_cache
@@ -112,7 +113,8 @@ class Training:
             stage, out, encoded = LatentReader, READ, partial(latent_cache.batch_of, device=config.device)
         else:
             stage, out, encoded = Placer, PLACED, self._encoded
-        ds = through(dataset(rows, whole), stage, pool, out, root=self.root, config=config)
+        failures = None if self.facts.latents else Failures(self.root, config.run_id, "failed_placing")
+        ds = through(dataset(rows, whole), stage, pool, out, failures, root=self.root, config=config)
         for batch in in_order(ds, config.batch):
             self.figures["unreadable"] += batch.num_rows - batch["reject"].null_count
             yield encoded(batch)

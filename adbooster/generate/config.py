@@ -45,7 +45,9 @@ class GenerateReport(BaseModel):
     to_paint: int = 0
     painted: int = 0
     rejected: int = 0
-    """Requests that got no creative at all."""
+    """Requests that got no creative at all; what is live for them stays."""
+    failures: dict[str, int] = {}
+    """Of requests that the painter failed on, by reject word; each is described in runs/<run_id>/failures/."""
     stopped: str | None = None
     """What ended painting early: deadline or gpu_hours; null: nothing did."""
     left: int = 0

@@ -16,6 +16,7 @@ from adbooster.contracts import schema
 from adbooster.contracts.deadline import parse_deadline
 from adbooster.contracts.recipe import Gates
 from adbooster.engine import budget
+from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import dataset, preflight, through
 from adbooster.engine.progress import Progress
 from adbooster.engine.staging import stage_parts
@@ -42,6 +43,7 @@ class Painted:
     requested     requests that had to be painted
     stopped       what ended painting early: deadline or gpu_hours; None: nothing did
     left          requests that were not painted for that reason
+    failures      requests that a painter failed or died on, by reject word
     repainted     requests painted again, as their winner was a duplicate
     """
 
@@ -53,6 +55,7 @@ class Painted:
     repainted: int = 0
     left_uri: str | None = None
     left_by_value: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
         """The fields of GenerateReport that painting decides."""
@@ -62,6 +65,7 @@ class Painted:
         return {
             "painted": self.requested.num_rows - without(self.requested, self.rows).num_rows,
             "rejected": without(self.requested, self.rows, self.left).num_rows,
+            "failures": self.failures,
             "stopped": self.stopped,
             "left": self.left.num_rows,
             "left_uri": self.left_uri,
@@ -81,10 +85,10 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
     root, missing, to_paint = Root(config.root_uri), night.missing, night.to_paint
     meter = _budget(config, night.staged)
     todo = priority.by_value(to_paint, night.live) if meter else to_paint
-    repainted, first_round = 0, True
+    repainted, first_round, failures = 0, True, Counter()
     while True:
         if todo.num_rows:
-            _stage(config, root, night, todo, meter)
+            failures += _stage(config, root, night, todo, meter)
         stopped = budget.exhausted_by(meter) if meter else None
         staged = staged_creatives(root, config.run_id, night.recipe_id)
         staged = staged.filter(pc.is_in(staged["request_id"], missing["request_id"]))
@@ -101,6 +105,7 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
         left=without(missing, rows) if stopped else missing.slice(0, 0),
         stopped=stopped,
         repainted=repainted,
+        failures=dict(failures),
         **(_write_left(config, root, night, without(missing, rows), stopped) if stopped else {}),
     )
     smallest = painted.figures()["paint_batch"]
@@ -165,16 +170,22 @@ def _write_left(
     return {"left_uri": left_uri, "left_by_value": by_value}
 
 
-def _stage(config: GenerateConfig, root: Root, night: NightPlan, rows: pa.Table, meter: budget.Handle | None) -> None:
-    """Run requests through the painters; their rows are staged as they are finished."""
+def _stage(
+    config: GenerateConfig, root: Root, night: NightPlan, rows: pa.Table, meter: budget.Handle | None
+) -> Counter[str]:
+    """Run requests through the painters; their rows are staged as they are finished. Returns the reject words of the others."""
     preflight({"paint": config.paint})
     whole = config.paint_batch // math.gcd(config.paint_batch, config.recipe.candidates)  # requests that fill passes
     pool = config.paint.model_copy(update={"batch": -(-config.paint.batch // whole) * whole})
+    if meter:
+        budget.begin_round(meter)
     ds = through(
         dataset(rows, pool.batch),
-        budget.metered(Painter, meter) if meter else Painter,
+        Painter,
         pool,
         schema.STAGED,
+        Failures(root, config.run_id, "failed_paint"),
+        meter,
         root=root,
         config=config,
         recipe_id=night.recipe_id,
@@ -184,7 +195,8 @@ def _stage(config: GenerateConfig, root: Root, night: NightPlan, rows: pa.Table,
     with Progress("generate", rows.num_rows, config.progress_s, root) as progress:
         folder = staged_folder(config.run_id, night.recipe_id)
         enough = partial(budget.settled, meter) if meter else None
-        stage_parts(ds, root, folder, budget.LEFT, enough, progress, _FirstSheet(root, config.run_id))
+        staged = stage_parts(ds, root, folder, budget.LEFT, enough, progress, _FirstSheet(root, config.run_id))
+    return Counter(word for part in staged.rows for word in part["reject"].drop_null().to_pylist())
 
 
 class _FirstSheet:

@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from adbooster.contracts import schema
 from adbooster.contracts.settings import Pool
+from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import dataset, preflight, through
 from adbooster.engine.progress import Progress
 from adbooster.engine.staging import stage_parts
@@ -24,7 +25,8 @@ def measure_pictures(root: Root, config: MeasureConfig, rows: pa.Table, pool: Po
     def measure(left: pa.Table) -> None:
         preflight({"look": pool})
         log.info("measuring %d of %d pictures", left.num_rows, rows.num_rows)
-        ds = through(dataset(left, pool.batch), Evaluator, pool, schema.LOOKS, root=root, config=config)
+        failures = Failures(root, config.run_id, "failed_measure")
+        ds = through(dataset(left, pool.batch), Evaluator, pool, schema.LOOKS, failures, root=root, config=config)
         with Progress("measuring", left.num_rows, PROGRESS_S, root) as progress:
             stage_parts(ds, root, measurements.staged_folder(config.run_id), progress=progress)
 
@@ -38,7 +40,8 @@ def measure_trial(root: Root, config: TrialsConfig, trial: Trial, rows: pa.Table
         preflight({"paint": config.paint})
         log.info("%s: painting %d of %d requests", trial.name, left.num_rows, rows.num_rows)
         init = {"root": root, "config": config, "trial": trial}
-        ds = through(dataset(left, config.paint.batch), TrialPainter, config.paint, schema.LOOKS, **init)
+        failures = Failures(root, config.run_id, "failed_paint")
+        ds = through(dataset(left, config.paint.batch), TrialPainter, config.paint, schema.LOOKS, failures, **init)
         with Progress(trial.name, left.num_rows, PROGRESS_S, root) as progress:
             stage_parts(ds, root, measurements.staged_folder(config.run_id), progress=progress)
 

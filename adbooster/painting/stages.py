@@ -13,7 +13,7 @@ import torch
 
 from adbooster.contracts import schema
 from adbooster.contracts.naming import digest, seed_of
-from adbooster.engine import metrics
+from adbooster.engine import stage_process
 from adbooster.models.clip import Clip
 from adbooster.models.outpainter import Condition, Outpainter, Painting
 from adbooster.models.safety import Safety
@@ -129,7 +129,7 @@ class Painter:
             for i, s in enumerate(places)
         ]
         painted = self.outpainter.paint(paintings)
-        metrics.add("adbooster_candidates_total", len(painted), {"job": "generate", "run_id": self.names["run_id"]})
+        stage_process.count("adbooster_candidates_total", len(painted))
         places = [s for some in settings for s in some]
         previews = [s.overlay.paste(p) for s, p in zip(places, painted, strict=True)]
         vectors = self.ranker.embed_images(previews)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError, TooManyRejects
 from adbooster.contracts.redaction import redact
+from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import Dataset, dataset, dataset_of, fit, preflight, through
 from adbooster.engine.progress import Progress
 from adbooster.engine.staging import Staged, stage_parts
@@ -103,7 +104,8 @@ def _through_stages(plan: _Plan) -> Staged:
     if not total:
         return Staged([], "no picture to fetch\n")
     place = {"root": plan.root, "source": config.source(), "rules": config.rules, "made": plan.made}
-    ds = through(dataset_of(changes_found.blocks(config.fetch.batch)), Fetcher, config.fetch, schema.FETCHED, **place)
+    blocks, failures = dataset_of(changes_found.blocks(config.fetch.batch)), _failures(plan, "failed_fetch")
+    ds = through(blocks, Fetcher, config.fetch, schema.FETCHED, failures, **place)
     if changes_found.work_expected():
         return _through_models(plan, ds, total)
     asked = _staged(plan, ds, total, f"runs/{config.run_id}/staged/asked")
@@ -117,12 +119,16 @@ def _through_stages(plan: _Plan) -> Staged:
 def _through_models(plan: _Plan, ds: Dataset, total: int) -> Staged:
     config = plan.config
     model = {"root": plan.root, "made": plan.made, "runs_on": (config.device, config.threads)}
-    ds = through(ds, Masker, config.mask, schema.MASKED, **model, model=config.mask_model, how=config.masking)
-    ds = through(
-        ds, Captioner, config.caption, schema.CAPTIONED, **model, model=config.caption_model, how=config.captions
-    )
+    how: dict = {"model": config.mask_model, "how": config.masking}
+    ds = through(ds, Masker, config.mask, schema.MASKED, _failures(plan, "failed_mask"), **model, **how)
+    how = {"model": config.caption_model, "how": config.captions}
+    ds = through(ds, Captioner, config.caption, schema.CAPTIONED, _failures(plan, "failed_caption"), **model, **how)
     ds = through(ds, Judge, config.judge, schema.PREPARED, rules=config.rules)
     return _staged(plan, ds, total, changes.staged_folder(config.run_id, plan.base))
+
+
+def _failures(plan: _Plan, word: str) -> Failures:
+    return Failures(plan.root, plan.config.run_id, word)
 
 
 def _staged(plan: _Plan, ds: Dataset, total: int, folder: str) -> Staged:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from adbooster.contracts import schema
+from adbooster.engine.stage_process import loading
 from adbooster.models.settings import Captions, Masking
 from adbooster.pictures import images
 from adbooster.prepare.changes import MadeBy, fingerprint
@@ -105,9 +106,10 @@ class Masker:
 
     @cached_property
     def net(self) -> "U2Net":
-        from adbooster.models.u2net import U2Net
+        with loading():
+            from adbooster.models.u2net import U2Net
 
-        return U2Net(local_copy(self.model), *self.runs_on)
+            return U2Net(local_copy(self.model), *self.runs_on)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         done = [self._mask(row) for row in rows.select(["photo_uri", "photo_sha256", "known"]).to_pylist()]
@@ -135,9 +137,10 @@ class Captioner:
 
     @cached_property
     def net(self) -> "Blip":
-        from adbooster.models.blip import Blip
+        with loading():
+            from adbooster.models.blip import Blip
 
-        return Blip(local_copy(self.model), *self.runs_on)
+            return Blip(local_copy(self.model), *self.runs_on)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         todo = rows.select(["photo_uri", "photo_sha256", "known"]).to_pylist()

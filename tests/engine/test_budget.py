@@ -15,7 +15,7 @@ from adbooster.contracts import schema
 from adbooster.contracts.deadline import parse_deadline
 from adbooster.contracts.errors import ConfigError, CoverageTooLow
 from adbooster.contracts.settings import Pool
-from adbooster.engine.budget import LEFT, BudgetMeter, metered, settled, start_meter
+from adbooster.engine.budget import LEFT, BudgetMeter, begin_round, settled, start_meter
 from adbooster.engine.pools import dataset, through
 from adbooster.engine.progress import Progress
 from adbooster.engine.staging import stage_parts
@@ -83,7 +83,8 @@ def test_what_is_left_is_not_run_through_the_painters(local_ray, tmp_path):
     rows = pa.Table.from_pylist([row(schema.STAGED, request_id=f"r{i}") for i in range(1000)], schema.STAGED)
     ray.get(meter.try_begin.remote("before", None, ["a", "b"]))  # a round before, whose requests do not count in this
     ray.get(meter.finished.remote("before", 0.0))
-    ds = through(dataset(rows, 2), metered(Copier, meter), Pool(actors=2, cpus=0.5, batch=2), schema.STAGED)
+    begin_round(meter)
+    ds = through(dataset(rows, 2), Copier, Pool(actors=2, cpus=0.5, batch=2), schema.STAGED, meter=meter)
     progress = Progress("test", rows.num_rows, 60)
     staged = stage_parts(ds, Root(str(tmp_path)), "staged", LEFT, partial(settled, meter), progress)
     painted = pa.concat_tables(staged.rows)["request_id"].to_pylist()

@@ -1,0 +1,148 @@
+"""The process that a stage runs in: beside its actor, so that a row can end it without ending anything else.
+
+It is told by pickled messages over a pipe: ("stage", bytes) to build one, ("rows", Arrow IPC, seconds) to call it; and
+answers ("built",), ("rows", Arrow IPC) or ("failed", Failure), with ("loading",), ("loaded",) and ("count", metric, value)
+before. It ends with its pipe. Imports no Ray: a stage needs none.
+"""
+
+import errno
+import faulthandler
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from adbooster.contracts.errors import AdboosterError
+
+_AFTER_ITS_ACTOR = 3  # times its limit that a call may take before the process ends itself, its actor being gone
+_STORAGE = ("s3fs.", "gcsfs.", "adlfs.", "botocore.", "aiobotocore.")
+_GPU = ("OutOfMemoryError", "AcceleratorError", "DeferredCudaCallError")
+_GPU_WORDS = ("CUDA", "cuDNN", "CUBLAS", "NCCL")
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EROFS)
+_actor: Connection | None = None
+
+
+class Failure(NamedTuple):
+    """An exception of a stage: pickled if it can be, else as RuntimeError, and as text; `of_machine`: no row is to blame."""
+
+    error: Exception
+    text: str
+    of_machine: bool
+
+    @property
+    def place(self) -> str:
+        """What tells one error from another: its type and the lines it came through."""
+        lines = [line for line in self.text.splitlines() if line.startswith('  File "')]
+        return f"{type(self.error).__name__} {' '.join(lines)}"
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Around what a stage loads in the middle of a call, such as a model: a row is not blamed for its time and memory."""
+    _tell("loading")
+    try:
+        yield
+    finally:
+        _tell("loaded")
+
+
+def count(metric: str, value: float) -> None:
+    """Add to a metric of engine.metrics, which are kept by the actor."""
+    _tell("count", metric, value)
+
+
+def _tell(*message: str | float) -> None:
+    if _actor is not None:
+        _actor.send(message)
+
+
+def of_machine(error: BaseException) -> bool:
+    """Whether an error says nothing about the rows in hand: it would come with any others too.
+
+    Those are the errors of this package (settings, schemas, locks), of missing libraries, of the GPU and of disks, and
+    all that came out of the storage but a missing object.
+    """
+    if isinstance(error, AdboosterError | ImportError):
+        return True
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & set(_GPU) or (isinstance(error, RuntimeError) and any(word in str(error) for word in _GPU_WORDS)):
+        return True
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return True
+    if isinstance(error, FileNotFoundError):
+        return False
+    modules = [frame.f_globals.get("__name__", "") + "." for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [name for name in modules if name.startswith("adbooster.")]
+    return any(n.startswith(_STORAGE) for n in modules) or bool(ours and ours[-1].startswith("adbooster.storage."))
+
+
+def serve(fd: int) -> None:
+    """Build and call stages as asked over the pipe `fd`, until it is closed or the actor is gone."""
+    global _actor
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the job, which ends its actors
+    faulthandler.enable()
+    _actor = Connection(fd)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    stage = None
+    while True:
+        try:
+            kind, *what = _actor.recv()
+        except EOFError:
+            return
+        try:
+            if kind == "stage":
+                stage = None  # what it holds is let go before the next one loads
+                make, init = pickle.loads(what[0])
+                stage = make(**init)
+                answer = ("built",)
+            else:
+                assert stage is not None
+                faulthandler.dump_traceback_later(what[1] * _AFTER_ITS_ACTOR, exit=True)
+                answer = ("rows", to_ipc(stage(from_ipc(what[0]))))
+        except Exception as e:
+            answer = ("failed", _failure(e))
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        _actor.send(answer)
+
+
+def _failure(error: Exception) -> Failure:
+    text, blameless = traceback.format_exc(), of_machine(error)
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    return Failure(error.with_traceback(None), text, blameless)
+
+
+def _end_with(actor: int) -> None:
+    while os.getppid() == actor:
+        time.sleep(1)
+    os._exit(1)
+
+
+def to_ipc(rows: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    return sink.getvalue().to_pybytes()
+
+
+def from_ipc(content: bytes) -> pa.Table:
+    with pa.ipc.open_stream(content) as stream:
+        return stream.read_all()
+
+
+if __name__ == "__main__":  # as the module that stages import, not as a second copy of it
+    from adbooster.engine import stage_process
+
+    stage_process.serve(int(sys.argv[1]))
