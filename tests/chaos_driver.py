@@ -24,21 +24,20 @@ from adbooster.generate import rounds
 from adbooster.generate.config import GenerateConfig
 
 
-def witnessed(stage: type, witness: str, pause_s: float) -> type:
-    """The stage, which says what it begins and then takes its time."""
+class Witnessed:
+    """A stage that says what it begins, by whom and on which node (its raylet's pid), and then takes its time."""
 
-    class Witnessed(stage):
-        def __call__(self, rows):
-            node = ray.get_runtime_context().get_node_id()
-            line = {"pid": os.getpid(), "node": node, "at": time.time(), "stage": stage.__name__}
-            with open(witness, "a") as f:
-                f.write("".join(json.dumps(line | {"request": r}) + "\n" for r in requests_in(rows)))
-            done = super().__call__(rows)
-            time.sleep(pause_s)
-            return done
+    def __init__(self, of: type, witness: str, pause_s: float, **init):
+        self.stage, self.witness, self.pause_s = of(**init), witness, pause_s
 
-    Witnessed.__name__ = Witnessed.__qualname__ = stage.__name__
-    return Witnessed
+    def __call__(self, rows):
+        node = int(os.environ["RAY_RAYLET_PID"])
+        line = {"pid": os.getppid(), "node": node, "at": time.time(), "stage": type(self.stage).__name__}
+        with open(self.witness, "a") as f:
+            f.write("".join(json.dumps(line | {"request": r}) + "\n" for r in requests_in(rows)))
+        done = self.stage(rows)
+        time.sleep(self.pause_s)
+        return done
 
 
 def requests_in(rows) -> list[str]:
@@ -52,7 +51,8 @@ def requests_in(rows) -> list[str]:
 def witnessing(witness: str, pause_s: float = 0):
     """Whatever `generate` sends through a pool is witnessed."""
     real = rounds.through
-    rounds.through = lambda ds, stage, *rest, **init: real(ds, witnessed(stage, witness, pause_s), *rest, **init)
+    added: dict = {"witness": witness, "pause_s": pause_s}
+    rounds.through = lambda ds, stage, *rest, **init: real(ds, Witnessed, *rest, of=stage, **added, **init)
     try:
         yield
     finally:
@@ -81,7 +81,7 @@ def start_cluster(nodes: int, witness: str) -> None:
             time.sleep(0.05)
         time.sleep(0.3)  # what was painted before is staged by now
         painting = seen(witness)[-1]["node"]
-        victim = next(w for w in workers if w.node_id == painting)
+        victim = next(w for w in workers if w.all_processes["raylet"][0].process.pid == painting)
         print(f"killing node {painting} at {time.time()}", file=sys.stderr, flush=True)
         cluster.remove_node(victim, allow_graceful=False)
 

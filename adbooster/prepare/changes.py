@@ -142,6 +142,15 @@ class Changes:
         marks = [fingerprint(row, row["reject"], self.made) for row in rows.to_pylist()]
         return schema.fill(rows.append_column("fingerprint", pa.array(marks, pa.string())), schema.PREPARED)
 
+    def named(self, done: pa.Table) -> pa.Table:
+        """Finished rows (schema.PREPARED), with a fingerprint also where fetching did not live to give one."""
+        unnamed = pc.is_null(done["fingerprint"])
+        marks = [fingerprint(row, row["reject"], self.made) for row in done.filter(unnamed).to_pylist()]
+        values = pc.replace_with_mask(
+            done["fingerprint"].combine_chunks(), unnamed.combine_chunks(), pa.array(marks, pa.string())
+        )
+        return done.set_column(done.schema.get_field_index("fingerprint"), "fingerprint", values)
+
     def taken_over(self, done: pa.Table) -> pa.Table:
         """What unfinished runs staged of these pictures and this run did not make again (schema.SAMPLES)."""
         staged = self.known.take(self.at.drop_null())

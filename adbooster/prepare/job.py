@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError, TooManyRejects
 from adbooster.contracts.redaction import redact
-from adbooster.engine.isolation import Failures
+from adbooster.engine.isolation import CRASHED, TIMED_OUT, TOO_LARGE, Failures
 from adbooster.engine.pools import Dataset, dataset, dataset_of, fit, preflight, through
 from adbooster.engine.progress import Progress
 from adbooster.engine.staging import Staged, stage_parts
@@ -26,6 +26,7 @@ from adbooster.storage.model_store import content_hash, local_copy
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
+ENDED = ("failed_fetch", CRASHED, TIMED_OUT, TOO_LARGE)
 
 
 def prepare(config: PrepareConfig) -> PrepareReport:
@@ -36,7 +37,8 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     preflight(config.pools())
     staged = _through_stages(plan)
     plan.root.write(f"runs/{config.run_id}/prepare.stats.txt", staged.stats.encode())
-    finished = pa.concat_tables([schema.PREPARED.empty_table(), *staged.rows, plan.changes.rejected_by_feed()])
+    done = plan.changes.named(pa.concat_tables([schema.PREPARED.empty_table(), *staged.rows]))
+    finished = pa.concat_tables([done, plan.changes.rejected_by_feed()])
     taken_over = plan.changes.taken_over(finished)
     rows = pa.concat_tables([schema.fill(_worth_writing(finished, plan.live), schema.SAMPLES), taken_over])
     report = plan.report(
@@ -137,10 +139,12 @@ def _staged(plan: _Plan, ds: Dataset, total: int, folder: str) -> Staged:
 
 
 def _worth_writing(finished: pa.Table, live: pa.Table) -> pa.Table:
-    """Without rows whose server did not answer and of which nothing else has changed."""
+    """Without rows whose server did not answer, or which ended their process again, and of which nothing else has changed."""
     current = live.filter(pc.is_null(live["retired_at"]))
     now = current["fingerprint"].take(pc.index_in(finished["sample_id"], current["sample_id"]))
-    same = pc.and_(pc.fill_null(finished["kept"], False), pc.equal(finished["fingerprint"], pc.fill_null(now, "")))
+    ended = pc.and_(pc.is_null(finished["photo_uri"]), pc.is_in(finished["reject"], pa.array(ENDED)))
+    again = pc.or_(pc.fill_null(finished["kept"], False), ended)
+    same = pc.and_(again, pc.equal(finished["fingerprint"], pc.fill_null(now, "")))
     return finished.filter(pc.invert(same))
 
 

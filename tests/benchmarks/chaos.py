@@ -150,7 +150,7 @@ class ThreeNodes:
         if len(nodes) < 2:  # somewhere the night has to go on
             return False
         seen = chaos_driver.seen(witness)
-        painting = [n for n in nodes if seen and n.node_id == seen[-1]["node"]]
+        painting = [n for n in nodes if seen and n.all_processes["raylet"][0].process.pid == seen[-1]["node"]]
         self.cluster.remove_node(painting[0] if painting else chance.choice(nodes), allow_graceful=False)
         return True
 

@@ -120,6 +120,20 @@ class Hostile:
             self.model = bytearray(os.urandom(1024)) * (600 * 1024)
 
 
+class Poisoned:
+    """A stage that does the deed of a row before it looks at it: deeds by a part of the row's text."""
+
+    def __init__(self, of: type, deeds: dict[str, str], **init):
+        self.stage, self.deeds, self.do = of(**init), deeds, Hostile({})
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        for text in map(str, rows.to_pylist()):
+            for mark, deed in self.deeds.items():
+                if mark in text:
+                    getattr(self.do, f"_{deed}")(0)
+        return self.stage(rows)
+
+
 class Slow:
     """Takes a tenth of a second a row."""
 

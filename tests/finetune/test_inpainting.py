@@ -2,16 +2,18 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.recipe import Recipe
 from adbooster.contracts.settings import Pool
 from adbooster.finetune import examples
 from adbooster.finetune.config import ADAPTER_FILE, Lora
 from adbooster.finetune.inpainting import InpaintingModel
-from adbooster.finetune.rows import arrays
+from adbooster.finetune.rows import PLACED, arrays
 from adbooster.finetune.stages import Placer
 from adbooster.finetune.trainer import Trainer
 from adbooster.models import files
@@ -52,6 +54,21 @@ def test_an_unreadable_picture_counts_for_nothing(model, batch):
     without = model.loss(model.unet, model.encode(some(batch, [0, 2]))).item()
     batch["weight"][1] = 0
     assert model.loss(model.unet, model.encode(some(batch, [0, 1, 2]))).item() == pytest.approx(without, rel=1e-4)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_picture_that_ended_its_process_counts_for_nothing(model, scenes, at):
+    """Of such a row nothing is known but its name; the step goes on with the others."""
+    config = learning(scenes, aspects=(1.0,))
+    plan = examples.Plan(examples.survey(scenes, examples.scenic_samples(scenes), Pool()), config)
+    rows = examples.planned_rows(plan, [(i, 0) for i in range(2)])
+    placed = Placer(scenes, config)(rows)
+    ended = schema.fill(rows.slice(0, 1), PLACED).to_pylist()[0] | {"reject": "crashed"}
+    kept = placed.to_pylist()
+    with_it = pa.Table.from_pylist([*kept[:at], ended, *kept[at:]], PLACED)
+    without = model.loss(model.unet, model.encode(arrays(placed))).item()
+    assert model.loss(model.unet, model.encode(arrays(with_it))).item() == pytest.approx(without, rel=1e-4)
+    assert arrays(pa.Table.from_pylist([ended], PLACED))["weight"] == [0.0]
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
