@@ -87,7 +87,7 @@ class StageProcess:
             answer = self._answer()
         except (EOFError, ConnectionError):
             raise RuntimeError(f"a stage could not be built: its process ended with {self._ended()}") from None
-        if answer[0] == "failed":
+        if not isinstance(answer, Died) and answer[0] == "failed":
             self._stage = None
             raise _with_text(answer[1])
 
