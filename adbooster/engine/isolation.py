@@ -37,6 +37,7 @@ _POLL_S = 0.1
 _PATIENCE = 5  # times the slowest row so far that a row of a whole batch may take
 _PATIENCE_IN_PARTS = 20
 _LEAST_S = 20.0
+_UNKNOWN = 2  # times row_timeout_s that a batch may take before any has succeeded
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,8 @@ class Isolated:
         """Seconds for a call of so many rows: what one row may take, or more where rows have taken long before."""
         if in_parts and self.succeeded:
             return min(self.row_timeout_s, max(_LEAST_S, _PATIENCE_IN_PARTS * self.slowest_row_s * rows))
-        return max(self.row_timeout_s, _PATIENCE * self.slowest_row_s * rows)
+        known = _PATIENCE * self.slowest_row_s * rows if self.succeeded else _UNKNOWN * self.row_timeout_s * (rows > 1)
+        return max(self.row_timeout_s, known)
 
     def _rejected(self, row: pa.Table, failed: Failure | Died) -> pa.Table:
         assert self.failures is not None

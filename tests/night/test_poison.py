@@ -86,10 +86,11 @@ os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="adb", dir="/tmp")
 os.makedirs(os.environ["RAY_TMPDIR"] + "/ray")
 import ray
 from ray.cluster_utils import Cluster
+cpus = 9 // int(sys.argv[1])
 quiet = {"include_dashboard": False, "object_store_memory": 200 * 2**20}
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **quiet})
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, **quiet})
 for _ in range(int(sys.argv[1]) - 1):
-    cluster.add_node(num_cpus=2, object_store_memory=200 * 2**20)
+    cluster.add_node(num_cpus=cpus, object_store_memory=200 * 2**20)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 cluster.wait_for_nodes()
 from tests.night.test_poison import the_two_jobs
@@ -104,7 +105,7 @@ def the_two_jobs(root_uri: str, feed: str, poison: bool) -> None:
     deeds = {name: {mark: deed} if poison else {} for name, mark, deed in STAGES}
     began = time.monotonic()
     with poisoned(**deeds):
-        prepare(prepare_config(root, Path(feed), max_reject_share=0.5, **pools))
+        prepare(prepare_config(root, Path(feed), max_reject_share=0.5, rules={"min_side_px": 64}, **pools))
     prepared_s = time.monotonic() - began
     began = time.monotonic()
     paint = {"actors": 2, "batch": 8, "row_timeout_s": 20, "max_row_gib": 2}
