@@ -165,7 +165,8 @@ def _vacuum(root: Root, arguments: argparse.Namespace) -> None:
         arguments,
         done,
         f"{'would remove' if done.dry_run else 'removed'} {len(done.objects)} objects ({done.objects_kept} stay), "
-        f"{len(done.table_files)} table files and {len(done.staged_parts)} staged parts: {done.size_bytes / 1e6:.1f} MB",
+        f"{len(done.table_files)} table files and {len(done.staged_parts)} staged parts: {done.size_bytes / 1e6:.1f} MB"
+        + (f"; {done.refused} files stay, as the storage does not allow them to be removed" if done.refused else ""),
     )
 
 

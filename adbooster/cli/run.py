@@ -5,8 +5,10 @@ import json
 import logging
 import os
 import platform
+import re
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,10 +20,11 @@ from types import TracebackType
 from pydantic import BaseModel
 
 from adbooster.cli.load import load, section_of
+from adbooster.contracts import errors
 from adbooster.contracts.errors import AdboosterError, ConfigError
 from adbooster.contracts.redaction import Formatter, redact
 from adbooster.contracts.settings import JobConfig, code_commit
-from adbooster.storage import lock
+from adbooster.storage import lock, outage
 from adbooster.storage.objects import Root
 
 log = logging.getLogger("adbooster")
@@ -43,12 +46,17 @@ def main(config_class: type[JobConfig], job: str, argv: list[str] | None = None)
     as_json = "--json" in words or not sys.stdout.isatty()
     try:
         config = load(config_class, [word for word in words if word != "--json"])
-        with _on_terminal(config):
+        with _on_terminal(config), outage.room(f"this machine (such as {tempfile.gettempdir()}; TMPDIR moves that)"):
             report = run(config, job)
             _stop_cluster()  # it prints lost workers to stdout; the report comes after it, as the last line
     except AdboosterError as e:
         print(redact(f"{type(e).__name__}: {e}"), file=sys.stderr)
         raise SystemExit(2 if isinstance(e, ConfigError) else 1) from None
+    except Exception as e:
+        if not (said := _said_by_a_worker(e)):
+            raise
+        print(redact(said), file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted; run the same command again: finished work is reused", file=sys.stderr)
         _stop_cluster()
@@ -60,6 +68,15 @@ def main(config_class: type[JobConfig], job: str, argv: list[str] | None = None)
         print_summary(report)
     if as_json:
         print(json.dumps(redact(report.model_dump(mode="json"))), flush=True)
+
+
+def _said_by_a_worker(error: Exception) -> str:
+    """The sentence of an error of ours that ended a worker: Ray passes on its traceback only; empty: it was none."""
+    if all(kind.__name__ != "RayTaskError" for kind in type(error).__mro__):
+        return ""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [found for line in lines if (found := re.match(rf"{errors.__name__}\.(\w+: .+)", line))]
+    return said[-1][1] if said else ""
 
 
 def _on_terminal(config: JobConfig) -> AbstractContextManager:

@@ -1,4 +1,4 @@
-"""The errors that this package raises itself. Errors of S3, CUDA and Ray pass through as they are.
+"""The errors that this package raises itself. Other errors of S3, CUDA and Ray pass through as they are.
 
 AdboosterError          base of all of these
   ConfigError           the settings cannot work; raised before cluster time is spent
@@ -8,6 +8,7 @@ AdboosterError          base of all of these
   PublishConflict       another run committed first
   LockHeld              another night runs below this root: which, where, since when
   LockLost              this night's lock expired and another night holds it now
+  StorageError          the storage does not answer, credentials have expired, a disk is full; an OSError too
   CanaryRefused         new weights did worse on the panel than the rule allows
   TrainingDiverged      the loss became NaN or infinite
 
@@ -46,6 +47,10 @@ class LockHeld(AdboosterError):
 
 class LockLost(AdboosterError):
     """Another night holds the lock now; nothing more of this one is published."""
+
+
+class StorageError(AdboosterError, OSError):
+    """The storage cannot go on: it does not answer, credentials have expired, a clock is wrong, a disk is full."""
 
 
 class CanaryRefused(AdboosterError):

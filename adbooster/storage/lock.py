@@ -26,7 +26,7 @@ KEPT = 20  # past numbers; a number is never used twice
 
 
 class Claim(BaseModel):
-    """One holder of the lock; times are UTC."""
+    """One holder of the lock; times are UTC, by the holder's clock."""
 
     number: int
     token: str
@@ -80,8 +80,9 @@ def fence(root: Root) -> None:
 class NightLock:
     """`with NightLock(root, run_id):` one night runs below the root; renewed by a thread, released at the end.
 
-    ttl_s   after so long without renewal another night may take the lock over. Clocks need not agree: a night that
-            finds a lock expired first watches for a third of this time whether it is renewed.
+    ttl_s   after so long without renewal another night may take the lock over. No machine's clock counts: the age of a
+            renewal is taken from the storage's stamps, and a night that finds a lock expired first watches for a third of
+            that lock's time whether it is renewed; for all of it where the storage's clock was set back.
     raises  LockHeld if another night runs: which, where and since when
     """
 
@@ -121,25 +122,29 @@ class NightLock:
         return last is None or last.token != self.claim.token
 
     def _refuse_unless_expired(self, last: Claim) -> None:
-        if last.expires_at < datetime.now(UTC):
-            log.info("the lock of night %s looks expired; watching whether it is renewed", last.run_id)
-            time.sleep(self.ttl_s / 3)
-            again = newest(self.root)
-            if again and again.token == last.token and again.renewed_at == last.renewed_at:
-                return
-            last = again or last
-        self._refuse(last)
+        lasts_s, age_s = (last.expires_at - last.renewed_at).total_seconds(), self._age_s(last)
+        if 0 <= age_s < lasts_s:
+            self._refuse(last)
+        log.info("the lock of night %s looks expired; watching whether it is renewed", last.run_id)
+        time.sleep(lasts_s / 3 if age_s >= 0 else lasts_s)
+        again = newest(self.root)
+        if again is None or (again.token, again.renewed_at) != (last.token, last.renewed_at):
+            self._refuse(again or last)
+
+    def _age_s(self, claim: Claim) -> float:
+        """Seconds since a claim was written, by the clock of the storage; negative if that was set back since."""
+        return self.root.now() - self.root.modified(_name(claim.number))
 
     def _refuse(self, last: Claim) -> None:
-        age = max(0.0, (datetime.now(UTC) - last.renewed_at).total_seconds())
+        lasts_s = (last.expires_at - last.renewed_at).total_seconds()
         raise LockHeld(
             f"night {last.run_id} has held the lock of {self.root.uri} since {last.since:%Y-%m-%d %H:%M:%S} UTC "
-            f"(process {last.pid} on {last.host}, renewed {age:.0f} s ago); two nights never run at once: wait for it, or, "
-            f"if it is gone, until its lock has expired at {last.expires_at:%H:%M:%S} UTC"
+            f"(process {last.pid} on {last.host}, renewed {max(0.0, self._age_s(last)):.0f} s ago); two nights never run at "
+            f"once: wait for it, or, if it is gone, until {lasts_s:.0f} s after its last renewal"
         )
 
     def _create(self, number: int) -> Claim:
-        now = datetime.now(UTC)
+        now = _now()
         claim = Claim(
             number=number,
             token=uuid4().hex,
@@ -176,7 +181,7 @@ class NightLock:
 
     def _write(self, **changes) -> None:
         assert self.claim is not None  # the lock has been entered
-        now = datetime.now(UTC)
+        now = _now()
         times = {"renewed_at": now, "expires_at": now + timedelta(seconds=self.ttl_s)}
         self.claim = self.claim.model_copy(update=times | changes)
         self.root.write(_name(self.claim.number), self.claim.model_dump_json(indent=2).encode())
@@ -184,6 +189,11 @@ class NightLock:
 
 def _name(number: int) -> str:
     return f"{FOLDER}/{number:012}.json"
+
+
+def _now() -> datetime:
+    """This machine's time, for people to read; nothing is decided by it."""
+    return datetime.now(UTC)
 
 
 def _numbers(root: Root) -> list[int]:

@@ -15,6 +15,7 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.storage import node_cache
 from adbooster.storage.node_cache import MANIFEST, sha256_of
 from adbooster.storage.objects import Root, _filesystem, _is_local, each
+from adbooster.storage.outage import room
 
 
 def local_copy(uri: str) -> Path:
@@ -100,7 +101,10 @@ def pull(root: Root, source: str, name: str = "", hub_revision: str = "main") ->
     source  a folder or file, local or s3://..., or hub:<owner>/<name>
     raises  ConfigError for a missing source, for pickles, and if other files lie under the revision's name
     """
-    with tempfile.TemporaryDirectory(prefix="adbooster-pull-") as scratch:
+    with (
+        room(f"the temporary folder {tempfile.gettempdir()} (TMPDIR moves it)"),
+        tempfile.TemporaryDirectory(prefix="adbooster-pull-") as scratch,
+    ):
         folder, commit = _bring(source, hub_revision, Path(scratch))
         refuse_pickles(folder)
         name = name or re.sub(r"\.\w+$", "", source.rstrip("/").rsplit("/", 1)[-1])

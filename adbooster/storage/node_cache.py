@@ -18,6 +18,7 @@ from filelock import FileLock
 from fsspec import AbstractFileSystem
 
 from adbooster.contracts.errors import ConfigError
+from adbooster.storage.outage import room
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"  # beside the files of a pulled model: {"files": {name: {"sha256", "size_bytes"}}, ...}
@@ -28,9 +29,10 @@ def copied(fs: AbstractFileSystem, path: str, uri: str) -> Path:
     """A local copy of the file or folder at `path` of a storage, complete and equal to its manifest.
 
     One process of a node copies, the others wait. A damaged copy is made again.
-    raises  ConfigError if the files in the storage differ from the manifest
+    raises  ConfigError if the files in the storage differ from the manifest; StorageError if this node's disk is full
     """
-    listing = {name: (i["size"], str(i.get("ETag"))) for name, i in fs.find(path, detail=True).items()}
+    found = fs.find(path, detail=True)
+    listing = {name: (i["size"], str(i.get("ETag"))) for name, i in found.items()}
     manifest = _manifest(fs, path)
     # The name follows from the files as they are now: a model replaced in place is another model.
     mark = hashlib.sha256(json.dumps([uri, listing], sort_keys=True).encode()).hexdigest()[:16]
@@ -41,7 +43,12 @@ def copied(fs: AbstractFileSystem, path: str, uri: str) -> Path:
             log.warning("the copy of %s on this node was damaged: %s; copying it again", uri, _wrong(target, manifest))
             shutil.rmtree(target) if target.is_dir() else target.unlink()
         if not target.exists():
-            _copy(fs, path, target, manifest, uri)
+            size_bytes = sum(int(i["size"] or 0) for i in found.values())
+            with room(
+                f"this node's model cache {folder} ({size_bytes / 2**30:.2f} GiB for {uri}; ADBOOSTER_CACHE moves it)"
+            ):
+                _make_room(folder, size_bytes)
+                _copy(fs, path, target, manifest, uri)
         os.utime(target)
     return target
 
@@ -80,7 +87,6 @@ def _copy(fs: AbstractFileSystem, path: str, target: Path, manifest: str, uri: s
         fs.get(path, str(staging / target.name), recursive=fs.isdir(path))
         if wrong := _wrong(staging / target.name, manifest):
             raise ConfigError(f"the model at {uri} differs from its {MANIFEST}: {wrong}; pull it again")
-        _make_room(target.parent, _size(staging))
         (staging / target.name).rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -113,13 +119,15 @@ def _sha256(path: Path, _mtime_ns: int, _size_bytes: int) -> str:
 
 def _make_room(folder: Path, size_bytes: int) -> None:
     most = float(os.environ.get("ADBOOSTER_CACHE_GIB", 200)) * 2**30
+    missing = size_bytes - shutil.disk_usage(folder).free  # other things fill the disk too
     kept = sorted((p for p in folder.iterdir() if p.suffix != ".lock"), key=lambda p: p.stat().st_mtime)
     total = size_bytes + sum(_size(p) for p in kept if not p.name.startswith(".copying-"))
     for path in kept:
-        if total <= most:
+        if total <= most and missing <= 0:
             return
         if time.time() - path.stat().st_mtime > IN_USE_S:  # an abandoned copy as well
-            total -= _size(path)
+            freed = _size(path)
+            total, missing = total - freed, missing - freed
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 

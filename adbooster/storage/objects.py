@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -18,7 +19,11 @@ from fsspec.core import url_to_fs
 
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.redaction import redact
+from adbooster.storage.outage import patience_s, room
 
+log = logging.getLogger(__name__)
+CLOCK = "locks/clock"  # written to learn what time the storage has
+CHECK_S = 20  # a storage that does not answer before anything is begun is not waited for
 THREADS = 32  # requests to the storage at one time
 FRESH_S = 12 * 3600  # an object put again is written again if older, so that vacuum (a day at least) leaves it alone
 
@@ -63,12 +68,9 @@ class Root:
         if not _is_local(self.fs):
             self.fs.pipe_file(path, content)
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".part-")
-        with os.fdopen(handle, "wb") as f:
-            f.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        with self._part(path) as part:
+            part.write_bytes(content)
+            os.replace(part, path)
 
     def create(self, relative: str, content: bytes) -> None:
         """Write one object if there is none of this name, whole and by one process only.
@@ -79,14 +81,9 @@ class Root:
         if not _is_local(self.fs):
             self.fs.pipe_file(path, content, mode="create")  # If-None-Match: *
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".part-")
-        try:
-            with os.fdopen(handle, "wb") as f:
-                f.write(content)
-            os.link(temporary, path)
-        finally:
-            os.remove(temporary)
+        with self._part(path) as part:
+            part.write_bytes(content)
+            os.link(part, path)
 
     def put_file(self, path: Path, relative: str) -> None:
         """Copy one local file, of any size, below the root: readers see it whole or not at all."""
@@ -94,12 +91,25 @@ class Root:
         if not _is_local(self.fs):
             self.fs.put_file(str(path), target)
             return
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".part-")
-        os.close(handle)
-        shutil.copyfile(path, temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
+        with self._part(target) as part:
+            shutil.copyfile(path, part)
+            os.replace(part, target)
+
+    @contextmanager
+    def _part(self, path: str) -> Iterator[Path]:
+        """A new file beside `path` to be filled and renamed; whatever happens, none is left.
+
+        raises  StorageError if the disk is full
+        """
+        with room(self.uri):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".part-")
+            try:
+                os.fchmod(handle, 0o644)
+                os.close(handle)
+                yield Path(temporary)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
 
     def write_json(self, relative: str, content: Any) -> None:
         """A document that people read (settings, reports): secrets in it are hidden."""
@@ -110,7 +120,7 @@ class Root:
         sha256 = hashlib.sha256(content).hexdigest()
         relative = f"objects/{sha256[:2]}/{sha256}.{extension}"
         try:
-            young = _stat(self.fs.info(self.path(relative))).modified > time.time() - FRESH_S
+            young = self.modified(relative) > time.time() - FRESH_S
         except FileNotFoundError:
             young = False
         if not young:
@@ -124,8 +134,10 @@ class Root:
             self.put_file(path, f"{relative}/{path.relative_to(folder).as_posix()}")
 
     def clear(self, folder: str) -> None:
-        """Remove a folder of a run with all in it; none is fine."""
-        if self.exists(folder):
+        """Remove a folder of a run with all in it; none is fine, and what the storage refuses to remove stays."""
+        if not self.is_local:
+            self.remove(self.stats(folder))
+        elif self.exists(folder):
             self.fs.rm(self.path(folder), recursive=True)
 
     def names(self, folder: str) -> list[str]:
@@ -155,13 +167,36 @@ class Root:
         listing = self.fs.find(self.path(folder), detail=True)
         return {path[len(self.base) + 1 :]: _stat(info) for path, info in listing.items() if info["type"] == "file"}
 
-    def remove(self, files: Iterable[str]) -> None:
-        """Remove files; one that is gone already is fine, one that cannot be removed is an error."""
-        each(self._remove, files)
+    def remove(self, files: Iterable[str]) -> list[str]:
+        """Remove files; one that is gone already is fine. Returns those that the storage refuses to remove.
 
-    def _remove(self, relative: str) -> None:
+        A bucket may forbid that (a policy, object lock): what stays costs space and is wrong nowhere. Logged once a process.
+        """
+        wanted = sorted(files)
+        refused = [name for name, why in zip(wanted, each(self._remove, wanted), strict=True) if why]
+        if refused:
+            _warn_of_refused(self.uri, refused[0])
+        return refused
+
+    def _remove(self, relative: str) -> bool:
+        """Whether the storage refuses."""
         with suppress(FileNotFoundError):
-            self.fs.rm_file(self.path(relative))
+            try:
+                self.fs.rm_file(self.path(relative))
+            except PermissionError:
+                if self.is_local:
+                    raise
+                return True
+        return False
+
+    def now(self) -> float:
+        """The time by the storage's own clock, the one that stamps `Stat.modified`; seconds since 1970."""
+        self.write(CLOCK, b"")
+        return self.modified(CLOCK)
+
+    def modified(self, relative: str) -> float:
+        """When a file was last written, by the storage's clock; seconds since 1970."""
+        return _stat(self.fs.info(self.path(relative))).modified
 
     def missing(self, files: Iterable[str]) -> list[str]:
         """Which of these files are not there, sorted; lists each folder once, so a million cost few requests."""
@@ -170,13 +205,17 @@ class Root:
         return sorted(wanted.difference(*present))
 
     def check_writable(self) -> None:
-        """raises ConfigError if nothing can be written here"""
-        probe = "runs/.writable"
+        """raises ConfigError if nothing can be written here, or ADBOOSTER_STORAGE_PATIENCE_S is no number"""
+        patience_s()
+        probe, fs = "runs/.writable", cast(Any, self.fs)
         try:
+            fs.patience_s = CHECK_S
             self.write(probe, b"")
-            self.fs.rm_file(self.path(probe))
-        except (OSError, PermissionError) as e:
+            self._remove(probe)
+        except OSError as e:
             raise ConfigError(f"root_uri {self.uri} cannot be written: {e}") from e
+        finally:
+            fs.patience_s = None
 
     def arrow(self) -> pyarrow.fs.PyFileSystem:
         """The same storage as a pyarrow filesystem, for Ray Data."""
@@ -189,18 +228,26 @@ def each(do: Callable, items: Iterable) -> list:
         return list(threads.map(do, items))
 
 
+_warned: set[str] = set()
+
+
+def _warn_of_refused(uri: str, example: str) -> None:
+    if uri not in _warned:
+        _warned.add(uri)
+        log.warning("%s does not allow files to be removed, such as %s; what is not needed stays there", uri, example)
+
+
 def _stat(info: dict) -> Stat:
     modified = info["LastModified"].timestamp() if "LastModified" in info else info["mtime"]
     return Stat(info["size"], modified)
 
 
 def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    options: dict[str, Any] = {}
     if uri.startswith("s3://"):
-        # A storage that fails for a minute does not end a night: botocore waits up to 20 s between tries.
-        retries = {"retries": {"mode": "standard", "max_attempts": 10}}
-        options = {"use_listings_cache": False, "config_kwargs": retries}
-    fs, base = url_to_fs(uri, **options)
+        from adbooster.storage.s3 import PatientS3  # half a second that no local root pays
+
+        return PatientS3(), PatientS3._strip_protocol(uri).rstrip("/")
+    fs, base = url_to_fs(uri)
     return fs, base.rstrip("/")
 
 

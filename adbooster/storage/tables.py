@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,7 +15,7 @@ from pydantic import BaseModel
 
 from adbooster.contracts import schema
 from adbooster.contracts.errors import PublishConflict
-from adbooster.storage import lock
+from adbooster.storage import lock, outage
 from adbooster.storage.objects import Root, each
 
 log = logging.getLogger(__name__)
@@ -32,17 +31,16 @@ TABLES = {
 
 
 def storage_options(root: Root) -> dict[str, str] | None:
-    """delta-rs settings for S3: conditional puts make commits safe; an http endpoint is allowed only if one is set."""
-    if not root.uri.startswith("s3://"):
-        return None
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    return {"conditional_put": "etag", "AWS_ALLOW_HTTP": str(endpoint.startswith("http://")).lower()}
+    """delta-rs settings for this root, with the credentials as they are now."""
+    return outage.delta_options() if root.uri.startswith("s3://") else None
 
 
 def open_table(root: Root, name: str, version: int | None = None) -> DeltaTable | None:
     """The table, at a version or the newest; None if it was never written."""
+    uri = f"{root.uri}/tables/{name}"
     try:
-        return DeltaTable(f"{root.uri}/tables/{name}", version=version, storage_options=storage_options(root))
+        with outage.in_words(uri):
+            return DeltaTable(uri, version=version, storage_options=storage_options(root))
     except TableNotFoundError:
         return None
 
@@ -55,8 +53,9 @@ def read(root: Root, name: str, columns: list[str] | None = None, version: int |
         return wanted.empty_table()
     stored = {f.name for f in table.schema().fields}
     known = pa.schema([f for f in wanted if f.name in stored])  # a column younger than the table is null
-    rows = schema.check(table.to_pyarrow_table(columns=known.names), known, f"tables/{name}")
-    return schema.fill(rows, wanted)
+    with outage.in_words(f"{root.uri}/tables/{name}"):
+        stored_rows = table.to_pyarrow_table(columns=known.names)
+    return schema.fill(schema.check(stored_rows, known, f"tables/{name}"), wanted)
 
 
 def version(root: Root, name: str) -> int | None:
@@ -107,7 +106,8 @@ def _commit(
     commit_id = uuid4().hex
     mine = CommitProperties(custom_metadata={**metadata, "commit_id": commit_id}, max_commit_retries=0)
     try:
-        write(mine)
+        with outage.in_words(f"{root.uri}/tables/{name}"):
+            write(mine)
     except (CommitFailedError, DeltaError, OSError) as e:
         table = open_table(root, name)
         now = None if table is None else table.version()

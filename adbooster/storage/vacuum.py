@@ -14,6 +14,7 @@ from adbooster.storage import tables
 from adbooster.storage.objects import FRESH_S, Root, Stat, each
 
 MINIMUM = timedelta(days=1)
+CLOCKS_APART_S = 15 * 60  # more than this, and what is young or old cannot be told
 ABANDONED = timedelta(days=7)  # an unfinished run that has written nothing for so long is not resumed
 
 assert MINIMUM.total_seconds() > FRESH_S
@@ -32,6 +33,8 @@ class Vacuumed(BaseModel):
     size_bytes: int
     """of all of these"""
     objects_kept: int
+    refused: int
+    """files that the storage does not allow to be removed (a policy, object lock); they are not listed above"""
 
 
 def vacuum(root: Root, retention: timedelta, dry_run: bool = False, force: bool = False) -> Vacuumed:
@@ -39,7 +42,8 @@ def vacuum(root: Root, retention: timedelta, dry_run: bool = False, force: bool 
 
     Keeps what is younger than `retention`: a running job has stored objects that no table names yet. Memory: about 200
     bytes an object that a table names.
-    raises  ConfigError for a retention below MINIMUM without `force`, and for a root without tables
+    raises  ConfigError for a retention below MINIMUM without `force`, for a root without tables, and where the clocks of this
+            machine and of the storage are apart
     """
     if retention < MINIMUM and not force:
         raise ConfigError(
@@ -49,6 +53,11 @@ def vacuum(root: Root, retention: timedelta, dry_run: bool = False, force: bool 
     names = root.names("tables")
     if not names:
         raise ConfigError(f"there are no tables below {root.uri}")
+    if abs(apart := root.now() - time.time()) > CLOCKS_APART_S:
+        raise ConfigError(
+            f"the clock of {root.uri} is {apart / 60:+.0f} minutes off this machine's, so that what is young or old cannot "
+            "be told; set this clock (NTP) and run again"
+        )
     before = time.time() - retention.total_seconds()
     expired = {file for name in names for file in tables.expired(root, name, retention)}
     data = {path: s for path, s in root.stats("tables").items() if path.endswith(".parquet") and "/_" not in path}
@@ -58,18 +67,18 @@ def vacuum(root: Root, retention: timedelta, dry_run: bool = False, force: bool 
     named = set().union(*each(lambda file: _named_in(root, file), sorted(live)))
     gone: dict[str, Stat] = {file: data[file] for file in table_files} | old_parts
     # First the tables' files: a version that loses objects below cannot be restored any more.
-    if not dry_run:
-        root.remove(gone)
+    refused = set() if dry_run else set(root.remove(gone))
     swept = each(lambda folder: _sweep(root, folder, named, before, dry_run), _folders(root))
-    objects = {file: stat for some, _ in swept for file, stat in some.items()}
+    objects = {file: stat for some, _, _ in swept for file, stat in some.items()}
     return Vacuumed(
         older_than_days=retention.total_seconds() / 86400,
         dry_run=dry_run,
-        table_files=sorted(table_files),
-        staged_parts=sorted(old_parts),
+        table_files=sorted(table_files - refused),
+        staged_parts=sorted(set(old_parts) - refused),
         objects=sorted(objects),
-        size_bytes=sum(stat.size_bytes for stat in (gone | objects).values()),
-        objects_kept=sum(kept for _, kept in swept),
+        size_bytes=sum(stat.size_bytes for file, stat in (gone | objects).items() if file not in refused),
+        objects_kept=sum(kept for _, kept, _ in swept),
+        refused=len(refused) + sum(stuck for _, _, stuck in swept),
     )
 
 
@@ -131,13 +140,13 @@ def _folders(root: Root) -> list[str]:
     return [f"objects/{name}" for name in root.names("objects")]
 
 
-def _sweep(root: Root, folder: str, named: set[str], before: float, dry_run: bool) -> tuple[dict[str, Stat], int]:
-    """Remove a folder's old objects that nothing names; returns them, and how many stay.
+def _sweep(root: Root, folder: str, named: set[str], before: float, dry_run: bool) -> tuple[dict[str, Stat], int, int]:
+    """Remove a folder's old objects that nothing names; returns them, how many stay, and of these how many are refused.
 
     The folder is listed now: what a job put again since the tables were read is young again.
     """
     stored = root.stats(folder)
     gone = {file: stat for file, stat in stored.items() if file not in named and stat.modified <= before}
-    if not dry_run:
-        root.remove(gone)
-    return gone, len(stored) - len(gone)
+    refused = set() if dry_run else set(root.remove(gone))
+    gone = {file: stat for file, stat in gone.items() if file not in refused}
+    return gone, len(stored) - len(gone), len(refused)

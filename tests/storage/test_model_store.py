@@ -10,13 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import s3fs
 
 from adbooster.cli.console import main
 from adbooster.contracts.errors import ConfigError
 from adbooster.storage import node_cache
 from adbooster.storage.model_store import content_hash, kept, local_copy, pull
 from adbooster.storage.objects import Root
+from adbooster.storage.s3 import PatientS3
 from tests.conftest import MODELS
 from tests.faults import Faults, FaultyS3
 
@@ -260,7 +260,7 @@ def test_the_list_names_whole_models_by_the_uri_that_jobs_are_given(root, s3_roo
 def test_a_models_upload_survives_a_storage_that_fails(s3_root, s3_endpoint, model, node, monkeypatch):
     with FaultyS3(s3_endpoint, Faults(refused=0.1, reset=0.05, seed=3)) as s3:
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
-        s3fs.S3FileSystem.clear_instance_cache()
+        PatientS3.clear_instance_cache()
         done = pull(Root(s3_root), str(model))
         assert content_hash(local_copy(done.uri)) == content_hash(model)
-    s3fs.S3FileSystem.clear_instance_cache()
+    PatientS3.clear_instance_cache()

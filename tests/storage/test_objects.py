@@ -1,11 +1,11 @@
 import pickle
 
 import pytest
-import s3fs
 
 from adbooster.contracts.errors import ConfigError
 from adbooster.storage.model_store import content_hash, local_copy, refuse_pickles
 from adbooster.storage.objects import Root, each
+from adbooster.storage.s3 import PatientS3
 from tests.faults import Faults, FaultyS3
 
 
@@ -77,7 +77,7 @@ def test_a_storage_that_fails_for_a_while(s3_root, s3_endpoint, monkeypatch):
     """One request in eight fails: everything is read and written all the same."""
     with FaultyS3(s3_endpoint, Faults(refused=0.05, lost=0.05, reset=0.03)) as s3:
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
-        s3fs.S3FileSystem.clear_instance_cache()  # one knows its endpoint from when it was made
+        PatientS3.clear_instance_cache()  # one knows its endpoint from when it was made
         root = Root(f"{s3_root}/through-faults")
         names = each(lambda i: root.put(bytes([i]) * 1000, "webp"), range(24))
         assert [root.read(name)[0] for name in names] == list(range(24))
@@ -85,4 +85,4 @@ def test_a_storage_that_fails_for_a_while(s3_root, s3_endpoint, monkeypatch):
         root.remove(names[:12])
         assert root.missing(names) == sorted(names[:12])
         assert sum(s3.faults.counts.values()) > 3, s3.faults.counts
-    s3fs.S3FileSystem.clear_instance_cache()
+    PatientS3.clear_instance_cache()
