@@ -58,6 +58,7 @@ _WHEN = pa.timestamp("us", tz="UTC")
 _MASK = {
     "mask_uri": pa.string(),
     "mask_by": pa.string(),
+    "mask_how": pa.string(),  # alpha (the photo's own), matting, guided, network; null: made before there was the column
     "mask_area_share": pa.float32(),
     "mask_border_share": pa.float32(),
     "mask_pieces": pa.int32(),

@@ -8,7 +8,7 @@ from PIL import Image
 
 from adbooster.contracts.errors import ConfigError
 from adbooster.models.settings import Masking
-from adbooster.pictures.matting import refine, refine_large
+from adbooster.pictures.matting import Refined, refine, refine_large
 
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -40,8 +40,8 @@ class U2Net:
         height, width = image_u8.shape[:2]
         return np.asarray(Image.fromarray(fused).resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
 
-    def mask(self, image_u8: np.ndarray, how: Masking | None = None) -> np.ndarray:
-        """uint8 [H,W,3] RGB to uint8 [H,W], 255 = product, its edge refined in a band.
+    def mask(self, image_u8: np.ndarray, how: Masking | None = None) -> Refined:
+        """uint8 [H,W,3] RGB to a mask, uint8 [H,W], 255 = product, its edge refined in a band.
 
         The band's half-width defaults to 1 % of the longer side, which is what the network's 320 px leave unclear.
         """

@@ -50,14 +50,19 @@ def _profiled(picture: Image.Image) -> Image.Image:
 def _eight_bits(values: np.ndarray) -> np.ndarray:
     """Grey values to uint8 by the range they are in: 0-1 (float), 0-255, 0-65535, or their own."""
     if values.dtype == np.uint16:
-        return np.round(values / 257.0).astype(np.uint8)
-    whole = np.issubdtype(values.dtype, np.integer)
-    values = np.nan_to_num(values.astype(np.float64))
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 65535:
-        values, scale = values - low, 255 / max(high - low, 1e-12)
-    elif high <= 1 and not whole:
-        scale = 255.0
+        low, scale = 0.0, 1 / 257
     else:
-        scale = 1.0 if high <= 255 else 1 / 257
-    return np.round(values * scale).clip(0, 255).astype(np.uint8)
+        whole = np.issubdtype(values.dtype, np.integer)
+        if not whole:
+            values = np.nan_to_num(values)
+        low, high = float(values.min()), float(values.max())
+        if low < 0 or high > 65535:
+            scale = 255 / max(high - low, 1e-12)
+        else:
+            scale = 255.0 if high <= 1 and not whole else 1.0 if high <= 255 else 1 / 257
+            low = 0.0
+    out = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), 512):  # the whole in float64 takes gigabytes
+        rows = values[top : top + 512].astype(np.float64) - low
+        out[top : top + 512] = np.round(rows * scale).clip(0, 255)
+    return out

@@ -1,38 +1,134 @@
 """Product masks: closed-form matting (Levin et al., 2008), guided upsampling (He et al., 2013), measurements."""
 
+import io
+import time
+from contextlib import redirect_stdout
+from typing import Any, NamedTuple
+
 import numpy as np
 import pymatting
 from PIL import Image
-from scipy import ndimage
+from pymatting.preconditioner.ichol import CholeskyDecomposition, ichol
+from scipy import ndimage, sparse
+
+# Packshots have bands of 2,000 to 50,000 pixels and converge in 3 to 10 iterations; a checkerboard never does.
+# The first three bounds depend on the picture alone, so that its mask is the same on every machine, and all that they
+# allow takes some 10 s. The one in seconds is for a machine that stalls.
+MAX_BAND_PX = 150_000
+MAX_ITERATIONS = 500
+MAX_BAND_PX_ITERATIONS = 8_000_000
+MAX_SOLVER_S = 120.0
+_FILL = 100  # entries a band pixel in the preconditioner; packshots have 20 to 70
+_SHIFTS = (0.0, 1e-4, 1e-3)  # added to a diagonal that is not positive enough; beyond them nothing converges in time
+_NETWORK_PX = 320
 
 
-def refine(image_u8: np.ndarray, probability: np.ndarray, band_px: int) -> np.ndarray:
+class Refined(NamedTuple):
+    """A product mask, uint8 [H,W], and how its edge was made.
+
+    matting  closed-form matting
+    guided   the network's probabilities along the photo's edges, as matting came to no end within its bounds
+    network  the probabilities as they are, as no product or no background was sure
+    """
+
+    mask_u8: np.ndarray
+    how: str
+
+
+class _Unsolved(Exception):
+    pass
+
+
+def refine(image_u8: np.ndarray, probability: np.ndarray, band_px: int) -> Refined:
     """Closed-form matting (Levin et al., 2008; pymatting) in the band round the edge; elsewhere 0 or 255.
 
-    returns uint8 [H,W]; a map with no sure product or no sure background comes back only rounded
+    A map with no sure product or no sure background comes back only rounded. A band that is too large or a system
+    that does not converge is filled from the probabilities by a guided filter instead.
     """
-    disc = ndimage.generate_binary_structure(2, 1)
-    product = ndimage.binary_erosion(probability > 0.9, disc, iterations=band_px)
-    background = np.logical_not(ndimage.binary_dilation(probability > 0.1, disc, iterations=band_px))
+    product = _distance(probability <= 0.9, border=True) > band_px
+    background = _distance(probability > 0.1, border=False) > band_px
     if not product.any() or not background.any():
-        return (probability * 255).round().astype(np.uint8)
+        return Refined((probability * 255).round().astype(np.uint8), "network")
     trimap = np.where(product, 1.0, np.where(background, 0.0, 0.5))
-    alpha = pymatting.estimate_alpha_cf(image_u8 / 255.0, trimap)
+    try:
+        alpha = _solve(image_u8 / 255.0, trimap)
+    except _Unsolved:
+        guided = _guided(image_u8, probability)
+        return Refined(np.where(product, 255, np.where(background, 0, guided)).astype(np.uint8), "guided")
     alpha = ((alpha - 0.02) / 0.96).clip(0, 1)  # solver noise at either end is not transparency
-    return (alpha * 255).round().astype(np.uint8)
+    return Refined((alpha * 255).round().astype(np.uint8), "matting")
 
 
-def refine_large(image_u8: np.ndarray, probability: np.ndarray, band_px: int, solve_px: int) -> np.ndarray:
+def _distance(there: np.ndarray, border: bool) -> np.ndarray:
+    """Steps from each pixel to the nearest one of `there`, or, where `border`, to the outside; endless if there is none.
+
+    In one pass, however wide the band; a step of erosion each takes minutes on a long strip.
+    """
+    padded = np.pad(there, 1, constant_values=border)
+    if not padded.any():
+        return np.full(there.shape, np.iinfo(np.int32).max)
+    return np.asarray(ndimage.distance_transform_cdt(~padded, metric="taxicab"))[1:-1, 1:-1]
+
+
+def _solve(image: np.ndarray, trimap: np.ndarray) -> np.ndarray:
+    """Alpha, float [H,W], by closed-form matting within the bounds above; _Unsolved beyond any of them."""
+    unknown = trimap == 0.5
+    band = int(unknown.sum())
+    if band > MAX_BAND_PX or min(trimap.shape) < 3:  # a window of the Laplacian is 3 x 3
+        raise _Unsolved(f"a band of {band} pixels")
+    # What lies further from the band than two windows' radii has no part in the system.
+    rows, columns = (_span(unknown.any(axis)) for axis in (1, 0))
+    image, inner = image[rows, columns], trimap[rows, columns]
+    ends = time.monotonic() + MAX_SOLVER_S
+
+    def check(*step: Any) -> None:
+        if not np.isfinite(step[-1]) or time.monotonic() > ends:  # the norm of what is left
+            raise _Unsolved("no number, or no time left")
+
+    def precondition(system: sparse.csr_matrix) -> CholeskyDecomposition:
+        with redirect_stdout(io.StringIO()):  # pymatting prints each shift that does not help
+            return ichol(system, max_nnz=_FILL * max(band, 1), shifts=list(_SHIFTS))
+
+    solver = {"maxiter": max(1, min(MAX_ITERATIONS, MAX_BAND_PX_ITERATIONS // max(band, 1))), "callback": check}
+    out = trimap.copy()
+    try:
+        with np.errstate(all="ignore"):
+            out[rows, columns] = pymatting.estimate_alpha_cf(
+                image, inner, preconditioner=precondition, cg_kwargs=solver
+            )
+    except (ValueError, ZeroDivisionError) as e:  # no preconditioner, or no convergence
+        raise _Unsolved(str(e)) from e
+    if not np.isfinite(out).all():
+        raise _Unsolved("no number")
+    return out
+
+
+def _span(there: np.ndarray) -> slice:
+    found = np.flatnonzero(there)
+    return slice(max(found[0] - 3, 0), found[-1] + 4) if len(found) else slice(0, len(there))
+
+
+def _guided(image_u8: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """The probabilities, uint8 [H,W], from the network's own size along the photo's edges."""
+    height, width = probability.shape
+    scale = min(1.0, _NETWORK_PX / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = np.asarray(Image.fromarray(image_u8).resize(size, Image.Resampling.BOX))
+    rough = np.asarray(Image.fromarray(probability).resize(size, Image.Resampling.BILINEAR))
+    return _guided_upsample(image_u8, small, (rough * 255).round().astype(np.uint8))
+
+
+def refine_large(image_u8: np.ndarray, probability: np.ndarray, band_px: int, solve_px: int) -> Refined:
     """`refine` for photos over `solve_px` pixels: solved on the product's box scaled to that, brought back along edges.
 
     The system that closed-form matting solves grows with the pixels (12 megapixels take minutes and gigabytes), so it
     is solved small and its alpha is upsampled by a guided filter (He et al., 2013, section 3.5), as local linear
     functions of the photo's grey.
     """
-    out = np.zeros(probability.shape, np.uint8)
     found = np.argwhere(probability[::4, ::4] > 0.1) * 4
     if not len(found):
-        return (probability * 255).round().astype(np.uint8)
+        return Refined((probability * 255).round().astype(np.uint8), "network")
+    out = np.zeros(probability.shape, np.uint8)
     low = np.maximum(found.min(0) - 4 * band_px, 0)
     high = np.minimum(found.max(0) + 4 * band_px + 4, probability.shape)
     box = slice(low[0], high[0]), slice(low[1], high[1])
@@ -41,9 +137,9 @@ def refine_large(image_u8: np.ndarray, probability: np.ndarray, band_px: int, so
     height, width = (max(1, round(n * scale)) for n in probability.shape)
     small = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BOX))
     rough = np.asarray(Image.fromarray(probability).resize((width, height), Image.Resampling.BILINEAR))
-    solved = refine(small, rough, max(2, round(band_px * scale)))
+    solved, how = refine(small, rough, max(2, round(band_px * scale)))
     out[box] = solved if scale == 1 else _guided_upsample(photo, small, solved)
-    return out
+    return Refined(out, how)
 
 
 def _guided_upsample(photo_u8: np.ndarray, small_u8: np.ndarray, alpha_u8: np.ndarray, radius: int = 2) -> np.ndarray:
@@ -86,10 +182,20 @@ def measure(image_u8: np.ndarray, mask_u8: np.ndarray) -> dict[str, float | int]
     parts = np.zeros(white.shape, np.int32)
     ndimage.label(white, np.ones((3, 3)), parts)
     sizes = np.bincount(parts.ravel())[1:]
-    outside = image_u8[mask_u8 < 10]
     return {
         "mask_area_share": float(white.mean()),
         "mask_border_share": float(border.mean()),
         "mask_pieces": int((sizes >= 0.02 * white.sum()).sum()),
-        "outside_deviation": float(outside.std(axis=0).max()) if len(outside) else 0.0,
+        "outside_deviation": _deviation(image_u8, mask_u8 < 10),
     }
+
+
+def _deviation(image_u8: np.ndarray, where: np.ndarray) -> float:
+    """Largest standard deviation of a channel there, from how often each level occurs; 0 if there is no pixel."""
+    levels, largest = np.arange(256.0), 0.0
+    for channel in range(3):
+        counts = np.bincount(image_u8[..., channel][where], minlength=256)
+        if counts.any():
+            mean = np.average(levels, weights=counts)
+            largest = max(largest, float(np.average((levels - mean) ** 2, weights=counts)) ** 0.5)
+    return largest

@@ -113,20 +113,26 @@ class Masker:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         done = [self._mask(row) for row in rows.select(["photo_uri", "photo_sha256", "known"]).to_pylist()]
-        return schema.extend(rows, schema.MASKED, **{n: [d[n] for d in done] for n in _MASK})
+        columns = {n: [d.get(n) for d in done] for n in ["reject", *_MASK]}
+        return schema.extend(rows.drop_columns(["reject"]), schema.MASKED, **columns)
 
     def _mask(self, row: dict) -> dict:
         known = row["known"] or {}
         same_photo = known.get("mask_uri") and known["photo_sha256"] == row["photo_sha256"]
         if same_photo and known["mask_by"] in (self.made.mask, BY_ALPHA):
-            return known
+            return {n: known[n] for n in _MASK}
         from adbooster.pictures.matting import measure
 
-        photo, alpha = images.decode_with_alpha(self.root.read(row["photo_uri"]))
+        try:
+            photo, alpha = images.decode_with_alpha(self.root.read(row["photo_uri"]))
+        except images.UnreadableImage as e:  # stored when the limits were wider
+            log.info("cannot decode %s any more: %s", row["photo_uri"], e)
+            return {"reject": "unreadable_image"}
         given = images.informative(alpha)
-        mask = self.net.mask(photo, self.how) if given is None else given
+        mask, how = self.net.mask(photo, self.how) if given is None else (given, "alpha")
         made_by = self.made.mask if given is None else BY_ALPHA
-        return {"mask_uri": self.root.put(images.encode_mask(mask), "png"), "mask_by": made_by, **measure(photo, mask)}
+        uri = self.root.put(images.encode_mask(mask), "png")
+        return {"mask_uri": uri, "mask_by": made_by, "mask_how": how, **measure(photo, mask)}
 
 
 class Captioner:

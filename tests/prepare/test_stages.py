@@ -133,7 +133,7 @@ def test_the_photos_own_alpha_is_the_mask(root, packshot):
     rgba.save(out, "PNG")
     found = masked(root, out.getvalue())
     assert np.array_equal(images.decode_mask(root.read(found["mask_uri"])), mask)
-    assert found["mask_by"] == BY_ALPHA
+    assert (found["mask_by"], found["mask_how"]) == (BY_ALPHA, "alpha")
     kept = masked(root, out.getvalue(), {n: found.get(n) for n in schema.KNOWN.names}, made=MADE._replace(mask="other"))
     assert kept["mask_uri"] == found["mask_uri"]
 
@@ -144,10 +144,17 @@ def test_a_known_mask_is_kept_until_photo_or_model_change(root, packshot):
     first = masked(root, photo, model=model)
     known = {n: first.get(n) for n in schema.KNOWN.names}
     assert masked(root, photo, known)["mask_uri"] == first["mask_uri"]
+    assert first["mask_how"] == "matting"
+    assert masked(root, photo, known | {"mask_how": None})["mask_how"] is None, "of a sample from before the column"
     assert (first["mask_pieces"], first["mask_border_share"]) == (1, 0)
     for changed in ({"photo": images.encode_lossless(packshot[0][::-1])}, {"made": MADE._replace(mask="other")}):
         with pytest.raises(Exception, match="no model at /nowhere"):
             masked(root, **{"photo": photo, "known": known} | changed)
+
+
+def test_a_stored_photo_beyond_todays_limits_is_a_row(root):
+    found = masked(root, b"P3\n1600 1600\n255\n" + b"1 " * (1600 * 1600 * 3))
+    assert (found["reject"], found["mask_uri"], found["mask_how"]) == ("unreadable_image", None, None)
 
 
 def test_a_known_caption_is_kept_until_photo_or_model_change(root, packshot):
