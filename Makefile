@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ROOT   ?= demo-root
+FUZZ_SECONDS ?= 300
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 TEST    = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: venv demo paper test test-all check bench docs clean
+.PHONY: venv demo paper test test-all check bench fuzz docs clean
 
 venv: $(STAMP)
 
@@ -40,6 +41,9 @@ bench: venv
 	$(BIN)/python -m tests.benchmarks.generate --quick
 	$(BIN)/python -m tests.benchmarks.prepare --quick
 	$(BIN)/python -m tests.benchmarks.finetune --quick
+
+fuzz: venv
+	ADBOOSTER_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz
 
 docs: venv
 	$(BIN)/python -m adbooster.cli.reference docs

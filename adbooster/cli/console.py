@@ -1,4 +1,4 @@
-"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `models pull`, `models list`."""
+"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `audit`, `sign`, `models`."""
 
 import argparse
 import json
@@ -9,24 +9,26 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeAlias
 
-import fsspec
 from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adbooster.cli import status_table
+from adbooster.cli import audit_table, status_table
 from adbooster.contracts.errors import AdboosterError, ConfigError
 from adbooster.contracts.redaction import redact
 from adbooster.evaluate import blind_sheet
 from adbooster.night import state
-from adbooster.storage import tables
+from adbooster.report.audit import audit
+from adbooster.storage import inputs, tables
 from adbooster.storage.model_store import kept, pull
 from adbooster.storage.objects import Root
 from adbooster.storage.rollback import rollback
 from adbooster.storage.vacuum import MINIMUM, vacuum
 
 _BLIND = "Scores filled blind sheets of jobs.evaluate: how often people preferred the creative."
+_SIGN = "Writes FILE.sig, HMAC-SHA256 of the file: with signing_key_env set, jobs refuse files without it."
+MAX_SHEET_BYTES = 16 << 20
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 UNITS = {"": "days", "d": "days", "h": "hours", "w": "weeks"}
 
@@ -35,8 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command; exit code 0 if it succeeded, 2 if it cannot work, 1 if another run committed first."""
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.command is _blind:
-            return _blind(arguments)
+        if arguments.command in (_blind, _sign):
+            return arguments.command(arguments)
         if not arguments.root_uri:
             raise ConfigError(
                 "--root-uri is required: the folder or s3://bucket/prefix of the jobs; or ADBOOSTER_ROOT_URI"
@@ -73,6 +75,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help=f"allow less than {MINIMUM.days} day; only while no job is running",
     )
+    why = "where a creative comes from, and who approved, rejected or retired it, from which file and when"
+    _add(commands, "audit", _audit, why).add_argument("creative_id", help="16 hex digits, as on the page and in feeds")
+    signed = commands.add_parser("sign", help="sign a file of marks, targeting, cohorts or outcomes", description=_SIGN)
+    signed.add_argument("file", help="a path or s3://...; its signature is written beside it")
+    signed.add_argument(
+        "--key-env", required=True, help="environment variable with the key: signing_key_env of the jobs"
+    )
+    signed.set_defaults(command=_sign)
     _add_models(commands)
     sheet = commands.add_parser("blind", help="what people preferred, from filled blind sheets", description=_BLIND)
     sheet.add_argument("action", choices=["score"])
@@ -170,6 +180,15 @@ def _vacuum(root: Root, arguments: argparse.Namespace) -> None:
     )
 
 
+def _audit(root: Root, arguments: argparse.Namespace) -> None:
+    found = audit(root, arguments.creative_id)
+    print(found.model_dump_json(indent=2) if arguments.json else "\n".join(audit_table.lines(found)))
+
+
+def _sign(arguments: argparse.Namespace) -> None:
+    print(inputs.sign(arguments.file, arguments.key_env))
+
+
 def _pull(root: Root, arguments: argparse.Namespace) -> None:
     done = pull(root, arguments.source, arguments.name, arguments.hub_revision)
     did = f"{done.files} files, {done.size_bytes / 1e6:.1f} MB" if done.copied else "was there already"
@@ -209,8 +228,7 @@ def _blind(arguments: argparse.Namespace) -> None:
 
 def _text(uri: str) -> str:
     try:
-        with fsspec.open(uri, "rb") as f:
-            return f.read().decode("utf-8-sig")
+        return inputs.read_input(uri, "file", MAX_SHEET_BYTES).content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{uri} cannot be read as text: {e}") from e
 

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -21,9 +20,12 @@ from pydantic_settings import (
 from adbooster.cli.flags import check_flags, did_you_mean, help_asked, print_help
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.settings import Config, inherited
+from adbooster.contracts.text import shown
+from adbooster.contracts.yaml_text import parse_yaml
 from adbooster.night.config import SECTIONS
 
-SHARED = ("root_uri", "run_id", "dry_run")
+SHARED = ("root_uri", "run_id", "dry_run", "signing_key_env")
+MAX_BYTES = 1 << 20  # of a config file
 PRESETS = Path(__file__).parents[1] / "presets"
 
 
@@ -92,14 +94,17 @@ def _config_file(name: str) -> Path:
 
 
 def _from_file(config_class: type[Config], path: Path) -> dict:
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path} is not YAML: {e}") from e
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"{path} has {path.stat().st_size} bytes, a config file at most {MAX_BYTES}")
+    content = parse_yaml(path.read_bytes(), str(path)) or {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path} should hold settings (name: value) and holds a {type(content).__name__}")
+    if odd := [key for key in content if not isinstance(key, str)]:
+        raise ConfigError(f"{path} has the name {shown(odd[0])}, which is no text; settings are name: value")
     content = _relative_to(path.resolve().parent, content)
     section = section_of(config_class)
+    if not isinstance(content.get(section) or {}, dict):
+        raise ConfigError(f"{section} in {path} should hold settings (name: value) and is {shown(content[section])}")
     has_sections = any(isinstance(content.get(name), dict) for name in (*SECTIONS, "nightly"))
     if section not in content and (section == "nightly" or not has_sections):
         return _expanded(content, path)
@@ -156,4 +161,4 @@ def _first_error(config_class: type[BaseModel], e: ValidationError) -> str:
         return f"{flag} is required and has no default; give it as a flag or in the file named by --config"
     if first["type"] == "extra_forbidden":
         return f"there is no setting {name!r}{did_you_mean(flag, config_class)}; `--help` lists them"
-    return f"{flag} {str(first['input'])[:200]!r}: {first['msg']}"
+    return f"{flag} {shown(first['input'], 200)}: {first['msg']}"

@@ -12,7 +12,7 @@ def check(config: CohortsConfig) -> None:
     """raises ConfigError if the cohort file or the log, its salt, the text model or the root cannot be used"""
     one_source(config)
     if config.cohorts_uri:
-        read_cohorts(config.cohorts_uri)
+        read_cohorts(config.cohorts_uri, config.signing_key_env)
     else:
         if not config.text_model:
             raise ConfigError("an interest log needs text_model, a CLIP folder that open_clip saved")

@@ -1,19 +1,20 @@
 """Cohorts that a person wrote: a YAML or Parquet file."""
 
 from collections import Counter
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pap
-import yaml
-from fsspec.core import url_to_fs
 from pydantic import Field, ValidationError
 
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest
 from adbooster.contracts.settings import Config
-from adbooster.contracts.text import clean
+from adbooster.contracts.text import clean, shown
+from adbooster.contracts.yaml_text import parse_yaml
+from adbooster.storage.inputs import read_input
+
+MAX_BYTES = 64 << 20  # some 300,000 cohorts
 
 
 class Cohort(Config):
@@ -33,16 +34,15 @@ class Cohort(Config):
     """What must not be painted for these users, besides what holds for all."""
 
 
-def read_cohorts(uri: str) -> pa.Table:
+def read_cohorts(uri: str, signing_key_env: str = "") -> pa.Table:
     """A cohort file as rows of schema.COHORTS; `version` is a hash of the cohort's texts.
 
-    raises ConfigError for a file that is missing, empty or not a list of cohorts, and for a repeated id
+    signing_key_env  environment variable with the key of its signature; empty: none is asked for
+    raises           ConfigError for a file that is missing, too large, not signed, empty or not a list of cohorts, and for
+                     a repeated id
     """
-    fs, path = url_to_fs(uri)
-    if not fs.exists(path):
-        raise ConfigError(f"there is no cohort file at {uri}")
-    with fs.open(path) as f:
-        entries = pap.read_table(f).to_pylist() if path.endswith(".parquet") else _yaml(f.read(), uri)
+    content = read_input(uri, "cohort file", MAX_BYTES, signing_key_env).content
+    entries = _parquet(content, uri) if uri.endswith(".parquet") else parse_yaml(content, uri)
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{uri} should be a list of cohorts and holds none")
     try:
@@ -50,18 +50,18 @@ def read_cohorts(uri: str) -> pa.Table:
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "an entry"
-        raise ConfigError(f"{uri}: {where} {str(first.get('input'))[:80]!r}: {first['msg']}") from e
+        raise ConfigError(f"{uri}: {where} {shown(first.get('input'))}: {first['msg']}") from e
     repeated = [name for name, n in Counter(c.id for c in cohorts).items() if n > 1]
     if repeated:
         raise ConfigError(f"{uri}: the cohort id {repeated[0]!r} appears more than once")
     return pa.Table.from_pylist([_row(c) for c in cohorts], schema.COHORTS)
 
 
-def _yaml(content: bytes, uri: str) -> Any:
+def _parquet(content: bytes, uri: str) -> list[dict]:
     try:
-        return yaml.safe_load(content)
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{uri} is not YAML: {e}") from e
+        return pap.read_table(pa.BufferReader(content)).to_pylist()
+    except (pa.ArrowException, ValueError) as e:
+        raise ConfigError(f"{uri} is not Parquet that can be read: {str(e).splitlines()[0][:300]}") from e
 
 
 def _row(cohort: Cohort) -> dict:

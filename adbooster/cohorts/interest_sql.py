@@ -2,11 +2,12 @@
 
 from adbooster.cohorts.config import Interests
 from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.text import shown
 
 
 def check_columns(uri: str, settings: Interests, columns: dict[str, str]) -> None:
     """raises ConfigError unless the log at `uri` has a user, some text, and every column that `settings` names"""
-    s, has = settings, ", ".join(map(repr, columns))
+    s, has = settings, ", ".join(shown(name, 40) for name in list(columns)[:20])
     if s.user_column not in columns:
         raise ConfigError(f"the interest log {uri} has no column {s.user_column!r} for users; it has {has}")
     if s.query_column not in columns and s.context_column not in columns:
@@ -39,7 +40,7 @@ def rows(settings: Interests, source: str, columns: dict[str, str]) -> str:
         SELECT CAST(hash_user(raw) AS UUID), q, c, coalesce(w, 1), ts, CASE
             WHEN raw IS NULL THEN 'missing_user' WHEN q IS NULL AND c IS NULL THEN 'missing_text'
             WHEN given IS NOT NULL AND NOT coalesce(w > 0 AND w < 1e30, false) THEN 'bad_weight'
-            WHEN ts IS NULL THEN 'bad_timestamp' END
+            WHEN NOT coalesce(abs(ts) < 1e12, false) THEN 'bad_timestamp' END
         FROM (SELECT *, TRY_CAST(given AS DOUBLE) w FROM (
             SELECT {user} raw, {text(s, "query", columns)} q, {text(s, "context", columns)} c,
                    {weight} given, {at}::DOUBLE ts FROM {source}))"""

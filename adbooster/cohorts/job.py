@@ -33,7 +33,7 @@ def cohorts(config: CohortsConfig) -> CohortsReport:
     root = Root(config.root_uri)
     base, live = tables.version(root, "cohorts"), tables.read(root, "cohorts")
     if config.cohorts_uri:
-        wanted, figures = read_cohorts(config.cohorts_uri), None
+        wanted, figures = read_cohorts(config.cohorts_uri, config.signing_key_env), None
         now, changed, gone = _commit(root, config, wanted, live, base)
         if not config.dry_run and tables.read(root, "members", ["cohort_id"]).num_rows:
             _replace_members(root, iter(()), {"run_id": config.run_id, "cohorts_version": str(now)})

@@ -4,4 +4,15 @@ Enters: nothing; this room imports no other and no library that needs a GPU. Lea
 every room uses. A change here changes tables, files or names of requests, so it needs a migration and a line in CHANGELOG.md.
 """
 
-__all__ = ["deadline", "errors", "evaluation", "naming", "recipe", "redaction", "schema", "settings", "text"]
+__all__ = [
+    "deadline",
+    "errors",
+    "evaluation",
+    "naming",
+    "recipe",
+    "redaction",
+    "schema",
+    "settings",
+    "text",
+    "yaml_text",
+]

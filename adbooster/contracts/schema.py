@@ -239,6 +239,20 @@ MARKS = _schema(
     run_id=pa.string(),  # the run that read the mark
 )
 
+# What people have said of creatives, every word of every file that a night read: added to, never changed.
+DECISIONS = _schema(
+    decision_id=pa.string(),
+    creative_id=pa.string(),
+    mark=pa.string(),  # approved, rejected or cleared
+    marked_by=pa.string(),  # as the file says; null where it does not
+    marked_at=pa.string(),  # as the file says
+    file_uri=pa.string(),
+    file_sha256=pa.string(),
+    signed=pa.bool_(),  # whether a signature was asked for, and was right
+    read_at=_WHEN,
+    run_id=pa.string(),
+)
+
 # A live creative, and what is needed to measure it.
 PICTURES_TO_MEASURE = _schema(
     look_id=pa.string(),

@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from adbooster.contracts.errors import ConfigError
+
 
 def _absolute(uri: str) -> str:
     return uri if "://" in uri or not uri else str(Path(uri).absolute())
@@ -15,6 +17,20 @@ def _absolute(uri: str) -> str:
 
 Uri = Annotated[str, AfterValidator(_absolute)]
 """A local path or `scheme://...`; paths are made absolute where they are read, for workers run in other folders."""
+
+
+SecretName = Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*(KEY|SECRET|TOKEN))?$")]
+"""Name of an environment variable with a secret; it ends in KEY, SECRET or TOKEN, so that logs and reports hide its value."""
+
+
+def secret_of(name: str, setting: str) -> str:
+    """The value of the environment variable that a setting names.
+
+    raises ConfigError if it is not set
+    """
+    if not os.environ.get(name):
+        raise ConfigError(f"the environment variable {name}, which {setting} names, is not set")
+    return os.environ[name]
 
 
 class Config(BaseModel):
@@ -34,6 +50,9 @@ class JobConfig(Config):
     """Name of this run (letters, digits, dots, dashes, underscores); empty: made from date and time."""
     dry_run: bool = False
     """Print the plan and stop; nothing is written."""
+    signing_key_env: SecretName = ""
+    """Environment variable with a key: files from people (marks, targeting, cohorts, outcomes) are then refused without a
+    signature of it beside them, which `adbooster sign` makes. Empty: signatures are not asked for."""
 
     @property
     def needs_ray(self) -> bool:

@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from random import Random
@@ -16,6 +17,7 @@ from scipy import stats
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.evaluation import Interval
 from adbooster.contracts.naming import digest
+from adbooster.contracts.text import clean, shown, text_of_cell
 from adbooster.evaluate.config import Sheet
 from adbooster.measure import intervals
 from adbooster.pictures import images
@@ -23,6 +25,7 @@ from adbooster.storage.objects import Root
 
 CHOICES = ("left", "right", "same")
 GREY = (200, 200, 200)
+MAX_RATER = 100  # characters of a rater's name
 
 
 class Pair(BaseModel):
@@ -109,13 +112,17 @@ label {{ margin-right: 1.5rem; }}</style>
 <h1>Which picture would you rather see?</h1>
 <p>Each line says what somebody looks for. Choose the picture of the product that fits better, or "same". When you are
 done, save the answers and hand the file back.</p>
-<form id="sheet"><p><label>Your name or number <input name="rater" required></label></p>{pairs}
+<form id="sheet"><p><label>Your name or number <input name="rater" required maxlength="100"></label></p>{pairs}
 <p><button>Save answers</button> <output id="left"></output></p></form>
 <script>
 const form = document.getElementById('sheet');
 form.addEventListener('submit', event => {{
   event.preventDefault();
-  const quote = text => '"' + text.replaceAll('"', '""') + '"';
+  // As contracts/text.py does: a name is no formula of a spreadsheet.
+  const inner = text => text.replace(/^'+/, '');
+  const number = /^[+-]?\\d+(\\.\\d+)?([eE][+-]?\\d+)?$/;
+  const formula = text => /^[=+\\-@\\t\\r\\n＝＋－＠]/.test(inner(text)) && !number.test(inner(text));
+  const quote = text => '"' + (formula(text) ? "'" : '') + text.replaceAll('"', '""') + '"';
   const rows = ['pair,rater,choice'];
   let open = 0;
   for (const set of form.querySelectorAll('fieldset')) {{
@@ -182,7 +189,13 @@ def score(sheets: dict[str, str], key_json: str) -> Score:
 
 def _answers(name: str, text: str) -> list[tuple[str, int, str]]:
     """(rater, pair, choice) of every answered line; a sheet without a rater's name is one rater, called by its name."""
-    table = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")))
+    try:
+        return _answered(name, csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline="")))
+    except csv.Error as e:
+        raise ConfigError(f"the sheet {name} is not CSV that can be read: {e}") from e
+
+
+def _answered(name: str, table: csv.DictReader) -> list[tuple[str, int, str]]:
     if missing := {"pair", "choice"} - set(table.fieldnames or ()):
         raise ConfigError(f"the sheet {name} lacks the column {min(missing)!r}; it needs pair, rater and choice")
     answers = []
@@ -190,18 +203,24 @@ def _answers(name: str, text: str) -> list[tuple[str, int, str]]:
         choice = (row["choice"] or "").strip().lower()
         if not choice:
             continue
-        if choice not in CHOICES or not (row["pair"] or "").strip().isdigit():
+        pair, rater = (row["pair"] or "").strip(), clean(text_of_cell(row.get("rater") or ""))
+        if choice not in CHOICES or not re.fullmatch("[0-9]{1,9}", pair):
             raise ConfigError(
-                f"the sheet {name} answers {choice!r} for pair {row['pair']!r}; left, right and same are answers"
+                f"the sheet {name}, line {table.line_num}, answers {shown(choice)} for pair {shown(pair)}; left, right and "
+                "same are answers"
             )
-        answers.append(((row.get("rater") or "").strip() or name, int(row["pair"]), choice))
+        if len(rater) > MAX_RATER:
+            raise ConfigError(
+                f"the sheet {name}, line {table.line_num}: the rater {shown(rater)} has over {MAX_RATER} letters"
+            )
+        answers.append((rater or name, int(pair), choice))
     return answers
 
 
 def _key(text: str) -> list[Pair]:
     try:
         return [Pair.model_validate(entry) for entry in json.loads(text)]
-    except (ValueError, TypeError) as e:
+    except (ValueError, TypeError, RecursionError) as e:
         raise ConfigError(f"the key cannot be read: {str(e).splitlines()[0]}") from e
 
 

@@ -75,7 +75,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     parts.append(Findings(schema.LOOKS.empty_table(), figures=_differences(of_trials) + _rejects(root, best)))
     to_retire = sheet_pairs = 0
     if config.outcomes.uri:
-        joined = outcomes.join(outcomes.read(config.outcomes.uri), live, config.outcomes)
+        joined = outcomes.join(outcomes.read(config.outcomes.uri, config.signing_key_env), live, config.outcomes)
         parts.append(_outcomes(config, root, joined))
         to_retire = sum(c.retire for c in joined.creatives)
     if config.sheet.pairs:

@@ -5,15 +5,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pac
 import pyarrow.parquet as pap
-from fsspec.core import url_to_fs
 from pydantic import BaseModel
 
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.evaluation import Figure, Interval
+from adbooster.contracts.text import clean
 from adbooster.evaluate.config import Outcomes
 from adbooster.measure import intervals
+from adbooster.storage.inputs import read_input
 
 COUNTS = ("impressions", "clicks", "conversions")
+MAX_BYTES = 1 << 30  # some twenty million rows
+MAX_COUNT = 10**12  # impressions of one creative and day; more is an error of the file
 COLUMNS = pa.schema([("creative_id", pa.string()), ("day", pa.string()), *((c, pa.int64()) for c in COUNTS)])
 
 
@@ -49,7 +52,7 @@ class OutcomesReport(BaseModel):
     """rows of other creative ids: retired since, or of another catalog"""
     unknown_examples: list[str]
     broken: int
-    """rows left out: no id, negative counts, or more clicks than impressions"""
+    """rows left out: no id, counts below 0 or beyond MAX_COUNT, or more clicks than impressions"""
     duplicates: int
     """rows left out: a creative and day that occurs earlier in the file"""
     cohorts: dict[str, Interval]
@@ -59,25 +62,27 @@ class OutcomesReport(BaseModel):
     creatives: list[CreativeOutcome]
 
 
-def read(uri: str) -> pa.Table:
+def read(uri: str, signing_key_env: str = "") -> pa.Table:
     """An outcomes table with the columns COLUMNS.
 
-    raises ConfigError if it is not there, cannot be read, or lacks a column
+    signing_key_env  environment variable with the key of its signature; empty: none is asked for
+    raises           ConfigError if it is not there, too large, not signed, cannot be read (with the row and the value), or
+                     lacks a column
     """
-    fs, path = url_to_fs(uri)
-    if not fs.exists(path):
-        raise ConfigError(f"there is no outcomes table at {uri}")
+    content = pa.BufferReader(read_input(uri, "outcomes table", MAX_BYTES, signing_key_env).content)
     try:
-        with fs.open(path) as f:
-            table = pap.read_table(f) if path.endswith(".parquet") else pac.read_csv(f, convert_options=_TEXT)
-        if missing := [c for c in COLUMNS.names if c not in table.column_names]:
-            raise ConfigError(f"the outcomes table {uri} lacks the column {missing[0]!r}; it needs {COLUMNS.names}")
+        table = pap.read_table(content) if uri.endswith(".parquet") else pac.read_csv(content, _ROWS, None, _TYPES)
+        if missing := [c for c in COLUMNS.names if table.column_names.count(c) != 1]:
+            raise ConfigError(
+                f"the outcomes table {uri} lacks the column {missing[0]!r}, or has it twice; it needs {COLUMNS.names}"
+            )
         return table.select(COLUMNS.names).cast(COLUMNS)
-    except pa.ArrowInvalid as e:
-        raise ConfigError(f"the outcomes table {uri} cannot be read: {str(e).splitlines()[0]}") from e
+    except (pa.ArrowException, UnicodeDecodeError) as e:
+        raise ConfigError(f"the outcomes table {uri} cannot be read: {str(e).splitlines()[0][:300]}") from e
 
 
-_TEXT = pac.ConvertOptions(column_types={"creative_id": pa.string(), "day": pa.string()})
+_ROWS = pac.ReadOptions(use_threads=False)  # errors name the row
+_TYPES = pac.ConvertOptions(column_types={field.name: field.type for field in COLUMNS})
 
 
 def join(table: pa.Table, creatives: pa.Table, settings: Outcomes) -> OutcomesReport:
@@ -99,7 +104,7 @@ def join(table: pa.Table, creatives: pa.Table, settings: Outcomes) -> OutcomesRe
         rows=table.num_rows,
         live=valid.num_rows,
         unknown=unknown.num_rows,
-        unknown_examples=sorted(set(unknown["creative_id"].to_pylist()))[:5],
+        unknown_examples=[clean(name[:40]) for name in sorted(set(unknown["creative_id"].to_pylist()))[:5]],
         broken=broken,
         duplicates=duplicates,
         cohorts={name: intervals.share(int(c), int(n)) for name, (n, c) in sorted(of_cohort.items())},
@@ -112,7 +117,7 @@ def _valid_rows(table: pa.Table) -> tuple[pa.Table, int, int]:
     """Valid rows, the number of invalid ones, and the number of repeated ones."""
     counts = table.select(COUNTS).to_pandas().fillna(-1).to_numpy()
     named = table["creative_id"].is_valid().to_numpy() & table["day"].is_valid().to_numpy()
-    valid = named & (counts >= 0).all(axis=1) & (counts[:, 1] <= counts[:, 0])
+    valid = named & (counts >= 0).all(axis=1) & (counts <= MAX_COUNT).all(axis=1) & (counts[:, 1] <= counts[:, 0])
     kept = table.filter(pa.array(valid))
     days = list(zip(kept["creative_id"].to_pylist(), kept["day"].to_pylist(), strict=True))
     first = {}
@@ -152,7 +157,7 @@ def marks(report: OutcomesReport) -> dict:
     """The creatives to retire as a file of marks, in the format of people's rejections, which `generate` reads."""
     names = ("creative_id", "request_id", "product_id", "cohort_id", "placement", "sha256")
     retired = [c.model_dump(include=set(names)) for c in report.creatives if c.retire]
-    return {"format": "adbooster-marks-1", "marks": [c | {"mark": "rejected"} for c in retired]}
+    return {"format": "adbooster-marks-1", "by": "jobs.evaluate", "marks": [c | {"mark": "rejected"} for c in retired]}
 
 
 def figures(report: OutcomesReport, settings: Outcomes) -> list[Figure]:

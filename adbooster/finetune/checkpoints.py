@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,12 @@ class Checkpoints:
         self.root, self.folder, self.keep = root, folder, keep
 
     def latest(self) -> Mark | None:
-        marks = [name for name in self.root.names(self.folder) if name.endswith(".json")]
+        marks = self._marks()
         return Mark.model_validate_json(self.root.read(f"{self.folder}/{marks[-1]}")) if marks else None
+
+    def _marks(self) -> list[str]:
+        """Names of the marks, oldest first; files of others that lie beside them are left out."""
+        return [name for name in self.root.files(self.folder) if re.fullmatch(r"step-[0-9]{9}\.json", name)]
 
     def save(self, mark: Mark, state: dict[str, Any]) -> None:
         """Write the state whole, then its mark; older ones than the newest `keep` go."""
@@ -44,8 +49,7 @@ class Checkpoints:
             torch.save(state, path)
             self.root.put_file(path, self._file(mark, "pt"))
         self.root.write(self._file(mark, "json"), mark.model_dump_json(indent=2).encode())
-        marks = [name for name in self.root.names(self.folder) if name.endswith(".json")]
-        for old in marks[: -self.keep]:
+        for old in self._marks()[: -self.keep]:
             self.root.remove([f"{self.folder}/{old}"])
             self.root.remove([f"{self.folder}/{old.removesuffix('.json')}.pt"])
 

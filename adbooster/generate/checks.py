@@ -8,6 +8,7 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.recipe import Adapter
 from adbooster.generate import marks
 from adbooster.generate.config import GenerateConfig
+from adbooster.painting.targeting import read_targeting
 from adbooster.prompts.checks import check as check_prompts
 from adbooster.storage.model_store import local_copy, refuse_pickles
 from adbooster.storage.objects import Root
@@ -20,7 +21,7 @@ def check(config: GenerateConfig) -> None:
     check_prompts(config.prompts)
     deadline.parse_deadline(config.deadline, datetime.now().astimezone())
     if config.marks_uri:
-        marks.read(config.marks_uri)
+        marks.read(config.marks_uri, config.signing_key_env)
     recipe, gates = config.recipe, config.recipe.gates
     if recipe.keep > recipe.candidates:
         raise ConfigError(f"recipe.keep {recipe.keep} is more than recipe.candidates {recipe.candidates}")
@@ -35,8 +36,10 @@ def check(config: GenerateConfig) -> None:
     others = [local_copy(uri) for uri in (config.mask_model, config.safety_model) if uri]
     for model in [weights, rank_model, *others, *(_adapter(a) for a in config.adapters)]:
         refuse_pickles(model)
-    if config.targeting.rule == "table" and not config.targeting.table_uri:
-        raise ConfigError("targeting.rule table needs targeting.table_uri")
+    if config.targeting.rule == "table":
+        if not config.targeting.table_uri:
+            raise ConfigError("targeting.rule table needs targeting.table_uri")
+        read_targeting(config.targeting.table_uri, config.signing_key_env)
     Root(config.root_uri).check_writable()
 
 

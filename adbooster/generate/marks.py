@@ -2,22 +2,25 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from fsspec.core import url_to_fs
 from pydantic import BaseModel, Field, ValidationError
 
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest
+from adbooster.contracts.redaction import redact
+from adbooster.contracts.text import clean, shown
 from adbooster.storage import tables
+from adbooster.storage.inputs import Input, read_inputs
 from adbooster.storage.objects import Root
 
 FORMAT = "adbooster-marks-1"
-MAX_BYTES = 256 << 20
+MAX_BYTES = 64 << 20  # some 150,000 marks
+MAX_MARKS = 1_000_000  # of one file
 _STRONGEST = ("cleared", "approved", "rejected")  # where files of several people disagree
 
 
@@ -28,15 +31,18 @@ class Mark(BaseModel):
     mark: Literal["approved", "rejected", "cleared"]
     """cleared: withdraws an earlier mark"""
     request_id: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    product_id: str | None = None
-    cohort_id: str | None = None
-    placement: str | None = None
+    product_id: str | None = Field(default=None, max_length=300)
+    cohort_id: str | None = Field(default=None, max_length=300)
+    placement: str | None = Field(default=None, max_length=100)
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
 
 class _File(BaseModel):
     format: Literal["adbooster-marks-1"]
-    marks: list[Mark]
+    by: str | None = Field(default=None, max_length=100)
+    """whose marks these are"""
+    exported_at: str | None = Field(default=None, max_length=40)
+    marks: list[Mark] = Field(max_length=MAX_MARKS)
 
 
 class MarkFigures(BaseModel):
@@ -56,37 +62,38 @@ class MarkFigures(BaseModel):
     """requests whose original picture was rejected and which no painting beats: their place stays empty"""
 
 
-def read(uri: str) -> list[Mark]:
+def read(uri: str, signing_key_env: str = "") -> list[Mark]:
     """The marks of a file that the page exported, or of a folder's .json files; of several on a creative the strongest.
 
     raises  ConfigError that names the file and what is wrong with it
     """
-    fs, path = url_to_fs(uri)
-    if not fs.exists(path):
-        raise ConfigError(f"there is no marks file at {uri}")
-    files = sorted(f for f in fs.ls(path, detail=False) if f.endswith(".json")) if fs.isdir(path) else [path]
+    return _strongest([mark for _, file in _files(uri, signing_key_env) for mark in file.marks])
+
+
+def _files(uri: str, signing_key_env: str) -> list[tuple[Input, _File]]:
+    return [(given, _parsed(given)) for given in read_inputs(uri, "marks file", ".json", MAX_BYTES, signing_key_env)]
+
+
+def _strongest(marks: list[Mark]) -> list[Mark]:
     strongest: dict[str, Mark] = {}
-    for file in files:
-        for mark in _parsed(file, fs.size(file), fs.cat_file):
-            known = strongest.get(mark.creative_id)
-            if known is None or _STRONGEST.index(mark.mark) > _STRONGEST.index(known.mark):
-                strongest[mark.creative_id] = mark
+    for mark in marks:
+        known = strongest.get(mark.creative_id)
+        if known is None or _STRONGEST.index(mark.mark) > _STRONGEST.index(known.mark):
+            strongest[mark.creative_id] = mark
     return [strongest[name] for name in sorted(strongest)]
 
 
-def _parsed(file: str, size_bytes: int, cat: Callable[[str], bytes]) -> list[Mark]:
-    if size_bytes > MAX_BYTES:
-        raise ConfigError(f"the marks file {file} has {size_bytes} bytes, allowed are {MAX_BYTES}")
+def _parsed(given: Input) -> _File:
     try:
-        return _File.model_validate(json.loads(cat(file))).marks
+        return _File.model_validate(json.loads(given.content))
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
         raise ConfigError(
-            f"the marks file {file} cannot be used: {where} {str(first['input'])[:100]!r}: {first['msg']}"
+            f"the marks file {given.uri} cannot be used: {where} {shown(first['input'])}: {first['msg']}"
         ) from e
-    except ValueError as e:
-        raise ConfigError(f"the marks file {file} is not JSON: {e}") from e
+    except (ValueError, RecursionError) as e:
+        raise ConfigError(f"the marks file {given.uri} is not JSON: {e}") from e
 
 
 class Effects(NamedTuple):
@@ -160,12 +167,18 @@ class Marks:
 
 
 def read_and_store(
-    root: Root, uri: str, live: pa.Table, run_id: str, dry_run: bool = False
+    root: Root, uri: str, live: pa.Table, run_id: str, dry_run: bool = False, signing_key_env: str = ""
 ) -> tuple[Marks, MarkFigures]:
-    """Tonight's marks merged over those of earlier nights, and stored in tables/marks unless this is a dry run."""
+    """Tonight's marks merged over those of earlier nights.
+
+    Unless this is a dry run they are stored: who said what in which file in tables/decisions, what holds in tables/marks.
+    """
     base = tables.version(root, "marks")
     known = tables.read(root, "marks", version=base)
-    tonight = read(uri) if uri else []
+    files = _files(uri, signing_key_env) if uri else []
+    if not dry_run:
+        _remember(root, files, run_id)
+    tonight = _strongest([mark for _, file in files for mark in file.marks])
     unknown = 0
     if tonight:
         rows, gone, unknown = _rows(tonight, live, known, run_id)
@@ -177,6 +190,32 @@ def read_and_store(
         known = pa.concat_tables([known.filter(pc.invert(pc.is_in(known["creative_id"], ids))), rows])
     counts = Counter(known["mark"].to_pylist())
     return Marks(known), MarkFigures(approved=counts["approved"], rejected=counts["rejected"], unknown=unknown)
+
+
+def _remember(root: Root, files: list[tuple[Input, _File]], run_id: str) -> None:
+    """Add what the files say to tables/decisions; a file that was read before adds nothing."""
+    now = datetime.now(UTC)
+    rows = {}
+    for given, file in files:
+        facts = {
+            "marked_by": clean(file.by) if file.by else None,
+            "marked_at": clean(file.exported_at) if file.exported_at else None,
+            "file_uri": redact(given.uri),
+            "file_sha256": given.sha256,
+            "signed": given.signed,
+            "read_at": now,
+            "run_id": run_id,
+        }
+        for mark in file.marks:
+            name = digest(mark.creative_id, mark.mark, given.sha256, str(given.signed))
+            rows[name] = {"decision_id": name, "creative_id": mark.creative_id, "mark": mark.mark} | facts
+    if not rows:
+        return
+    base = tables.version(root, "decisions")
+    known = set(tables.read(root, "decisions", ["decision_id"], version=base)["decision_id"].to_pylist())
+    if new := [row for name, row in rows.items() if name not in known]:
+        table = pa.Table.from_pylist(new, schema.DECISIONS)
+        tables.merge(root, "decisions", table, "decision_id", base, {"run_id": run_id})
 
 
 def _rows(tonight: list[Mark], live: pa.Table, known: pa.Table, run_id: str) -> tuple[pa.Table, set[str], int]:

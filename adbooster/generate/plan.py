@@ -70,7 +70,9 @@ def plan_night(config: GenerateConfig, root: Root) -> NightPlan:
     weights_revision, recipe = revisions(config)
     base = tables.version(root, "creatives")
     live = tables.read(root, "creatives", version=base)
-    known_marks, mark_figures = marks.read_and_store(root, config.marks_uri, live, config.run_id, config.dry_run)
+    known_marks, mark_figures = marks.read_and_store(
+        root, config.marks_uri, live, config.run_id, config.dry_run, config.signing_key_env
+    )
     requests, prompt_figures = plan_requests(
         root,
         config.recipe,
@@ -80,6 +82,7 @@ def plan_night(config: GenerateConfig, root: Root) -> NightPlan:
         config.rank_model,
         dry_run=config.dry_run,
         tokenizer_path=local_copy(config.weights) / "tokenizer",
+        signing_key_env=config.signing_key_env,
     )
     requests, effects = known_marks.apply(requests, live)
     return NightPlan(

@@ -70,7 +70,7 @@ class NightlyConfig(JobConfig):
         """Settings given once for the night hold in every section."""
         if not isinstance(values, dict):
             return values
-        shared = {k: values[k] for k in ("root_uri", "run_id", "dry_run") if k in values}
+        shared = {k: values[k] for k in ("root_uri", "run_id", "dry_run", "signing_key_env") if k in values}
         given = {s: values[s] for s in SECTIONS if isinstance(values.get(s), dict)}
         for section, config_class in (("canary", CanaryConfig), ("evaluate", EvaluateConfig)):
             if section in given:

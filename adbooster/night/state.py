@@ -1,15 +1,17 @@
 """The state of a night: runs/<run_id>/night.json, written at every change, read by --resume and `adbooster status`."""
 
 import json
+import logging
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from adbooster.storage import lock, tables
 from adbooster.storage.lock import Claim
 from adbooster.storage.objects import Root, each
 
+log = logging.getLogger(__name__)
 State = Literal["waiting", "running", "finished", "failed", "skipped", "stopped", "lost"]
 
 
@@ -71,10 +73,13 @@ class Status(BaseModel):
 
 
 def read(root: Root, run_id: str) -> Night | None:
-    """A night of a run; None if the run was no night."""
+    """A night of a run; None if the run was no night, or its file is not one that this package wrote."""
     try:
         return Night.model_validate_json(root.read(_name(run_id)))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+    except ValidationError as e:
+        log.warning("leaving out %s, which is no night's: %s", _name(run_id), e.errors()[0]["msg"])
         return None
 
 
@@ -118,11 +123,12 @@ def read_progress(root: Root, night: Night) -> dict[str, Any] | None:
     running = next((s for s in night.steps if s.state == "running"), None)
     try:
         facts = json.loads(root.read(f"runs/{night.run_id}/progress.json"))
-    except FileNotFoundError:
-        return None
-    if running is None or running.started_at is None or facts["job"] != running.step:
-        return None
-    return facts if datetime.fromisoformat(facts["at"]) >= running.started_at.replace(microsecond=0) else None
+        at = datetime.fromisoformat(facts["at"])
+        if running is None or running.started_at is None or facts["job"] != running.step:
+            return None
+        return facts if at >= running.started_at.replace(microsecond=0) else None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, TypeError, KeyError):
+        return None  # none was written, or something else lies there
 
 
 def _name(run_id: str) -> str:

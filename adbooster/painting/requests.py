@@ -7,9 +7,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pac
-import pyarrow.parquet as pap
-from fsspec.core import url_to_fs
 
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
@@ -17,6 +14,7 @@ from adbooster.contracts.naming import digest
 from adbooster.contracts.recipe import Recipe
 from adbooster.contracts.text import clean, interest
 from adbooster.painting.config import Targeting
+from adbooster.painting.targeting import listed
 from adbooster.prompts.config import PromptFigures, Prompting
 from adbooster.prompts.templates import product_words
 from adbooster.prompts.writer import write_prompts
@@ -83,17 +81,18 @@ def plan_requests(
     rank_model: str,
     dry_run: bool = False,
     tokenizer_path: Path | None = None,
+    signing_key_env: str = "",
 ) -> tuple[pa.Table, PromptFigures]:
     """All requests of the night (schema.REQUESTS), in an order that follows from their names alone, product by product.
 
-    dry_run, tokenizer_path  as for write_prompts
+    dry_run, tokenizer_path  as for write_prompts; signing_key_env  as for read_targeting
     raises ConfigError if there is no usable product or no cohort
     """
     products = usable_products(root, bool(recipe.stands))
     if not products.num_rows:
         raise ConfigError(f"{root.uri}/tables/samples has no usable main picture; run jobs.prepare first")
     cohorts = usable_cohorts(root)
-    of_product, of_cohort = _targeted(products, cohorts, targeting, rank_model)
+    of_product, of_cohort = _targeted(products, cohorts, targeting, rank_model, signing_key_env)
     pairs = _columns(products, of_product, ("product_id", "words", "title", "category", "brand"))
     pairs |= _columns(cohorts, of_cohort, [n for n in cohorts.column_names if n in schema.PAIRS.names])
     prompted, figures = write_prompts(
@@ -120,12 +119,12 @@ def _columns(table: pa.Table, at: pa.Array, names: Iterable[str]) -> dict[str, p
 
 
 def _targeted(
-    products: pa.Table, cohorts: pa.Table, targeting: Targeting, rank_model: str
+    products: pa.Table, cohorts: pa.Table, targeting: Targeting, rank_model: str, signing_key_env: str
 ) -> tuple[pa.Array, pa.Array]:
     """Index of the product and of the cohort of every pair, products in order."""
     p, c = products.num_rows, cohorts.num_rows
     if targeting.rule == "table":
-        return _listed(products, cohorts, targeting.table_uri)
+        return listed(products, cohorts, targeting.table_uri, signing_key_env)
     if targeting.rule == "all" or targeting.n >= c:
         return pa.array(np.repeat(np.arange(p), c)), pa.array(np.tile(np.arange(c), p))
     from adbooster.models.clip import Clip
@@ -144,27 +143,3 @@ def _looked_for(cohorts: pa.Table) -> list[str]:
     return [
         query or text for query, text in zip(cohorts["query"].to_pylist(), cohorts["text"].to_pylist(), strict=True)
     ]
-
-
-def _listed(products: pa.Table, cohorts: pa.Table, uri: str) -> tuple[pa.Array, pa.Array]:
-    """The pairs of a targeting table; pairs that name no usable product are left out, an unknown cohort is an error."""
-    fs, path = url_to_fs(uri)
-    if not uri or not fs.exists(path):
-        raise ConfigError(f"there is no targeting table at {uri!r}; rule table needs targeting.table_uri")
-    with fs.open(path) as f:
-        table = pap.read_table(f) if path.endswith(".parquet") else pac.read_csv(f)
-    if missing := {"product_id", "cohort_id"} - set(table.column_names):
-        raise ConfigError(f"the targeting table {uri} lacks the column {min(missing)!r}")
-    wanted = [table[n].cast(pa.string()).combine_chunks() for n in ("product_id", "cohort_id")]
-    of_product, of_cohort = (
-        pc.index_in(w, value_set=known.combine_chunks())
-        for w, known in zip(wanted, (products["product_id"], cohorts["cohort_id"]), strict=True)
-    )
-    if of_cohort.null_count:
-        unknown = wanted[1].filter(pc.is_null(of_cohort))[0].as_py()
-        raise ConfigError(f"the targeting table {uri} names the cohort {unknown!r}, which tables/cohorts does not have")
-    usable = pc.is_valid(of_product)
-    pairs = np.unique(np.stack([of_product.filter(usable), of_cohort.filter(usable)], axis=1), axis=0)
-    if not len(pairs):
-        raise ConfigError(f"the targeting table {uri} names no usable product")
-    return pa.array(pairs[:, 0]), pa.array(pairs[:, 1])

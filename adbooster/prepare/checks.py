@@ -1,7 +1,7 @@
 """Checks of the settings that run before a cluster is used."""
 
 from adbooster.contracts.errors import ConfigError
-from adbooster.prepare import feeds
+from adbooster.prepare import addresses, feeds
 from adbooster.prepare.config import PrepareConfig
 from adbooster.storage.model_store import local_copy, refuse_pickles
 from adbooster.storage.objects import Root
@@ -9,6 +9,10 @@ from adbooster.storage.objects import Root
 
 def check(config: PrepareConfig) -> None:
     """raises ConfigError for anything that can be known before an actor starts: models, feed, root"""
+    config.fetch_credentials.client_options()
+    stores = addresses.fences(config.allowed_stores, config.feed_uri)
+    if config.fetch_credentials.key_env and (other := [store.uri for store in stores if store.scheme != "s3"]):
+        raise ConfigError(f"fetch_credentials are for s3://, and {other[0]} is another storage; leave one of them out")
     mask_model, caption_model = local_copy(config.mask_model), local_copy(config.caption_model)
     refuse_pickles(mask_model)
     refuse_pickles(caption_model)

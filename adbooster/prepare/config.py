@@ -1,9 +1,12 @@
 """Settings and report of `jobs.prepare`."""
 
-from pydantic import BaseModel, Field
+from typing import Self
 
-from adbooster.contracts.settings import Config, JobConfig, Pool, Uri
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from adbooster.contracts.settings import Config, JobConfig, Pool, SecretName, Uri, secret_of
 from adbooster.models.settings import Captions, Masking
+from adbooster.prepare import addresses
 from adbooster.prepare.formats import FeedFormat
 
 
@@ -47,6 +50,32 @@ class Http(Config):
     """User-Agent header of requests."""
 
 
+class Credentials(Config):
+    """Credentials of their own for photos on S3, which should allow reading only: names of environment variables of
+    every node, never values. Empty: the job's own credentials."""
+
+    key_env: str = Field(default="", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
+    """Variable with the access key's id."""
+    secret_env: SecretName = ""
+    """Variable with the secret key."""
+    token_env: SecretName = ""
+    """Variable with the session token, where there is one."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if bool(self.key_env) != bool(self.secret_env) or (self.token_env and not self.key_env):
+            raise ValueError("key_env and secret_env go together, and token_env only with them")
+        return self
+
+    def client_options(self) -> dict[str, str]:
+        """As the storage's client takes them; none where the job's own credentials are used.
+
+        raises ConfigError for a variable that is not set
+        """
+        names = {"key": self.key_env, "secret": self.secret_env, "token": self.token_env}
+        return {option: secret_of(name, f"fetch_credentials.{option}_env") for option, name in names.items() if name}
+
+
 class Source(Config):
     """Where photos may come from."""
 
@@ -56,6 +85,10 @@ class Source(Config):
     """Folder below which local pictures may lie; empty: the feed's own folder."""
     allow_private_hosts: bool = False
     """Addresses inside the network may be requested."""
+    allowed_stores: tuple[str, ...] | None = None
+    """Folders of object storage in which photos may lie; null: the feed's own folder."""
+    fetch_credentials: Credentials = Credentials()
+    """What photos in object storage are read with."""
     http: Http = Field(default_factory=Http)
     """How photos are fetched."""
 
@@ -73,6 +106,11 @@ class PrepareConfig(JobConfig):
     """Folder below which local pictures may lie; empty: the feed's own folder."""
     allow_private_hosts: bool = False
     """Pictures may be requested from private, loopback and link-local addresses."""
+    allowed_stores: tuple[str, ...] | None = None
+    """Buckets or folders (s3://bucket/folder) of object storage in which pictures may lie; null: the bucket and folder of a
+    feed that lies in object storage itself, none for any other feed."""
+    fetch_credentials: Credentials = Credentials()
+    """Credentials of their own for pictures on S3."""
     http: Http = Http()
     """How photos are fetched over http(s)."""
     mask_model: Uri
@@ -102,6 +140,16 @@ class PrepareConfig(JobConfig):
     progress_s: float = Field(default=30, gt=0)
     """Seconds between two lines of progress in the log."""
 
+    @field_validator("allowed_stores")
+    @classmethod
+    def _are_folders(cls, stores: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for store in stores or ():
+            try:
+                addresses.prefix(store)
+            except addresses.Refused as e:
+                raise ValueError(f"{store!r} should be a bucket or folder such as s3://shop/photos: {e}") from e
+        return stores
+
     def pools(self) -> dict[str, Pool]:
         return {"fetch": self.fetch, "mask": self.mask, "caption": self.caption, "judge": self.judge}
 
@@ -112,6 +160,8 @@ class PrepareConfig(JobConfig):
             feed_uri=self.feed_uri,
             allowed_file_root=self.allowed_file_root,
             allow_private_hosts=self.allow_private_hosts,
+            allowed_stores=self.allowed_stores,
+            fetch_credentials=self.fetch_credentials,
             http=http,
         )
 

@@ -1,9 +1,9 @@
 """Product feeds to rows: one row a picture of a product."""
 
-import gzip
 import io
 import logging
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,8 @@ from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest
 from adbooster.contracts.text import clean
-from adbooster.prepare.formats import HEAD_BYTES, MALFORMED, Detected, FeedFormat, Row, detect, rows
+from adbooster.prepare.formats import HEAD_BYTES, MALFORMED, Detected, FeedFormat, Row, detect
+from adbooster.prepare.parsers import CHUNK_BYTES, Unzipped, rows
 
 log = logging.getLogger(__name__)
 MAX_LENGTH = {"id": 100, "title": 200, "category": 750, "brand": 100, "image_link": 2000}
@@ -48,7 +49,7 @@ def read(feed_uri: str, feed_format: FeedFormat = "auto", columns: dict[str, str
     for uri in _files(feed_uri):
         with _opened(uri) as raw:
             kind = _detected(raw.peek(HEAD_BYTES), feed_format, uri)
-            stream = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if kind.gzipped else raw
+            stream = io.BufferedReader(Unzipped(raw), CHUNK_BYTES) if kind.gzipped else raw
             chunks += _tables(expand(rows(stream, kind, columns or {}, uri)))
     assert kind is not None
     log.info("read %s as %s: %s", feed_uri, kind.format, kind.why)
@@ -67,7 +68,7 @@ def check(feed_uri: str, feed_format: FeedFormat = "auto", columns: dict[str, st
         return kind.format
     whole = len(head) < HEAD_BYTES
     stream = io.BytesIO(head)
-    text = io.BufferedReader(gzip.GzipFile(fileobj=stream)) if kind.gzipped else io.BufferedReader(stream)
+    text = io.BufferedReader(Unzipped(stream) if kind.gzipped else stream, CHUNK_BYTES)
     try:
         for _ in rows(text, kind, columns or {}, uri):
             pass
@@ -88,7 +89,8 @@ def _files(feed_uri: str) -> list[str]:
         raise ConfigError(f"there is no feed at {feed_uri}")
     if _is_http(feed_uri) or not fs.isdir(path):
         return [feed_uri]
-    names = sorted(p for p in fs.find(path) if not p.rsplit("/", 1)[-1].startswith((".", "_")))
+    sizes = {p: about["size"] for p, about in fs.find(path, detail=True).items() if about["type"] == "file"}
+    names = sorted(p for p, size in sizes.items() if size and not p.rsplit("/", 1)[-1].startswith((".", "_")))
     if not names:
         raise ConfigError(f"there is no feed at {feed_uri}: the folder is empty")
     return [fs.unstrip_protocol(name) for name in names]
@@ -123,7 +125,7 @@ class Expander:
 
     def __init__(self):
         self.seen: set[int] = set()
-        self.repeats: Counter[str] = Counter()
+        self.repeats: Counter[int] = Counter()
         self.number = 0
 
     def __call__(self, products: Iterable[Row]) -> Iterator[tuple]:
@@ -142,17 +144,18 @@ class Expander:
         main, *more = product.get("image_link") or [""]
         reject = self._reject(product, shared | {"image_link": main})
         if reject:  # a name of its own, so that the row is kept beside the one it repeats
-            nth = self.repeats[product_id] = self.repeats[product_id] + 1
+            known = _mark(product_id[:100])
+            nth = self.repeats[known] = self.repeats[known] + 1
             owner = digest(product_id[:100], reject, str(nth))
             shared["id"] = product_id or f"(row {self.number})"
             yield _picture(shared, "main", main, owner, reject)
             return
-        yield _picture(shared, "main", main, product_id, None if main else "missing_image")
+        yield _picture(shared, "main", main, product_id, _unusable(main) if main else "missing_image")
         extra = (("additional", link) for link in [*more, *product.get("additional_image_link", [])])
         scenes = (("lifestyle", link) for link in product.get("lifestyle_image_link", []))
         for n, (role, link) in enumerate(dict.fromkeys([*extra, *scenes])):
             long = len(link) > MAX_LENGTH["image_link"] or n >= MAX_PICTURES
-            yield _picture(shared, role, link, product_id, "field_too_long" if long else None)
+            yield _picture(shared, role, link, product_id, "field_too_long" if long else _unusable(link))
             if n >= MAX_PICTURES:
                 return
 
@@ -163,11 +166,22 @@ class Expander:
             return "missing_id"
         if any(len(value) > MAX_LENGTH[name] for name, value in fields.items()):
             return "field_too_long"
-        mark = int(digest(fields["id"])[:16], 16)  # 64 bits of it: a million ids in some 70 MB
+        mark = _mark(fields["id"])
         if mark in self.seen:
             return "duplicate_id"
         self.seen.add(mark)
         return None
+
+
+def _mark(product_id: str) -> int:
+    """64 bits of an id, the same for ids that look alike (Unicode's NFKC): a million of them in some 70 MB."""
+    return int(digest(unicodedata.normalize("NFKC", product_id))[:16], 16)
+
+
+def _unusable(link: str) -> str | None:
+    """The reject word of a link that holds control or format characters, or halves of a surrogate pair."""
+    hidden = not link.isprintable() and any(unicodedata.category(c) in ("Cc", "Cf", "Cs") for c in link)
+    return "refused_address" if hidden else None
 
 
 def _line(text: str | None) -> str:
@@ -178,6 +192,7 @@ def _line(text: str | None) -> str:
 
 def _picture(shared: dict[str, str], role: str, link: str, owner: str, reject: str | None) -> tuple:
     """sample_id, product_id, role, title, category, brand, image_uri, reject; nothing longer than allowed"""
+    link = link.encode(errors="replace").decode()  # JSON can hold halves of surrogate pairs, which no table can
     sample_id = digest(owner, role, link if role != "main" else "")[:32]
     texts = (shared[name][: MAX_LENGTH[name]] for name in ("title", "category", "brand"))
     return sample_id, shared["id"][: MAX_LENGTH["id"]], role, *texts, link[: MAX_LENGTH["image_link"]], reject

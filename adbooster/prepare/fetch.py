@@ -2,27 +2,28 @@
 
 import asyncio
 import email.utils
-import ipaddress
 import logging
 import os
 import socket
 import stat
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from adbooster.prepare import addresses
+from adbooster.prepare.addresses import STORES, Refused, Stored, absolute, is_public
 from adbooster.prepare.config import Http, Source
 
 log = logging.getLogger(__name__)
-STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
 MAX_REDIRECTS = 5
 CHUNK_BYTES = 1 << 16
 
@@ -58,11 +59,23 @@ class Fetch:
 
     allowed_root   local files lie below it, links followed; None: no local file at all
     allow_private  addresses that are not public may be requested
+    stores         folders of object storage that photos may lie in
+    options        of the storage's client: credentials of its own
     """
 
-    def __init__(self, base: str, allowed_root: Path | None, http: Http, max_bytes: int, allow_private: bool = False):
+    def __init__(
+        self,
+        base: str,
+        allowed_root: Path | None,
+        http: Http,
+        max_bytes: int,
+        allow_private: bool = False,
+        stores: Sequence[Stored] = (),
+        options: Mapping[str, str] | None = None,
+    ):
         self.base, self.http, self.max_bytes, self.allow_private = base, http, max_bytes, allow_private
         self.allowed_root = allowed_root and allowed_root.resolve()
+        self.stores, self.options = stores, dict(options or {})
         self.runner = asyncio.Runner()
         self.threads = ThreadPoolExecutor(http.concurrency)
         self.hosts: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(http.per_host))
@@ -93,7 +106,7 @@ class Fetch:
 
     async def _photo(self, uri: str, etag: str | None, last_modified: str | None) -> Photo:
         try:
-            address = _absolute(uri, self.base)
+            address = absolute(uri, self.base)
             scheme = urlsplit(address).scheme.lower() if "://" in address else "file"
         except ValueError as e:
             raise NotFetched("unreachable_image", str(e)) from e
@@ -106,7 +119,7 @@ class Fetch:
         return await asyncio.get_running_loop().run_in_executor(self.threads, read, address, etag)
 
     def _file(self, address: str, etag: str | None) -> Photo:
-        path = unquote(address.removeprefix("file://")) if address.startswith("file://") else address
+        path = unquote(address[len("file://") :]) if address[:7].lower() == "file://" else address
         try:
             whole = Path(path).resolve()  # a link out of the folder is outside
             if self.allowed_root is None or not whole.is_relative_to(self.allowed_root):
@@ -128,9 +141,12 @@ class Fetch:
             raise NotFetched("unreachable_image", str(e)) from e
 
     def _stored(self, address: str, etag: str | None) -> Photo:
-        """Object storage, with the job's own credentials; the client tries again by itself."""
+        """Object storage, within `stores`; the client tries again by itself."""
         try:
-            fs, path = url_to_fs(address, use_listings_cache=False)
+            found = addresses.allowed(address, self.stores)
+            fs, path = url_to_fs(found.uri, use_listings_cache=False, **self.options)
+            if path != found.path:  # the client understands the address in another way
+                raise Refused(f"it is read as {path[:200]!r}")
             about = fs.info(path)
             now = str(about.get("ETag") or about.get("etag") or about.get("mtime") or "") or None
             if now and now == etag:
@@ -138,6 +154,8 @@ class Fetch:
             if (about.get("size") or 0) > self.max_bytes:
                 raise NotFetched("oversized_image", f"{about['size']} bytes")
             return Photo(self._within(fs.cat_file(path, end=self.max_bytes + 1)), now, None)
+        except Refused as e:
+            raise NotFetched("refused_address", str(e)) from e
         except FileNotFoundError as e:
             raise NotFetched("missing_image", str(e)) from e
         except (OSError, ValueError, TypeError, ImportError, BotoCoreError) as e:
@@ -178,7 +196,7 @@ class Fetch:
             try:
                 async with self._client().get(url, headers=headers, allow_redirects=False) as reply:
                     if reply.status in (301, 302, 303, 307, 308):
-                        url = _absolute(reply.headers.get("Location", ""), url)
+                        url = absolute(reply.headers.get("Location", ""), url)
                         if urlsplit(url).scheme not in ("http", "https"):
                             raise NotFetched("refused_address", "it redirects to an address that is not http")
                         continue
@@ -236,32 +254,14 @@ def open_fetch(source: Source, max_bytes: int) -> Fetch:
     folder = str(Path(source.feed_uri).parent) if "://" not in source.feed_uri else ""
     allowed = source.allowed_file_root or folder
     allowed_root = Path(allowed) if allowed else None
-    return Fetch(source.feed_uri, allowed_root, source.http, max_bytes, source.allow_private_hosts)
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address, and an IPv4 address embedded in it, lies outside all private and reserved ranges."""
-    ip = ipaddress.ip_address(address)
-    inner = None
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if ip in ipaddress.ip_network("64:ff9b::/96") or int(ip) >> 32 == 0:  # NAT64, IPv4-compatible
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-    if inner:
-        return is_public(str(inner))
-    refused = ip.is_private or ip.is_loopback or ip.is_link_local or ip.is_reserved or ip.is_multicast
-    return ip.is_global and not refused and not ip.is_unspecified
+    stores = addresses.fences(source.allowed_stores, source.feed_uri)
+    options = source.fetch_credentials.client_options()
+    return Fetch(source.feed_uri, allowed_root, source.http, max_bytes, source.allow_private_hosts, stores, options)
 
 
 def file_etag(about: os.stat_result) -> str:
     """Size and times in ns; the time of change too, which copying tools cannot set back."""
     return f"{about.st_size}-{about.st_mtime_ns}-{about.st_ctime_ns}"
-
-
-def _absolute(uri: str, base: str) -> str:
-    if "://" in uri or (uri.startswith("/") and "://" not in base):
-        return uri
-    return urljoin(base, uri) if base.startswith(("http://", "https://")) else f"{base.rsplit('/', 1)[0]}/{uri}"
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -1,18 +1,10 @@
-"""A feed's bytes to rows, whatever its format: streamed, nothing expanded, nothing followed."""
+"""What a feed is, told from its first bytes, and what its columns are called."""
 
 import codecs
-import csv
-import io
-import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import Any, BinaryIO, Literal, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pap
-from lxml import etree
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 from adbooster.contracts.errors import ConfigError
 
@@ -33,6 +25,7 @@ NEEDED = ("id", "title", "image_link")
 LINKS = ("image_link", "additional_image_link", "lifestyle_image_link")
 HEAD_BYTES = 1 << 16
 MALFORMED = "malformed"  # key of a row that could not be read
+GZIP = b"\x1f\x8b"
 
 # Names of Google's Content API for the same fields.
 _ALIASES = {
@@ -50,8 +43,9 @@ _ALIASES = {
 _SLOT = re.compile(r"image\[(\d+)\]\.url")  # Meta's tagged images
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 Row = dict[str, Any]
-
-csv.field_size_limit(1 << 20)
+MAX_TEXT = 4000  # characters of a value that are kept: more than any field may have
+MAX_LINKS = 64  # links of one kind that are kept of a product: more than are used
+MAX_NAMES = 10_000  # column names that are remembered
 
 
 class Detected(NamedTuple):
@@ -67,9 +61,11 @@ def detect(head: bytes, wanted: FeedFormat, what: str) -> Detected:
 
     raises  ConfigError for what no format starts with
     """
-    gzipped = head[:2] == b"\x1f\x8b"
+    gzipped = head[:2] == GZIP
     if gzipped:
         head = _inflate(head, what)
+    if head[:2] == GZIP:
+        raise ConfigError(f"{what} is not a feed that can be read: it is gzipped twice; give it gzipped once")
     if wanted != "auto":
         return Detected(wanted, gzipped, "as configured")
     if not head.strip():
@@ -78,7 +74,9 @@ def detect(head: bytes, wanted: FeedFormat, what: str) -> Detected:
         return Detected("parquet", gzipped, "it starts with PAR1")
     if head[:4] == b"PK\x03\x04":
         raise ConfigError(f"{what} is not a feed but a zip archive; unpack it, or give it gzipped")
-    text = head.decode(_encoding(head), errors="replace").lstrip("\ufeff \t\r\n")
+    text = head.decode(encoding(head), errors="replace").lstrip("\ufeff \t\r\n")
+    if not text:
+        raise ConfigError(f"{what} is not a feed: it is empty")
     if text.startswith("<"):
         kind = "Atom" if re.search(r"<(\w+:)?feed[\s>]", text) else "RSS 2.0"
         return Detected("google_xml", gzipped, f"it starts as XML, {kind}")
@@ -93,14 +91,14 @@ def _delimited(header: str, gzipped: bool) -> Detected:
     meta = "image[0].url" in header.lower()
     if "\t" in header:
         return Detected("meta_tsv" if meta else "google_tsv", gzipped, "its first line has tabs")
-    return Detected("meta_csv" if meta else "csv", gzipped, f"its first line is separated by {_delimiter(header)!r}")
+    return Detected("meta_csv" if meta else "csv", gzipped, f"its first line is separated by {delimiter(header)!r}")
 
 
-def _delimiter(header: str) -> str:
+def delimiter(header: str) -> str:
     return max(",;|", key=header.count)
 
 
-def _encoding(head: bytes) -> str:
+def encoding(head: bytes) -> str:
     return next((name for bom, name in _BOMS if head.startswith(bom)), "utf-8")
 
 
@@ -111,24 +109,6 @@ def _inflate(head: bytes, what: str) -> bytes:
         raise ConfigError(
             f"{what} is not a feed that can be read: it starts like gzip and cannot be unpacked: {e}"
         ) from e
-
-
-def rows(stream: BinaryIO, detected: Detected, columns: dict[str, str], what: str) -> Iterator[Row]:
-    """The rows of an opened (and unzipped) feed, with Google's names; one that cannot be read has the key `malformed`.
-
-    columns  our name: the feed's name, for feeds with names of their own
-    raises   ConfigError if the file as a whole is no feed of this format, is cut short, or lacks a needed column
-    """
-    names = Names(columns, what)
-    kind = detected.format.rsplit("_", 1)[-1]
-    if kind == "parquet" and detected.gzipped:
-        raise ConfigError(f"{what} is gzipped Parquet; Parquet compresses itself, give it as it is")
-    parse = {"xml": _xml, "tsv": _text, "csv": _text, "jsonl": _jsonl, "parquet": _parquet}[kind]
-    try:
-        parsed = parse(stream, names, kind)
-        yield from _with_needed(parsed, names) if kind in ("xml", "jsonl") else parsed
-    except (pa.ArrowInvalid, etree.XMLSyntaxError, EOFError, zlib.error, OSError, UnicodeError) as e:
-        raise ConfigError(f"{what} is not a feed that can be read as {detected.format}: {e}") from e
 
 
 class Names:
@@ -142,9 +122,12 @@ class Names:
 
     def __call__(self, theirs: str) -> str | None:
         """Our name; `image[n].url` stays; None for what is not used."""
-        if theirs not in self.seen:
-            self.seen[theirs] = self._our_name(theirs)
-        return self.seen[theirs]
+        if theirs in self.seen:
+            return self.seen[theirs]
+        name = self._our_name(theirs)
+        if len(self.seen) < MAX_NAMES:
+            self.seen[theirs] = name
+        return name
 
     def _our_name(self, theirs: str) -> str | None:
         if theirs in self.ours:
@@ -163,17 +146,17 @@ class Names:
             if name is None or value in (None, "", []):
                 continue
             if name == "image_link" and isinstance(value, str):
-                out.setdefault(name, []).append(value.strip())
+                _add(out, name, [value.strip()[:MAX_TEXT]])
             elif name in LINKS:
-                out.setdefault(name, []).extend(_links(value))
+                _add(out, name, _links(value))
             elif name in FIELDS:
-                out.setdefault(name, _text_of(value[0] if isinstance(value, list) else value))
-            else:
+                out.setdefault(name, _text_of(value[0] if isinstance(value, list) else value)[:MAX_TEXT])
+            elif len(slots) < MAX_LINKS:
                 slots += _links([value])
         if slots:
             links = out.get("image_link") or []
             out["image_link"], rest = (links, slots) if links else (slots[:1], slots[1:])
-            out.setdefault("additional_image_link", []).extend(link for link in rest if link not in links)
+            _add(out, "additional_image_link", [link for link in rest[:MAX_LINKS] if link not in links])
         return out
 
     def require(self, known: Iterable[str]) -> None:
@@ -196,89 +179,17 @@ def _text_of(value: Any) -> str:
     return value if isinstance(value, str) else str(value)
 
 
+def _add(out: Row, name: str, links: list[str]) -> None:
+    known = out.setdefault(name, [])
+    known += links[: MAX_LINKS - len(known)]
+
+
 def _links(value: Any) -> list[str]:
     """A cell or a list of them to single links; a cell may hold several, separated by commas."""
     if isinstance(value, dict):
         value = value.get("url") or ""
     if isinstance(value, list | tuple):
-        return [link for part in value if part for link in _links(part)]
+        return [link for part in value[:MAX_LINKS] if part for link in _links(part)][:MAX_LINKS]
     between = r",\s*(?=\w+://)" if "://" in str(value) else ","  # addresses may hold commas of their own
-    return [part.strip() for part in re.split(between, str(value)) if part.strip()]
-
-
-def _with_needed(parsed: Iterator[Row], names: Names) -> Iterator[Row]:
-    """For formats without a header: the first thousand rows together must show every needed column."""
-    first = list(islice(parsed, 1000))
-    if any(MALFORMED not in row for row in first):
-        names.require(names.seen)
-    yield from first
-    yield from parsed
-
-
-def _text(stream: BinaryIO, names: Names, kind: str) -> Iterator[Row]:
-    """Delimited text. Google's tab-delimited form knows no quotes; a row with fewer cells ends in empty ones."""
-    start = stream.peek(4)[:4] if hasattr(stream, "peek") else b""
-    text = io.TextIOWrapper(stream, encoding=_encoding(start), errors="replace", newline="")
-    first = text.readline()
-    delimiter = "\t" if kind == "tsv" else _delimiter(first)
-    how = {"delimiter": delimiter, "quoting": csv.QUOTE_NONE if kind == "tsv" else csv.QUOTE_MINIMAL}
-    header = next(csv.reader([first.lstrip("\ufeff")], **how), [])
-    names.require(header)
-    used = [(i, name) for i, name in enumerate(header) if names(name)]
-    reader = csv.reader(text, **how)
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as e:
-            yield {MALFORMED: str(e)}
-            continue
-        if len(cells) > len(header) and any(cells[len(header) :]):
-            yield {MALFORMED: f"{len(cells)} cells under {len(header)} columns", "id": cells[0]}
-        elif any(cells):
-            yield names.row((name, cells[i]) for i, name in used if i < len(cells))
-
-
-def _jsonl(stream: BinaryIO, names: Names, kind: str) -> Iterator[Row]:
-    for line in stream:
-        if not line.strip():
-            continue
-        try:
-            product = json.loads(line)
-        except (ValueError, RecursionError) as e:
-            yield {MALFORMED: str(e)}
-            continue
-        yield names.row(product.items()) if isinstance(product, dict) else {MALFORMED: "not an object"}
-
-
-def _parquet(stream: BinaryIO, names: Names, kind: str) -> Iterator[Row]:
-    file = pap.ParquetFile(stream)
-    header = file.schema_arrow.names
-    names.require(header)
-    for batch in file.iter_batches(batch_size=8192, columns=[name for name in header if names(name)]):
-        for row in batch.to_pylist():
-            yield names.row(row.items())
-
-
-def _xml(stream: BinaryIO, names: Names, kind: str) -> Iterator[Row]:
-    """RSS items or Atom entries. No entity is expanded, no DTD loaded, no address followed; names in g: go first."""
-    safe = {"resolve_entities": False, "no_network": True, "load_dtd": False, "huge_tree": False}
-    for _, item in etree.iterparse(stream, events=("end",), tag=("{*}item", "{*}entry"), **safe):
-        declared = item.getroottree().docinfo.internalDTD
-        if declared is not None and any(True for _ in declared.iterentities()):
-            raise ConfigError(f"{names.what} is not a feed that can be read: its XML declares entities")
-        children = [c for c in item if isinstance(c.tag, str)]
-        children.sort(key=lambda c: "base.google.com" not in c.tag)
-        yield names.row(pair for child in children for pair in _element(child))
-        item.clear()
-        while item.getprevious() is not None:
-            del item.getparent()[0]
-
-
-def _element(child: etree._Element) -> Iterator[tuple[str, Any]]:
-    name = etree.QName(child).localname
-    if name == "image" and len(child):
-        yield from (("image[0].url", part.text) for part in child if etree.QName(part).localname == "url")
-    elif child.text and child.text.strip():
-        yield name, child.text.strip()
+    parts = re.split(between, str(value), maxsplit=MAX_LINKS)[:MAX_LINKS]
+    return [part.strip()[:MAX_TEXT] for part in parts if part.strip()]

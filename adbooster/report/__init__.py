@@ -4,4 +4,4 @@ Enters: tables, candidates and evaluation of a run. Leaves: runs/<run_id>/galler
 cohorts is data: it never becomes markup, and the page makes no network request.
 """
 
-__all__ = ["contact_sheet", "gallery", "page", "uplift"]
+__all__ = ["audit", "contact_sheet", "gallery", "page", "uplift"]

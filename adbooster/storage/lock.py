@@ -8,6 +8,7 @@ is a fencing token: every commit of a night first checks that its number is stil
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -197,7 +198,7 @@ def _now() -> datetime:
 
 
 def _numbers(root: Root) -> list[int]:
-    return sorted(int(n.removesuffix(".json")) for n in root.names(FOLDER) if n[:12].isdigit() and n.endswith(".json"))
+    return sorted(int(name[:12]) for name in root.files(FOLDER) if re.fullmatch(r"[0-9]{12}\.json", name))
 
 
 def _machine() -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from adbooster.storage import node_cache
 from adbooster.storage.node_cache import MANIFEST, sha256_of
 from adbooster.storage.objects import Root, _filesystem, _is_local, each
 from adbooster.storage.outage import room
+
+log = logging.getLogger(__name__)
 
 
 def local_copy(uri: str) -> Path:
@@ -159,14 +162,17 @@ def kept(root: Root) -> list[Kept]:
 
 
 def _kept(root: Root, folder: str) -> Kept | None:
-    """None: a pull that was cut off."""
+    """None: a pull that was cut off, or a manifest that `pull` did not write."""
     try:
         manifest = json.loads(root.read(f"{folder}/{MANIFEST}"))
+        files = manifest.pop("files")
+        uri = _uri(root, folder, list(files))
+        return Kept(**manifest, uri=uri, files=len(files), size_bytes=sum(f["size_bytes"] for f in files.values()))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
-    files = manifest.pop("files")
-    uri = _uri(root, folder, list(files))
-    return Kept(**manifest, uri=uri, files=len(files), size_bytes=sum(f["size_bytes"] for f in files.values()))
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        log.warning("leaving out %s, whose manifest is not one: %s", folder, str(e).splitlines()[0])
+        return None
 
 
 def _uri(root: Root, folder: str, files: list[str]) -> str:

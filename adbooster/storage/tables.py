@@ -26,6 +26,7 @@ TABLES = {
     "prompts": schema.PROMPTS,
     "creatives": schema.CREATIVES,
     "marks": schema.MARKS,
+    "decisions": schema.DECISIONS,
     "looks": schema.LOOKS,
 }
 
@@ -41,7 +42,7 @@ def open_table(root: Root, name: str, version: int | None = None) -> DeltaTable 
     try:
         with outage.in_words(uri):
             return DeltaTable(uri, version=version, storage_options=storage_options(root))
-    except TableNotFoundError:
+    except (TableNotFoundError, NotADirectoryError):
         return None
 
 

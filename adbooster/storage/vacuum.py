@@ -1,5 +1,6 @@
 """What nothing needs any more: table files past the retention, objects that no table names, parts of old runs."""
 
+import re
 import time
 from collections import defaultdict
 from datetime import timedelta
@@ -13,6 +14,7 @@ from adbooster.contracts.errors import ConfigError, SchemaError
 from adbooster.storage import tables
 from adbooster.storage.objects import FRESH_S, Root, Stat, each
 
+_OBJECT = re.compile(r"objects/[0-9a-f]{2}/[0-9a-f]{64}\.\w+")  # as Root.put names them
 MINIMUM = timedelta(days=1)
 CLOCKS_APART_S = 15 * 60  # more than this, and what is young or old cannot be told
 ABANDONED = timedelta(days=7)  # an unfinished run that has written nothing for so long is not resumed
@@ -50,7 +52,7 @@ def vacuum(root: Root, retention: timedelta, dry_run: bool = False, force: bool 
             f"--older-than {retention.total_seconds() / 86400:g} days is below the minimum of {MINIMUM.days} day, within "
             "which jobs that run now have stored objects that no table names yet; add --force if no job is running"
         )
-    names = root.names("tables")
+    names = [name for name in root.folders("tables") if tables.open_table(root, name) is not None]
     if not names:
         raise ConfigError(f"there are no tables below {root.uri}")
     if abs(apart := root.now() - time.time()) > CLOCKS_APART_S:
@@ -60,7 +62,7 @@ def vacuum(root: Root, retention: timedelta, dry_run: bool = False, force: bool 
         )
     before = time.time() - retention.total_seconds()
     expired = {file for name in names for file in tables.expired(root, name, retention)}
-    data = {path: s for path, s in root.stats("tables").items() if path.endswith(".parquet") and "/_" not in path}
+    data = {path: stat for name in names for path, stat in root.stats(f"tables/{name}").items() if _is_data(path)}
     table_files = expired & set(data)  # Delta names those again that an earlier vacuum removed
     parts, old_parts = _parts(root, before)
     live = set(data).difference(table_files).union(parts).difference(old_parts)
@@ -80,6 +82,10 @@ def vacuum(root: Root, retention: timedelta, dry_run: bool = False, force: bool 
         objects_kept=sum(kept for _, kept, _ in swept),
         refused=len(refused) + sum(stuck for _, _, stuck in swept),
     )
+
+
+def _is_data(path: str) -> bool:
+    return path.endswith(".parquet") and "/_" not in path
 
 
 def named(rows: pa.Table) -> set[str]:
@@ -137,15 +143,16 @@ def _parts(root: Root, before: float) -> tuple[dict[str, Stat], dict[str, Stat]]
 
 
 def _folders(root: Root) -> list[str]:
-    return [f"objects/{name}" for name in root.names("objects")]
+    return [f"objects/{name}" for name in root.folders("objects")]
 
 
 def _sweep(root: Root, folder: str, named: set[str], before: float, dry_run: bool) -> tuple[dict[str, Stat], int, int]:
     """Remove a folder's old objects that nothing names; returns them, how many stay, and of these how many are refused.
+    Files of others stay.
 
     The folder is listed now: what a job put again since the tables were read is young again.
     """
-    stored = root.stats(folder)
+    stored = {file: stat for file, stat in root.stats(folder).items() if _OBJECT.fullmatch(file)}
     gone = {file: stat for file, stat in stored.items() if file not in named and stat.modified <= before}
     refused = set() if dry_run else set(root.remove(gone))
     gone = {file: stat for file, stat in gone.items() if file not in refused}

@@ -148,3 +148,20 @@ def test_help_explains_every_flag():
     assert done.returncode == 0
     for text in ("--allowed-file-root", "--max-reject-share", "--dry-run", "Folder below which local pictures may lie"):
         assert text in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("1: 2\n", "has the name 1, which is no text"),
+        ("prepare: 3\ngenerate: {}\n", "prepare in .* should hold settings"),
+        ("- 1\n", "holds a list"),
+        ("\xff\0", "is not YAML"),
+        ("root_uri: &a [*a]\n", "stands for more than"),
+        ("x: " + "y" * (1 << 20), "a config file at most"),
+    ],
+)
+def test_a_config_file_that_is_none_is_one_sentence(tmp_path, text, says):
+    (tmp_path / "c.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=says):
+        load(PrepareConfig, ["--config", str(tmp_path / "c.yaml")])

@@ -89,6 +89,16 @@ def test_as_of_and_max_age(tmp_path):
         assert log.texts == [("boots", "snow")]
 
 
+def test_a_time_without_end_is_a_bad_row(tmp_path):
+    """It made the shares of its user NaN."""
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,query,timestamp\na,boots,inf\na,boots,-inf\na,boots,nan\nb,hat,1790000000\n")
+    with InterestLog(str(path), Interests()) as log:
+        log.load()
+        assert (log.dropped, log.users) == ({"bad_timestamp": 3}, 1)
+        assert log.shares(0, 1)[2].tolist() == [1.0]
+
+
 @pytest.mark.parametrize(
     ("text", "settings", "says"),
     [

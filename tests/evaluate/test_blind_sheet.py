@@ -1,13 +1,20 @@
+import csv
+import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from adbooster.cli import console
 from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.text import cell, text_of_cell
 from adbooster.evaluate import blind_sheet
 from adbooster.evaluate.config import Sheet
 from adbooster.pictures import images
+from tests.pages import chromium
+
+__all__ = ["chromium"]
 
 
 def rows(root, n=20, text="a spooky night"):
@@ -111,6 +118,10 @@ def test_an_empty_sheet_says_nothing():
         ("pair,rater,choice\n1,a,maybe\n", "'maybe'"),
         ("pair,rater,choice\n99,a,left\n", "pair 99"),
         ("pair,rater,choice\n1,a,left\n1,a,right\n", "twice"),
+        ("pair,rater,choice\n1,a,left\n\u00b2,a,left\n", "line 3, answers 'left' for pair"),
+        ("pair,rater,choice\n" + "9" * 5000 + ",a,left\n", "answers 'left' for pair"),
+        (f"pair,rater,choice\n1,{'a' * 101},left\n", "line 2: the rater 'aaa"),
+        (f'pair,rater,choice\n1,"{"a" * 2_000_000}",left\n', "is not CSV that can be read"),
     ],
 )
 def test_a_sheet_that_cannot_be_scored_is_a_sentence(sheet, said):
@@ -125,4 +136,33 @@ def test_the_console_scores_filled_sheets(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["creative"] == 30
     with pytest.raises(SystemExit, match="2"):
         console.main(["blind", "score", str(tmp_path / "gone.csv"), "--key", str(tmp_path / "key.json")])
-    assert "gone.csv cannot be read" in capsys.readouterr().err
+    assert "there is no file at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["=1+2", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\tx", "＝1", "'=1", "Anna", "-3", "'x"]
+)
+def test_a_name_is_no_formula_of_a_spreadsheet_and_comes_back(name):
+    written = cell(name)
+    assert not written.startswith(("=", "+", "@", "\t", "＝"))
+    assert written == name or written == f"'{name}"
+    assert text_of_cell(written) == name
+
+
+def test_the_sheets_script_writes_cells_as_the_library_does(root, chromium):
+    """The script of sheet.html quotes what a rater types as contracts.text.cell does, and the score undoes it."""
+    (path := Path(root.uri) / "sheet.html").parent.mkdir(parents=True)
+    path.write_text(blind_sheet._page([(1, "<script>document.title = 'ran'</script>"), (2, "a 'beach'")]))
+    page = chromium.new_page()
+    page.goto(path.as_uri())
+    assert page.title() == "Side by side", "text of a cohort is text"
+    for name in ("=1+2", "@x", "-2+3", "-3", "'=1", "Anna"):
+        page.fill("[name=rater]", name)
+        page.check("[name=p1][value=left]")
+        with page.expect_download() as download:
+            page.click("button")
+        download.value.save_as(path.parent / "answers.csv")
+        text = (path.parent / "answers.csv").read_text()
+        assert next(csv.DictReader(io.StringIO(text)))["rater"] == cell(name)
+        assert blind_sheet._answers("answers.csv", text) == [(name, 1, "left")]
+    page.close()

@@ -3,8 +3,9 @@ import time
 
 import pytest
 
+from adbooster.prepare.addresses import is_public, prefix
 from adbooster.prepare.config import Http
-from adbooster.prepare.fetch import Fetch, NotFetched, Photo, is_public
+from adbooster.prepare.fetch import Fetch, NotFetched, Photo
 
 QUICK = Http(read_s=1, deadline_s=3, attempts=3)
 
@@ -13,8 +14,8 @@ QUICK = Http(read_s=1, deadline_s=3, attempts=3)
 def fetch():
     made = []
 
-    def make(base="/nowhere/feed.tsv", allowed=None, allow_private=True, **http) -> Fetch:
-        made.append(Fetch(str(base), allowed, QUICK.model_copy(update=http), 100_000, allow_private))
+    def make(base="/nowhere/feed.tsv", allowed=None, allow_private=True, stores=(), options=None, **http) -> Fetch:
+        made.append(Fetch(str(base), allowed, QUICK.model_copy(update=http), 100_000, allow_private, stores, options))
         return made[-1]
 
     yield make
@@ -199,12 +200,12 @@ def test_objects_on_s3_by_their_etag(fetch, s3_root):
     for name, size in (("a.png", 10), ("big.png", 100_001)):
         with fsspec.open(f"{s3_root}/{name}", "wb") as f:
             f.write(b"x" * size)
-    client = fetch(base=f"{s3_root}/feed.tsv")
+    client = fetch(base=f"{s3_root}/feed.tsv", stores=[prefix(s3_root)])
     first = one(client, "a.png")
     assert isinstance(first, Photo)
     assert first.content == b"x" * 10
     assert one(client, "a.png", first.etag) == Photo(None, first.etag, None)
     assert one(client, f"{s3_root}/big.png") == "oversized_image"
     assert one(client, "gone.png") == "missing_image"
-    assert one(client, "s3://no-such-bucket-anywhere/x.png") in ("missing_image", "unreachable_image")
-    assert one(client, "s3://!!/x.png") == "unreachable_image"
+    assert one(client, "s3://no-such-bucket-anywhere/x.png") == "refused_address"
+    assert one(client, "s3://!!/x.png") == "refused_address"

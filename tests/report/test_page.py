@@ -122,6 +122,7 @@ def test_marks_by_keys_are_exported_read_by_the_next_night_and_imported(root, tw
         assert page.locator('.card[data-mark="approved"]').count() == 2
         page.select_option("#mark", "rejected")
         assert shown(page) == "1 of 12 creatives"
+        page.fill("#marked-by", " Anna ")
         with page.expect_download() as download:
             page.click("#export")
         assert download.value.suggested_filename == "marks-r1.json"
@@ -129,6 +130,7 @@ def test_marks_by_keys_are_exported_read_by_the_next_night_and_imported(root, tw
         page.reload()
         page.wait_for_selector("html[data-ready]")
         assert marked(page) == "2 approved, 1 rejected", "this browser keeps them"
+    assert json.loads((tmp_path / "marks.json").read_text())["by"] == "Anna"
     read = marks.read(str(tmp_path / "marks.json"))
     by_id = {c["creative_id"]: c for c in twelve.to_pylist()}
     assert sorted(m.mark for m in read) == ["approved", "approved", "rejected"]

@@ -60,7 +60,8 @@ function tellMarks() {
 
 function exportMarks() {
   const sorted = [...marks.values()].sort((a, b) => (a.creative_id < b.creative_id ? -1 : 1));
-  const file = { format: MARKS_FORMAT, run_id: DATA.run_id, exported_at: new Date().toISOString(), marks: sorted };
+  const by = byId('marked-by').value.trim() || null;
+  const file = { format: MARKS_FORMAT, run_id: DATA.run_id, by, exported_at: new Date().toISOString(), marks: sorted };
   const address = URL.createObjectURL(new Blob([`${JSON.stringify(file, null, 1)}\n`], { type: 'application/json' }));
   el('a', { href: address, download: `marks-${String(DATA.run_id).replace(/[^\w.-]/g, '_')}.json` }).click();
   setTimeout(() => URL.revokeObjectURL(address), 10000);
