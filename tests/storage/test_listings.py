@@ -102,11 +102,11 @@ COMMANDS = [
     ["models", "list", "--json"],
     ["audit", "b"],
     ["audit", "a"],
+    ["audit", "c"],
     ["rollback", "--to", "0", "--dry-run"],
     ["vacuum", "--older-than", "0", "--force", "--dry-run"],
     ["rollback", "--to", "0"],
     ["vacuum", "--older-than", "0", "--force"],
-    ["audit", "c"],
 ]
 
 
@@ -114,7 +114,7 @@ def test_every_command_works_on_a_littered_root(littered, capsys):
     foreign = {name for name in littered.stats("") if name.rsplit("/", 1)[-1] in FOREIGN}
     assert len(foreign) == len(FOLDERS) * len(FOREIGN)
     for command in COMMANDS:
-        assert live(littered) == {"b", "c"} or command in COMMANDS[-2:]
+        assert live(littered) == {"b", "c"} or command == COMMANDS[-1]
         console.main([*command, "--root-uri", littered.uri])
         assert capsys.readouterr().out
     assert live(littered) == {"a", "b"}
