@@ -81,6 +81,23 @@ class Gates(Config):
     its cohort and of its product; nearer ones that CLIP finds alike as well are duplicates."""
     max_background_similarity: float = Field(default=0.95, ge=-1, le=1)
     """Cosine of two scenes' CLIP vectors above which a near perceptual hash makes them duplicates."""
+    min_contact_share: float | None = Field(default=None, ge=0, le=1)
+    """Share of the product's lowest edge that must lie on the painted ground, where a ground is found."""
+    max_light_opposition: float | None = Field(default=None, ge=0, le=1)
+    """How surely (0-1) light may come from opposite sides on the product and in the scene."""
+
+
+class Harmonise(Config):
+    """How far the scene is drawn toward the product; the product is never changed. All is off unless set."""
+
+    exposure_stops: float = Field(default=0, ge=0, le=1)
+    """The most, in stops, by which the scene gets lighter or darker; 0 is off."""
+    white_balance: float = Field(default=0, ge=0, le=0.5)
+    """The most by which a channel of the scene changes, as a share of its light; 0 is off."""
+    grain: bool = False
+    """Noise of the product's photo in the scene too; lossless files grow by it."""
+    reflection: float = Field(default=0, ge=0, le=0.6)
+    """Strength of the product's mirror image on a glossy ground; 0 is off."""
 
 
 class Adapter(Config):
@@ -125,8 +142,14 @@ class Recipe(Config):
     """Places a product stands in, in turn for the candidates; each costs one VAE pass for all cohorts together."""
     stands: tuple[StandRule, ...] = ()
     """How products of a category stand; the first that fits, else the placement's own."""
-    shadow: Literal["none", "contact"] = "none"
-    """contact: a soft shadow under the product where the model painted none."""
+    shadow: Literal["none", "contact", "grounded"] = "none"
+    """contact: a soft ellipse under the product where the model painted none; grounded: contact, occlusion and cast
+    shadow from the product's outline and the scene's light."""
+    harmonise: Harmonise = Harmonise()
+    """The scene's light, colour and grain as the product's."""
+    clash_weight: float = Field(default=0, ge=0, le=1)
+    """What a candidate's score loses in the choice for a scene that clashes with the product at its worst: light from
+    the opposite side, a product above the ground, a horizon that touches its top."""
     image_format: Literal["webp_lossless", "png", "webp", "jpeg"] = "webp_lossless"
     """webp and jpeg are lossy: the product's PSNR is recorded with each file."""
     quality: int = Field(default=90, ge=1, le=100)
@@ -156,6 +179,18 @@ class Recipe(Config):
         return round(self.paint_px * wide / 8) * 8, round(self.paint_px / wide / 8) * 8
 
 
+# Settings that recipes of earlier versions lack: where they have their defaults they are no part of the name.
+_YOUNGER = {"recipe": ("harmonise", "clash_weight"), "gates": ("min_contact_share", "max_light_opposition")}
+
+
 def recipe_id(recipe: Recipe, revisions: Iterable[str]) -> str:
     """16 hex digits that name the recipe under the revisions of all models that decide (weights, adapters, rank...)."""
-    return digest(json.dumps(recipe.model_dump(mode="json"), sort_keys=True), *revisions)[:16]
+    facts = recipe.model_dump(mode="json")
+    for part, plain, names in (
+        (facts, Recipe(), _YOUNGER["recipe"]),
+        (facts["gates"], Gates(), _YOUNGER["gates"]),
+    ):
+        for name in names:
+            if part[name] == plain.model_dump(mode="json")[name]:
+                del part[name]
+    return digest(json.dumps(facts, sort_keys=True), *revisions)[:16]

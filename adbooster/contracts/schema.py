@@ -42,6 +42,8 @@ REJECTS = (
     "text_in_scene",
     "unsafe",
     "duplicate_background",
+    "floating",
+    "harsh_light",
 )
 ROLES = ("main", "additional", "lifestyle")
 
@@ -186,6 +188,20 @@ GATES = pa.struct(
         ("unsafe", pa.bool_()),
     ]
 )
+# How product and scene agree (pictures.lighting.Agreement); angles: 0 is light from the right, 90 from above.
+LIGHT = pa.struct(
+    [
+        ("colour_distance", pa.float32()),  # mean CIEDE2000 between the product's rim and the scene just outside it
+        ("scene_light_deg", pa.float32()),
+        ("scene_light_confidence", pa.float32()),  # 0-1
+        ("product_light_deg", pa.float32()),
+        ("product_light_confidence", pa.float32()),
+        ("light_opposition", pa.float32()),  # 0-1: how surely light comes from opposite sides
+        ("ground_line", pa.float32()),  # share of the height at which the ground begins; null: none is found
+        ("contact_share", pa.float32()),  # of the product's lowest edge on the ground; null: no ground is found
+        ("clash", pa.float32()),  # 0-1, the worst of what does not agree
+    ]
+)
 CREATIVES = _schema(
     creative_id=pa.string(),
     request_id=pa.string(),
@@ -207,6 +223,7 @@ CREATIVES = _schema(
     margin=pa.float32(),
     candidate_scores=pa.list_(pa.float32()),  # of all the round's candidates, before gates, in the order of their seeds
     gates=GATES,
+    light=LIGHT,  # of the painting; null for an original picture and for creatives of earlier versions
     fallback=pa.bool_(),
     fallback_reason=pa.string(),
     background_phash=pa.string(),  # 64 bits in hex, product masked out

@@ -81,8 +81,7 @@ class TrialPainter(Painter):
     def _measure_request(self, row: dict, places: list[Setting], painted: list[np.ndarray]) -> dict:
         cutout, size = self.cutout(row["photo_uri"], row["mask_uri"]), self.recipe.size(row["placement"])
         pictures = [
-            finish.finish(p, cutout, place.box, size, self.recipe.shadow)
-            for p, place in zip(painted, places, strict=True)
+            finish.finish(p, cutout, place.box, size, self.recipe) for p, place in zip(painted, places, strict=True)
         ]
         measured = self.measurer.scores(pictures, row["text"]) | self.measurer.baselines(row)
         best = measured["best"]

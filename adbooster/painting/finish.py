@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from adbooster.contracts.errors import AdboosterError
 from adbooster.contracts.recipe import LOSSLESS, Recipe
-from adbooster.pictures import compositing, images, proof
+from adbooster.pictures import compositing, grounding, images, lighting, proof, toning
 from adbooster.pictures.cutouts import ON, Cutout
 from adbooster.pictures.layout import Box
 
@@ -29,12 +29,25 @@ class File:
     psnr_db: float | None
 
 
-def finish(painted_u8: np.ndarray, cutout: Cutout, box: Box, size: tuple[int, int], shadow: str) -> np.ndarray:
-    """The scene at (width, height) `size` with the product at its own resolution: uint8 [H,W,3]."""
+def finish(painted_u8: np.ndarray, cutout: Cutout, box: Box, size: tuple[int, int], recipe: Recipe) -> np.ndarray:
+    """The scene at (width, height) `size` with the product at its own resolution: uint8 [H,W,3].
+
+    Where the recipe asks for it the scene is drawn toward the product, in colour at painting size, in light at full size.
+    """
+    harmonise, product = recipe.harmonise, cutout.scaled(box.width_px, box.height_px)
+    if harmonise.exposure_stops or harmonise.white_balance:
+        painted_u8 = toning.toned(painted_u8, product, harmonise.exposure_stops, harmonise.white_balance)
     scene = images.resize(painted_u8, *size, bicubic=True)
-    if shadow == "contact":
-        scene = contact_shadow(scene, cutout, box)
-    return compositing.compose(scene, cutout, box)
+    if harmonise.grain:
+        scene = toning.grained(scene, toning.missing_grain(painted_u8, product))
+    if harmonise.reflection and grounding.glossy(painted_u8, (box.y_px + box.height_px) / size[1]):
+        scene = grounding.reflect(scene, product, box, harmonise.reflection)
+    if recipe.shadow == "contact":
+        scene = contact_shadow(scene, product, box)
+    elif recipe.shadow == "grounded":
+        light = lighting.light_of(painted_u8, compositing.placed_alpha(product, box, size))
+        scene = grounding.shade(scene, product, box, light)
+    return compositing.compose(scene, product, box)
 
 
 def contact_shadow(scene_u8: np.ndarray, cutout: Cutout, box: Box) -> np.ndarray:

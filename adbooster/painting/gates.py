@@ -1,4 +1,5 @@
-"""What CLIP's score does not see: whether the product grew or was painted twice, people, writing, unsafe scenes."""
+"""What CLIP's score does not see: whether the product grew, floats or was painted twice, its light, people, writing,
+unsafe scenes."""
 
 import re
 
@@ -10,6 +11,7 @@ from adbooster.models.clip import Clip
 from adbooster.models.safety import Safety
 from adbooster.models.u2net import U2Net
 from adbooster.pictures import images
+from adbooster.pictures.lighting import Agreement
 
 INSPECT_PX = 320
 PEOPLE = ("a photo of a person", "a photo of people", "a portrait of a face")
@@ -36,6 +38,14 @@ def expansion_share(product: np.ndarray, salient: np.ndarray) -> float:
     """
     area = product.sum()
     return float((product | salient).sum() - area) / max(1, int(area))
+
+
+def clash_word(gates: Gates, agreement: Agreement) -> str | None:
+    """The reject word of a scene that does not fit the product's base or light; what was not found fails no gate."""
+    share, least = agreement.contact_share, gates.min_contact_share
+    if share is not None and least is not None and share < least:
+        return "floating"
+    return "harsh_light" if _over(agreement.light_opposition, gates.max_light_opposition) else None
 
 
 class Inspector:

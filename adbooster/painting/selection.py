@@ -1,5 +1,7 @@
 """Which candidate of a request to take next: good, and unlike those already chosen."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 
@@ -12,3 +14,8 @@ def next_best(left: list[int], chosen: list[int], scores: np.ndarray, vectors: n
         return left[int(np.argmax(scores[left]))]
     alike = (vectors[left] @ vectors[chosen].T).max(axis=1)
     return left[int(np.argmax((1 - diversity) * scores[left] - diversity * alike))]
+
+
+def fitting(scores: np.ndarray, clashes: Iterable[float], weight: float) -> np.ndarray:
+    """What candidates are chosen by: their scores [K] less `weight` for a scene that clashes with the product fully."""
+    return scores - weight * np.fromiter(clashes, float, len(scores))

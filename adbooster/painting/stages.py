@@ -20,8 +20,8 @@ from adbooster.models.safety import Safety
 from adbooster.models.u2net import U2Net
 from adbooster.painting import candidates, finish, selection
 from adbooster.painting.config import PaintingConfig
-from adbooster.painting.gates import Inspector
-from adbooster.pictures import compositing, cutouts, images, layout, scenes
+from adbooster.painting.gates import Inspector, clash_word
+from adbooster.pictures import compositing, cutouts, images, layout, lighting, scenes
 from adbooster.storage.model_store import local_copy
 from adbooster.storage.objects import Root
 
@@ -40,6 +40,12 @@ class Setting(NamedTuple):
     box: layout.Box
     overlay: compositing.Overlay
     condition: Condition
+    light: lighting.Light  # on the product
+
+    @property
+    def alpha(self) -> np.ndarray:
+        """The product at painting size, uint8 [h,w]."""
+        return (self.overlay.alpha[..., 0] * 255).astype(np.uint8)
 
 
 class Pick(NamedTuple):
@@ -51,6 +57,7 @@ class Pick(NamedTuple):
     score: float
     figures: dict
     marks: tuple[str, str]
+    agreement: lighting.Agreement
 
 
 @dataclass
@@ -159,16 +166,17 @@ class Painter:
         recipe, best_own = self.recipe, max(request.own)
         request.scores = [float(s) for s in scores]
         scenes = self._scene_vectors(places, previews) if recipe.keep > 1 else np.zeros((len(scores), 1))
+        wanted = self._fitting(places, painted, previews, scores)
         turned_down = False
         left, chosen = list(range(len(scores))), []
         while left and len(request.picks) < recipe.keep:
-            i = selection.next_best(left, chosen, scores, scenes, recipe.diversity)
+            i = selection.next_best(left, chosen, wanted, scenes, recipe.diversity)
             left.remove(i)
             if scores[i] <= best_own:
                 continue
             pick, word = self._finished(request, i, places[i], painted[i])
             if request.shown is not None:
-                request.shown[i - len(scores)].inspected(word, pick.figures)
+                request.shown[i - len(scores)].inspected(word, pick.figures | _shown(pick.agreement))
             if word:
                 request.rejects.append(word)
                 turned_down = turned_down or word != "below_original"
@@ -179,24 +187,34 @@ class Painter:
         request.round = request.round + 1 if request.picks or turned_down else -1
 
     def _scene_vectors(self, places: list[Setting], previews: list[np.ndarray]) -> np.ndarray:
-        alphas = [(s.overlay.alpha[..., 0] * 255).astype(np.uint8) for s in places]
-        return self.ranker.embed_images([scenes.scene_only(p, a) for p, a in zip(previews, alphas, strict=True)])
+        return self.ranker.embed_images([scenes.scene_only(p, s.alpha) for p, s in zip(previews, places, strict=True)])
+
+    def _fitting(
+        self, places: list[Setting], painted: list[np.ndarray], previews: list[np.ndarray], scores: np.ndarray
+    ) -> np.ndarray:
+        """What the candidates are chosen by: scores, less what their scenes clash where the recipe asks for it."""
+        if not (weight := self.recipe.clash_weight):
+            return scores
+        some = zip(places, painted, previews, strict=True)
+        return selection.fitting(scores, [lighting.agreement(p, s.alpha, s.light, v).clash for s, p, v in some], weight)
 
     def _finished(self, request: Request, i: int, place: Setting, painted: np.ndarray) -> tuple[Pick, str | None]:
         """Candidate `i` at full size, and the reject word of the first gate that fails; None: all pass."""
         row, recipe = request.row, self.recipe
-        cutout, size = self.cutout(row["photo_uri"], row["mask_uri"]), recipe.size(row["placement"])
-        picture = finish.finish(painted, cutout, place.box, size, recipe.shadow)
-        alpha = np.zeros(picture.shape[:2], np.uint8)
-        alpha[place.box.slices] = cutout.scaled(place.box.width_px, place.box.height_px).alpha
+        box, size = place.box, recipe.size(row["placement"])
+        product = self.cutout(row["photo_uri"], row["mask_uri"]).scaled(box.width_px, box.height_px)
+        picture = finish.finish(painted, product, box, size, recipe)
+        alpha = compositing.placed_alpha(product, box, size)
         scene = scenes.scene_only(picture, alpha)
         vectors = self.ranker.embed_images([picture, scene])
         score = float(vectors[0] @ request.text)
         word, figures = self.inspector.inspect(picture, alpha, vectors[1], row["text"])
+        agreement = lighting.agreement(painted, alpha, place.light, picture)
+        word = word or clash_word(recipe.gates, agreement)
         if score <= max(request.own):
             word = "below_original"
         number = request.round * recipe.candidates + i
-        return Pick(number, place.box, picture, score, figures, scenes.marks(scene, vectors[1])), word
+        return Pick(number, box, picture, score, figures, scenes.marks(scene, vectors[1]), agreement), word
 
     def _rows(self, request: Request) -> list[dict]:
         """The rows of a request's winners, best first; their files are stored when this returns."""
@@ -230,6 +248,7 @@ class Painter:
             "clip_score": pick.score,
             "margin": pick.score - max(request.own),
             "gates": _FIGURES | figures,
+            "light": pick.agreement.figures(),
             "fallback": False,
             "background_phash": pick.marks[0],
             "background_simhash": pick.marks[1],
@@ -267,7 +286,14 @@ class Painter:
         seed = seed_of(digest(photo_uri, mask_uri, placement, str(recipe.seed)), number)
         box = layout.place(cutout, recipe.size(placement), recipe.stand(category, placement), seed)
         overlay = compositing.overlay(cutout, box, recipe.size(placement), recipe.paint_size(placement))
-        return Setting(box, overlay, self.outpainter.condition(overlay.image, overlay.product_mask))
+        condition = self.outpainter.condition(overlay.image, overlay.product_mask)
+        return Setting(box, overlay, condition, lighting.product_light(cutout))
 
     def _embedded(self, photo_uri: str) -> np.ndarray:
         return self.ranker.embed_images([images.decode(self.root.read(photo_uri))])[0]
+
+
+def _shown(agreement: lighting.Agreement) -> dict:
+    """What the page shows of a candidate."""
+    figures = agreement.figures()
+    return {name: figures[name] for name in ("colour_distance", "light_opposition", "ground_line", "contact_share")}

@@ -44,6 +44,13 @@ def overlay(cutout: Cutout, box: Box, size: tuple[int, int], paint_size: tuple[i
     return Overlay(image, np.where(small > ON, 255, 0).astype(np.uint8), premultiplied, share)
 
 
+def placed_alpha(cutout: Cutout, box: Box, size: tuple[int, int]) -> np.ndarray:
+    """The product's alpha in a whole picture of (width, height) `size`, uint8 [H,W]."""
+    alpha = np.zeros(size[::-1], np.uint8)
+    alpha[box.slices] = cutout.scaled(box.width_px, box.height_px).alpha
+    return alpha
+
+
 def compose(background_u8: np.ndarray, cutout: Cutout, box: Box) -> np.ndarray:
     """The product before a background, uint8 [H,W,3]; where alpha is 255 the pixels are the (scaled) photo's."""
     product = cutout.scaled(box.width_px, box.height_px)

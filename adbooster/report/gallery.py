@@ -177,7 +177,8 @@ def _creative(row: dict, kept: dict | None, live: set[str], pictures: _Pictures)
     entry = {name: row[name] for name in plain}
     entry |= {name: _rounded(row[name]) for name in ("clip_score", "neutral_score", "margin")}
     entry["seed"] = str(row["seed"])
-    entry["gates"] = {k: _rounded(v) for k, v in (row["gates"] or {}).items() if v is not None}
+    figures = (row["gates"] or {}) | (row["light"] or {})
+    entry["gates"] = {k: _rounded(v) for k, v in figures.items() if v is not None}
     if kept:
         entry["candidates"] = [
             _candidate(c, entry["seed"], set(kept["winners"]) - live, pictures) for c in kept["candidates"]

@@ -152,10 +152,15 @@ def _merge_into(table: DeltaTable, rows: pa.Table, on: str, commit: CommitProper
 
 
 def read_staged(root: Root, folder: str, wanted: pa.Schema) -> pa.Table:
-    """The rows of all whole Parquet parts in a folder of a run; a part that a killed run left cut short has none."""
+    """The rows of all whole Parquet parts in a folder of a run; a part that a killed run left cut short has none.
+
+    A column that is younger than a part is null.
+    """
     names = [f"{folder}/{name}" for name in root.files(folder) if name.endswith(".parquet")]
-    parts = each(partial(_part, root), names)
-    return pa.concat_tables([schema.check(p, wanted, folder) for p in parts if p is not None] or [wanted.empty_table()])
+    parts = [p for p in each(partial(_part, root), names) if p is not None]
+    known = [pa.schema([f for f in wanted if f.name in p.column_names]) for p in parts]
+    rows = [schema.fill(schema.check(p, k, folder), wanted) for p, k in zip(parts, known, strict=True)]
+    return pa.concat_tables(rows or [wanted.empty_table()])
 
 
 def _part(root: Root, relative: str) -> pa.Table | None:

@@ -2,7 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from adbooster.contracts.naming import digest, seed_of
-from adbooster.contracts.recipe import Recipe, recipe_id
+from adbooster.contracts.recipe import Gates, Recipe, recipe_id
 
 
 def test_every_setting_of_a_recipe_changes_its_name():
@@ -23,6 +23,8 @@ def test_every_setting_of_a_recipe_changes_its_name():
         "layouts": 3,
         "stands": [{"product_scale": (0.3, 0.4), "ground_line": (0.7, 0.8)}],
         "shadow": "contact",
+        "harmonise": {"exposure_stops": 0.3},
+        "clash_weight": 0.1,
         "image_format": "png",
         "quality": 80,
         "seed": 1,
@@ -31,6 +33,29 @@ def test_every_setting_of_a_recipe_changes_its_name():
     names = {recipe_id(Recipe(**{k: v}), ["w", "r"]) for k, v in changed.items()}
     names |= {recipe_id(Recipe(), models) for models in (["w", "r"], ["w2", "r"], ["w", "r2"])}
     assert len(names) == len(changed) + 3
+
+
+def test_recipes_of_earlier_versions_keep_their_names():
+    """Nothing that is live is painted again because there is a setting more; the names were made before there was."""
+    assert recipe_id(Recipe(), ["a"]) == "53e04c5a30c33add"
+    former = Recipe(shadow="contact", gates=Gates(max_people=0.5), candidates=2)
+    assert recipe_id(former, ["a"]) == "810149af55c0e30d"
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        {"shadow": "grounded"},
+        {"harmonise": {"white_balance": 0.1}},
+        {"harmonise": {"grain": True}},
+        {"harmonise": {"reflection": 0.2}},
+        {"clash_weight": 0.2},
+        {"gates": {"min_contact_share": 0.5}},
+        {"gates": {"max_light_opposition": 0.5}},
+    ],
+)
+def test_what_is_new_names_another_recipe_once_it_is_set(new):
+    assert recipe_id(Recipe(**new), ["a"]) != recipe_id(Recipe(), ["a"])
 
 
 def test_parts_are_kept_apart():

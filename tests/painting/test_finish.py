@@ -1,10 +1,13 @@
+import time
+
 import numpy as np
 import pytest
 
 from adbooster.contracts.errors import AdboosterError
-from adbooster.contracts.recipe import Recipe, placements
+from adbooster.contracts.recipe import Harmonise, Recipe, placements
 from adbooster.painting import finish
-from adbooster.pictures import cutouts, images, layout, proof
+from adbooster.pictures import compositing, cutouts, images, layout, proof
+from adbooster.tiny import world
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def grey(side: int = 400, level: int = 200):
 
 @pytest.mark.parametrize(("kind", "extension"), [("webp_lossless", "webp"), ("png", "png")])
 def test_lossless_files_hold_the_photos_pixels(cutout, box, kind, extension):
-    picture = finish.finish(grey(64), cutout, box, (400, 400), "contact")
+    picture = finish.finish(grey(64), cutout, box, (400, 400), Recipe(shadow="contact"))
     file = finish.encode(picture, cutout, box, Recipe(image_format=kind))
     assert (file.extension, file.product_max_diff, file.psnr_db) == (extension, 0, None)
     assert np.array_equal(images.decode(file.content), picture)
@@ -31,7 +34,7 @@ def test_lossless_files_hold_the_photos_pixels(cutout, box, kind, extension):
 
 @pytest.mark.parametrize(("kind", "extension"), [("webp", "webp"), ("jpeg", "jpg")])
 def test_lossy_files_say_what_they_cost(cutout, box, kind, extension):
-    picture = finish.finish(grey(64), cutout, box, (400, 400), "none")
+    picture = finish.finish(grey(64), cutout, box, (400, 400), Recipe(shadow="none"))
     good, poor = (finish.encode(picture, cutout, box, Recipe(image_format=kind, quality=q)) for q in (95, 20))
     assert good.extension == extension
     assert good.psnr_db > poor.psnr_db > 15
@@ -43,7 +46,7 @@ def test_lossy_files_say_what_they_cost(cutout, box, kind, extension):
 
 
 def test_an_altered_product_is_not_stored(cutout, box):
-    picture = finish.finish(grey(64), cutout, box, (400, 400), "none")
+    picture = finish.finish(grey(64), cutout, box, (400, 400), Recipe(shadow="none"))
     y, x = np.argwhere(cutout.scaled(box.width_px, box.height_px).alpha == 255)[100]
     picture[box.y_px + y, box.x_px + x] ^= 8
     with pytest.raises(AdboosterError, match="by up to 8 levels"):
@@ -51,7 +54,7 @@ def test_an_altered_product_is_not_stored(cutout, box):
 
 
 def test_a_shadow_lies_under_the_product_and_never_on_it(cutout, box):
-    plain, shaded = (finish.finish(grey(), cutout, box, (400, 400), s) for s in ("none", "contact"))
+    plain, shaded = (finish.finish(grey(), cutout, box, (400, 400), Recipe(shadow=s)) for s in ("none", "contact"))
     assert proof.product_difference(shaded, cutout, box) == 0
     darker = (plain.astype(int) - shaded).max(axis=2)
     ys, xs = np.nonzero(darker > 20)
@@ -66,3 +69,44 @@ def test_no_second_shadow_where_the_model_painted_one(cutout, box):
     scene[ground - 5 : ground + 30, box.x_px : box.x_px + box.width_px] = 90
     assert np.array_equal(finish.contact_shadow(scene, cutout, box), scene)
     assert not np.array_equal(finish.contact_shadow(grey(), cutout, box), grey())
+
+
+EVERYTHING = Harmonise(exposure_stops=0.5, white_balance=0.2, grain=True, reflection=0.4)
+
+
+@pytest.mark.parametrize("level", [20, 120, 250])
+def test_all_that_is_drawn_toward_the_product_leaves_it_exact(cutout, box, level):
+    """The first promise with every setting on: the stored file holds the photo's pixels."""
+    recipe = Recipe(shadow="grounded", harmonise=EVERYTHING)
+    picture = finish.finish(grey(64, level), cutout, box, (400, 400), recipe)
+    assert finish.encode(picture, cutout, box, recipe).product_max_diff == 0
+    assert not np.array_equal(picture, finish.finish(grey(64, level), cutout, box, (400, 400), Recipe()))
+    assert np.array_equal(picture, finish.finish(grey(64, level), cutout, box, (400, 400), recipe))
+
+
+@pytest.mark.parametrize("shadow", ["none", "contact"])
+def test_with_all_of_it_off_pictures_are_those_of_earlier_versions(cutout, box, shadow):
+    painted = np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)
+    scene = images.resize(painted, 400, 400, bicubic=True)
+    if shadow == "contact":
+        scene = finish.contact_shadow(scene, cutout, box)
+    made = finish.finish(painted, cutout, box, (400, 400), Recipe(shadow=shadow))
+    assert np.array_equal(made, compositing.compose(scene, cutout, box))
+
+
+def test_grounding_costs_no_more_than_a_few_contact_shadows():
+    photo, mask = (images.resize(a, 900, 900, bicubic=True) for a in world.packshot("teapot", 256))
+    cutout = cutouts.cut(photo, mask)
+    box = layout.place(cutout, (1080, 1080), placements()["square"], 1)
+    painted = np.random.default_rng(3).integers(0, 256, (128, 128, 3), np.uint8)
+
+    def seconds(recipe: Recipe) -> float:
+        times = []
+        for _ in range(4):
+            started = time.process_time()
+            finish.finish(painted, cutout, box, (1080, 1080), recipe)
+            times.append(time.process_time() - started)
+        return min(times)
+
+    everything = Recipe(shadow="grounded", harmonise=EVERYTHING)
+    assert seconds(everything) < 6 * seconds(Recipe(shadow="contact"))

@@ -8,6 +8,7 @@ from adbooster.models.u2net import U2Net
 from adbooster.painting import gates
 from adbooster.painting.gates import Inspector, asks_for_people, expansion_share
 from adbooster.pictures import compositing, cutouts, layout, scenes
+from adbooster.pictures.lighting import Agreement
 from adbooster.tiny import world
 from tests.conftest import MODELS
 
@@ -119,3 +120,22 @@ def test_the_safety_checker_is_asked(ranker, tmp_path, threshold, said):
     word, figures = look(inspector, *scene(("teapot", 150)))
     assert word == said
     assert figures == {"unsafe": said == "unsafe"}
+
+
+@pytest.mark.parametrize(
+    ("figures", "word"),
+    [
+        ({}, None),
+        ({"contact_share": 0.3}, "floating"),
+        ({"contact_share": None}, None),
+        ({"light_opposition": 0.8}, "harsh_light"),
+        ({"contact_share": 0.3, "light_opposition": 0.8}, "floating"),
+    ],
+)
+def test_scenes_that_do_not_fit_have_their_words(figures, word):
+    fitting = {"colour_distance": 10.0, "scene_light_deg": 90.0, "scene_light_confidence": 1.0, "clash": 0.0}
+    fitting |= {"product_light_deg": 90.0, "product_light_confidence": 1.0, "light_opposition": 0.1}
+    fitting |= {"ground_line": 0.6, "contact_share": 1.0}
+    agreement = Agreement(**fitting | figures)
+    assert gates.clash_word(Gates(min_contact_share=0.5, max_light_opposition=0.5), agreement) == word
+    assert gates.clash_word(Gates(), agreement) is None

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from adbooster.contracts import schema
-from adbooster.pictures import images
+from adbooster.pictures import images, lighting
 from tests.generate.test_generate import RECIPE, Stub, painter, requests
 
 TWO = RECIPE | {"max_rounds": 2}
@@ -141,3 +141,53 @@ def test_the_size_of_a_pass_does_not_choose_the_picture(stocked, batch):
         assert (a["seed"], a["layout"]) == (b["seed"], b["layout"])
         pictures = [images.decode(stocked.read(r["uri"])).astype(int) for r in (a, b)]
         assert np.abs(pictures[0] - pictures[1]).max() <= 3
+
+
+CLASH = dict.fromkeys(("scene_light_deg", "product_light_deg"), 90.0) | dict.fromkeys(
+    ("colour_distance", "scene_light_confidence", "product_light_confidence", "light_opposition"), 0.0
+)
+
+
+def told(monkeypatch, stage, clashes):
+    """Agreements as given, by the candidate's own painting, in place of measured ones."""
+    order = {}
+    paint = stage.outpainter.paint
+
+    def painting(jobs):
+        out = paint(jobs)
+        order.update({p.tobytes(): clashes[i % len(clashes)] for i, p in enumerate(out)})
+        return out
+
+    def agreement(scene_u8, *_):
+        clash = order[scene_u8.tobytes()]
+        return lighting.Agreement(**CLASH, ground_line=0.6, contact_share=1 - clash, clash=clash)
+
+    monkeypatch.setattr(stage.outpainter, "paint", painting)
+    monkeypatch.setattr(lighting, "agreement", agreement)
+
+
+def test_a_better_scene_may_win_over_a_better_score(stocked, monkeypatch):
+    for weight, score in ((0.0, 0.9), (0.4, 0.9), (0.6, 0.4)):
+        stage = painter(stocked, recipe=TWO | {"clash_weight": weight})
+        stage.ranker, stage.inspector = Stub([0.4, 0.9], own=0.1), Verdicts()
+        with monkeypatch.context() as patch:
+            told(patch, stage, [0.0, 1.0])
+            best = stage(one(stocked)).to_pylist()[0]
+        assert round(best["clip_score"], 2) == score
+
+
+def test_a_floating_product_makes_room_for_the_next(stocked, monkeypatch):
+    stage = painter(stocked, recipe=TWO | {"gates": {"min_contact_share": 0.5}})
+    stage.ranker, stage.inspector = Stub([0.4, 0.9], own=0.1), Verdicts()
+    told(monkeypatch, stage, [0.2, 0.9])
+    best = stage(one(stocked)).to_pylist()[0]
+    assert (best["candidate_rejects"], round(best["clip_score"], 2)) == (["floating"], 0.4)
+    assert best["light"]["contact_share"] == pytest.approx(0.8)
+
+
+def test_the_figures_of_light_are_stored(stocked):
+    light = staged(stocked, [], shadow="grounded")[0]["light"]
+    assert set(light) == {f.name for f in schema.LIGHT}
+    assert 0 <= light["clash"] <= 1
+    assert 0 < light["colour_distance"] < 120
+    assert staged(stocked, [], own=0.95)[0]["light"] is None

@@ -133,6 +133,16 @@ def test_parts_are_read_whatever_their_number(root):
     assert found["cohort_id"].to_pylist() == [f"c{i}" for i in range(100)]
 
 
+def test_a_part_older_than_a_column_is_read_with_nulls(root):
+    """What a killed run of an earlier version staged is taken up."""
+    sink = pa.BufferOutputStream()
+    pap.write_table(rows(["a"]).drop_columns(["text_model"]), sink)
+    root.write("runs/r/staged/cohorts/0.parquet", sink.getvalue().to_pybytes())
+    found = tables.read_staged(root, "runs/r/staged/cohorts", schema.COHORTS)
+    assert (found.schema, found["cohort_id"].to_pylist()) == (schema.COHORTS, ["a"])
+    assert found["text_model"].null_count == 1
+
+
 def test_a_table_older_than_a_column_is_read_with_nulls_and_grows(root):
     from deltalake import write_deltalake
 

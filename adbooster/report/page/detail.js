@@ -7,6 +7,15 @@ const FIGURES = {
   people: ['People in the scene', (v) => share(v)],
   text: ['Writing in the scene', (v) => share(v)],
   unsafe: ['Unsafe', (v) => (v ? 'yes' : 'no')],
+  colour_distance: ['Colour, product to scene', (v) => `${v.toFixed(0)} (CIEDE2000)`],
+  scene_light_deg: ['Light in the scene', (v) => `from ${v.toFixed(0)}°`],
+  scene_light_confidence: ['as sure as', (v) => share(v)],
+  product_light_deg: ['Light on the product', (v) => `from ${v.toFixed(0)}°`],
+  product_light_confidence: ['as sure as', (v) => share(v)],
+  light_opposition: ['Light from opposite sides', (v) => share(v)],
+  ground_line: ['Ground begins at', (v) => `${share(v)} of the height`],
+  contact_share: ['Base on the ground', (v) => share(v)],
+  clash: ['Scene against product', (v) => share(v)],
 };
 let opened = -1;
 
