@@ -1,4 +1,5 @@
-"""Make the embedded models again: `python -m adbooster.tiny.build --work <folder>` (about two hours on two cores).
+"""Make the embedded models again: `python -m adbooster.tiny.build --work <folder>` (about two hours on two cores;
+with `--device cuda --workers 16` about a quarter of an hour on one large GPU).
 
 Resumable: every stage leaves a checkpoint in the work folder and continues from it. Each model gets its own budget
 of training minutes; more is better. Results go to `adbooster/tiny/models/`, each with a card.json.
@@ -9,6 +10,7 @@ import json
 import logging
 import platform
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -17,27 +19,42 @@ import open_clip
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
+from transformers import CLIPTokenizer
 
 from adbooster.tiny import nets, texts, train, world
 
 log = logging.getLogger(__name__)
 MODELS = Path(__file__).parent / "models"
-STAGES = ("vae", "decoder", "rank", "judge", "caption", "unet")
-MINUTES = {"vae": 13, "decoder": 5, "rank": 6, "judge": 8, "caption": 10, "unet": 50}
-RATES = {"vae": 2e-3, "decoder": 1e-3, "rank": 1e-3, "judge": 1.5e-3, "caption": 1e-3, "unet": 1e-3}
+STAGES = ("rank", "judge", "caption", "vae", "decoder", "unet")
+RATES = {
+    "rank": 1e-3,
+    "judge": 1.5e-3,
+    "caption": 1e-3,
+    "vae": 2e-3,
+    "decoder": 1e-3,
+    "unet": 1e-3,
+}
+MINUTES = {
+    "cpu": {"rank": 6, "judge": 8, "caption": 10, "vae": 13, "decoder": 5, "unet": 50},
+    "cuda": {"rank": 0.6, "judge": 0.8, "caption": 0.8, "vae": 5, "decoder": 1, "unet": 5},
+}
+BATCH = {
+    "cpu": {"rank": 192, "judge": 192, "caption": 64, "vae": 16, "decoder": 24, "unet": 48},
+    "cuda": {"rank": 768, "judge": 768, "caption": 256, "vae": 64, "decoder": 64, "unet": 512},
+}
 
 
-def compose_one(i: int) -> tuple[np.ndarray, np.ndarray, str, str | None]:
+def compose_one(i: int) -> tuple[np.ndarray, str, str | None]:
     """Picture i of the training set: held-out products never, every fifth a packshot, half with turned hue."""
     rng = np.random.default_rng([0, i])
     product = world.SEEN[int(rng.integers(len(world.SEEN)))]
     scene = None if i % 5 == 0 else list(world.SCENES)[int(rng.integers(len(world.SCENES)))]
     hue = bool(rng.uniform() < 0.5)
     if scene is None:
-        picture = world.packshot(product, nets.SIDE_PX, seed=i, hue=hue)
+        image, _ = world.packshot(product, nets.SIDE_PX, seed=i, hue=hue)
     else:
-        picture = world.compose(scene, product, nets.SIDE_PX, seed=i, hue=hue)
-    return *picture, product, scene
+        image, _ = world.compose(scene, product, nets.SIDE_PX, seed=i, hue=hue)
+    return image, product, scene
 
 
 def compose_all(work: Path, n: int, workers: int) -> train.Pictures:
@@ -45,83 +62,154 @@ def compose_all(work: Path, n: int, workers: int) -> train.Pictures:
     if not (work / "labels.json").exists():
         side = nets.SIDE_PX
         images = np.lib.format.open_memmap(work / "images.npy", "w+", np.uint8, (n, side, side, 3))
-        masks = np.lib.format.open_memmap(work / "masks.npy", "w+", np.uint8, (n, side, side))
         labels = []
         with ProcessPoolExecutor(workers) as pool:
-            for i, (image, mask, product, scene) in enumerate(pool.map(compose_one, range(n), chunksize=64)):
-                images[i], masks[i] = image, mask
+            for i, (image, product, scene) in enumerate(pool.map(compose_one, range(n), chunksize=32)):
+                images[i] = image
                 labels.append((product, scene))
         images.flush()
-        masks.flush()
         (work / "labels.json").write_text(json.dumps(labels))
     return train.Pictures(work)
 
 
-def build(stage: str, minutes: float, pictures: train.Pictures, work: Path, device: str) -> None:
+@dataclass(frozen=True)
+class Workshop:
+    """Where one building goes on, on what device, and where finished models go."""
+
+    pictures: train.Pictures
+    work: Path
+    models: Path
+    device: str
+    compiled: bool
+
+    def fit(self, stage: str, net: nn.Module, loss: train.LossOfStep, minutes: float, **more: float) -> tuple:
+        return train.fit(stage, net, loss, minutes, RATES[stage], self.work, self.device, **more)
+
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        """CLIP's tokenizer of this world, made once."""
+        folder = self.work / "tokenizer"
+        return CLIPTokenizer.from_pretrained(folder) if folder.exists() else texts.clip_tokenizer(folder)
+
+    @property
+    def token_ids(self) -> torch.Tensor:
+        return train.token_ids(self.pictures, self.tokenizer, self.work / "ids.pt")
+
+    def vae(self) -> AutoencoderKL:
+        vae = AutoencoderKL.from_pretrained(self.work / "vae", use_safetensors=True)
+        return vae.to(self.device)  # pyright: ignore[reportArgumentType]  # diffusers' `to` is untyped
+
+    def rank(self) -> open_clip.CustomTextCLIP:
+        clip, _, _ = open_clip.create_model_and_transforms(f"local-dir:{self.models / 'rank'}")
+        return cast("open_clip.CustomTextCLIP", clip)
+
+
+def build(stage: str, minutes: float, shop: Workshop) -> None:
     """Train one model on the pictures and write it where the library's tiny preset finds it."""
-    torch.manual_seed({s: i for i, s in enumerate(STAGES)}[stage])
-    fitted = {"minutes": minutes, "lr": RATES[stage], "work": work, "device": device}
-    if stage == "vae":
-        vae, state = train.fit("vae", vae := nets.new_vae(), train.vae_loss(vae, pictures, device), **fitted)
-        nets.narrow_posterior(vae)
-        vae.register_to_config(scaling_factor=_scaling_factor(vae, pictures, device))
-        vae.save_pretrained(work / "vae")
-    elif stage == "decoder":
-        vae = nets.AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True)
-        vae.to(device)  # pyright: ignore[reportArgumentType]  # diffusers' `to` is untyped
-        assert vae.post_quant_conv is not None
-        half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
-        _, state = train.fit("decoder", half, train.decoder_loss(vae, pictures, device), **fitted)
-        vae.save_pretrained(work / "vae")
-    elif stage in nets.CLIPS:
-        tokenizer = texts.clip_tokenizer(work / "tokenizer")
-        model = nets.new_clip(stage, tokenizer)
-        loss = train.clip_loss(model, pictures, tokenizer, nets.CLIP_MEAN, nets.CLIP_STD, device)
-        model, state = train.fit(stage, model, loss, **fitted)
-        nets.save_clip(MODELS / stage, stage, model, tokenizer)
+    torch.manual_seed(STAGES.index(stage))
+    device, pictures, size = shop.device, shop.pictures, BATCH[shop.device][stage]
+    if stage in nets.CLIPS:
+        model = nets.new_clip(stage, shop.tokenizer)
+        clip = train.clip_loss(
+            model, pictures, shop.token_ids, nets.CLIP_MEAN, nets.CLIP_STD, device, size, seed=STAGES.index(stage) + 20
+        )
+        model, state = shop.fit(stage, model, clip, minutes)
+        nets.save_clip(shop.models / stage, stage, model, shop.tokenizer)
     elif stage == "caption":
-        processor = nets.blip_processor(texts.bert_tokenizer(work / "bert"))
+        processor = nets.blip_processor(texts.bert_tokenizer(shop.work / "bert"))
         model = nets.new_blip(processor.tokenizer)
-        model, state = train.fit(stage, model, train.blip_loss(model, processor, pictures, device), **fitted)
-        nets.save_blip(MODELS / stage, model, processor)
+        model, state = shop.fit(stage, model, train.blip_loss(model, processor, pictures, device, size), minutes)
+        nets.save_blip(shop.models / stage, model, processor)
     else:
-        state = build_outpainter(fitted, pictures, work, device)
-    _card(stage, state, pictures, minutes, device)
+        state = {"vae": build_vae, "decoder": build_decoder, "unet": build_unet}[stage](minutes, size, shop)
+    _card(stage, state, minutes, shop)
 
 
-def build_outpainter(fitted: dict, pictures: train.Pictures, work: Path, device: str) -> dict:
-    vae = nets.AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True)
-    vae.to(device)  # pyright: ignore[reportArgumentType]  # diffusers' `to` is untyped
-    cache = train.cache_latents(vae, pictures, device, work / "latents.pt")
-    tokenizer = texts.clip_tokenizer(work / "tokenizer")
-    clip, _, _ = open_clip.create_model_and_transforms(f"local-dir:{MODELS / 'rank'}")
-    unet, text_encoder = nets.new_unet(), nets.new_text_encoder(tokenizer, cast("open_clip.CustomTextCLIP", clip))
-    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    loss = train.unet_loss(unet, text_encoder, tokenizer, nets.new_scheduler(), cache, pictures, device)
-    _, state = train.fit("unet", both, loss, ema_decay=0.999, **fitted)
-    nets.save_pipeline(MODELS / "outpaint", vae, unet, text_encoder, tokenizer)
+def build_vae(minutes: float, size: int, shop: Workshop) -> dict:
+    vae = nets.new_vae()
+    _prepare(shop, vae.encoder, vae.decoder)
+    loss = train.vae_loss(vae, shop.pictures, shop.device, size)
+    vae, state = shop.fit("vae", vae, loss, minutes)
+    nets.narrow_posterior(vae)
+    vae.save_pretrained(shop.work / "vae")
+    plain = shop.vae()
+    plain.register_to_config(scaling_factor=_scaling_factor(plain, shop.pictures, shop.device))
+    plain.save_pretrained(shop.work / "vae")
     return state
+
+
+def build_decoder(minutes: float, size: int, shop: Workshop) -> dict:
+    """The decoder alone goes on learning, at the end as the mean of its last steps."""
+    vae = shop.vae()
+    assert vae.post_quant_conv is not None
+    _prepare(shop, vae.decoder)
+    half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+    loss = train.decoder_loss(vae, shop.pictures, shop.device, size)
+    _, state = shop.fit("decoder", half, loss, minutes, ema_decay=0.99)
+    vae.save_pretrained(shop.work / "vae")
+    return state
+
+
+def build_unet(minutes: float, size: int, shop: Workshop) -> dict:
+    """The painter, on latents of the finished VAE; its text encoder starts from the ranker's."""
+    vae = shop.vae()
+    cache = train.cache_latents(vae, shop.pictures, shop.device, shop.work / "latents.pt")
+    tokenizer = shop.tokenizer
+    unet, text_encoder = nets.new_unet(), nets.new_text_encoder(tokenizer, shop.rank())
+    empty_T = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].short()
+    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    _prepare(shop, unet)
+    loss = train.unet_loss(
+        unet,
+        text_encoder,
+        shop.token_ids,
+        empty_T,
+        nets.new_scheduler(),
+        cache,
+        shop.pictures,
+        shop.device,
+        size,
+    )
+    _, state = shop.fit("unet", both, loss, minutes, ema_decay=0.999)
+    nets.save_pipeline(shop.models / "outpaint", vae, unet, text_encoder, tokenizer)
+    return state
+
+
+def _prepare(shop: Workshop, *networks: nn.Module) -> None:
+    """On a GPU: the order of memory that its convolutions want, and kernels made for these shapes."""
+    if shop.device == "cuda":
+        torch.backends.cudnn.benchmark = True
+        for net in networks:
+            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            if shop.compiled:
+                net.compile(dynamic=False)
 
 
 @torch.no_grad()
 def _scaling_factor(vae: AutoencoderKL, pictures: train.Pictures, device: str) -> float:
-    x_BCHW = pictures.batch(np.arange(0, len(pictures), max(1, len(pictures) // 256)), device)
-    return round(1 / vae.encode(x_BCHW).latent_dist.mode().std().item(), 5)
+    """What brings the latents to a standard deviation of 1, from some 256 pictures."""
+    parts = [
+        vae.encode(pictures.batch(index, device)).latent_dist.mode()
+        for index in np.array_split(np.arange(0, len(pictures), max(1, len(pictures) // 256)), 16)
+    ]
+    return round(1 / torch.cat(parts).std().item(), 5)
 
 
-def _card(stage: str, state: dict, pictures: train.Pictures, minutes: float, device: str) -> None:
-    folder = MODELS / {"vae": "outpaint", "decoder": "outpaint", "unet": "outpaint"}.get(stage, stage)
+def _card(stage: str, state: dict, minutes: float, shop: Workshop) -> None:
+    folder = shop.models / {"vae": "outpaint", "decoder": "outpaint", "unet": "outpaint"}.get(stage, stage)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "card.json"
     card = json.loads(path.read_text()) if path.exists() else {}
     hardware = (
         torch.cuda.get_device_name()
-        if device == "cuda"
+        if shop.device == "cuda"
         else f"{torch.get_num_threads()} CPU cores, {platform.machine()}"
     )
+    shown = f"{len(shop.pictures)} composed pictures of {nets.SIDE_PX} px"
     card[stage] = {
-        "data": f"{len(pictures)} composed pictures of {len(world.SEEN)} products in {len(world.SCENES)} scenes and on white",
+        "data": f"{shown}: {len(world.SEEN)} products in {len(world.SCENES)} scenes and on white",
         "steps": state["step"],
+        "batch": BATCH[shop.device][stage],
         "minutes": round(state["seconds"] / 60, 1),
         "budget_minutes": minutes,
         "learning_rate": RATES[stage],
@@ -134,18 +222,26 @@ def _card(stage: str, state: dict, pictures: train.Pictures, minutes: float, dev
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the training set and the checkpoints")
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder for the finished models")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile VAE and UNet: worth its one to two minutes in long training only",
+    )
     parser.add_argument("--pictures", type=int, default=20000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=STAGES, default=STAGES)
     for stage in STAGES:
-        parser.add_argument(f"--{stage}-minutes", type=float, default=MINUTES[stage])
+        parser.add_argument(f"--{stage}-minutes", type=float, help=f"default {MINUTES['cpu'][stage]} on a CPU")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.work.mkdir(parents=True, exist_ok=True)
     pictures = compose_all(args.work, args.pictures, args.workers)
+    shop = Workshop(pictures, args.work, args.models, args.device, args.compile)
     for stage in args.only:
-        build(stage, getattr(args, f"{stage}_minutes"), pictures, args.work, args.device)
+        given = getattr(args, f"{stage}_minutes")
+        build(stage, MINUTES[args.device][stage] if given is None else given, shop)
 
 
 if __name__ == "__main__":

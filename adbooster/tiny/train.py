@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -24,6 +25,8 @@ from adbooster.tiny import texts, world
 
 log = logging.getLogger(__name__)
 SAVE_EVERY_S = 120
+TEXTS = 6  # training texts of a picture
+MASKS = 2048  # distinct masks that the painter learns from
 LossOfStep = Callable[[int], torch.Tensor]
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -45,7 +48,7 @@ def fit(
     """
     path = work / f"{name}.ckpt"
     net.to(device).train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-3, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-3, betas=(0.9, 0.99), fused=device == "cuda")
     ema = {k: v.detach().clone() for k, v in net.state_dict().items()} if ema_decay else None
     state = {"step": 0, "seconds": 0.0}
     if path.exists():
@@ -74,16 +77,17 @@ def fit(
     _save(path, net, optimizer, ema, state)
     if ema is not None:
         net.load_state_dict(ema)
+    log.info("%s done: %d steps in %.1f min", name, state["step"], state["seconds"] / 60)
     return net.eval(), state
 
 
+@torch.no_grad()
 def _ema(ema: dict, net: nn.Module, decay: float) -> None:
-    with torch.no_grad():
-        for k, v in net.state_dict().items():
-            if v.is_floating_point():
-                ema[k].lerp_(v, 1 - decay)
-            else:
-                ema[k].copy_(v)
+    now = net.state_dict()
+    floating = [k for k, v in now.items() if v.is_floating_point()]
+    torch._foreach_lerp_([ema[k] for k in floating], [now[k] for k in floating], 1 - decay)
+    for k in now.keys() - set(floating):
+        ema[k].copy_(now[k])
 
 
 def _save(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, ema: dict | None, state: dict) -> None:
@@ -94,30 +98,56 @@ def _save(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, ema: dic
 
 
 class Pictures:
-    """The composed training set on disk: `images` [N,S,S,3], `masks` [N,S,S], and what each shows."""
+    """The composed training set on disk: `images` [N,S,S,3], and what each shows.
+
+    On a GPU they are copied to its memory once: 20,000 pictures of 128 px are 1 GB.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.images = np.load(folder / "images.npy", mmap_mode="r")
-        self.masks = np.load(folder / "masks.npy", mmap_mode="r")
         self.labels: list[tuple[str, str | None]] = [
             (p, s) for p, s in json.loads((folder / "labels.json").read_text())
         ]
         self.scenic = np.array([i for i, (_, scene) in enumerate(self.labels) if scene])
+        self.kinds = sorted(set(self.labels), key=str)
+        number = {kind: i for i, kind in enumerate(self.kinds)}
+        self.kind_of = np.array([number[label] for label in self.labels])
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, index: np.ndarray, device: str) -> torch.Tensor:
         """float [B,3,S,S] in [-1,1]"""
-        u8 = torch.from_numpy(self.images[np.sort(index)]).to(device)
+        if device == "cuda":
+            u8 = self._resident[torch.from_numpy(index).to(device)]
+        else:
+            u8 = torch.from_numpy(self.images[index])
         return u8.permute(0, 3, 1, 2).float() / 127.5 - 1
 
+    @cached_property
+    def _resident(self) -> torch.Tensor:
+        out = torch.empty(self.images.shape, dtype=torch.uint8, device="cuda")
+        for at in range(0, len(self), 2048):
+            out[at : at + 2048] = torch.from_numpy(np.ascontiguousarray(self.images[at : at + 2048]))
+        return out
 
-def vae_loss(vae: AutoencoderKL, pictures: Pictures, device: str, size: int = 16) -> LossOfStep:
+
+def token_ids(pictures: Pictures, tokenizer: CLIPTokenizer, path: Path) -> torch.Tensor:
+    """int16 [N,TEXTS,T]: `TEXTS` training texts of every picture as tokens, written once."""
+    if not path.exists():
+        rng = np.random.default_rng(8)
+        words = [texts.training_text(p, s, rng) for p, s in pictures.labels for _ in range(TEXTS)]
+        ids = tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        torch.save(ids.view(len(pictures), TEXTS, -1).short(), f"{path}.tmp")
+        Path(f"{path}.tmp").replace(path)
+    return torch.load(path, weights_only=True)
+
+
+def vae_loss(vae: AutoencoderKL, pictures: Pictures, device: str, size: int) -> LossOfStep:
     def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng([1, step])
-        x_BCHW = pictures.batch(rng.integers(len(pictures), size=size), device)
+        x_BCHW = _turned(pictures.batch(rng.integers(len(pictures), size=size), device))
         with torch.autocast(device, torch.bfloat16):
             posterior = vae.encode(x_BCHW).latent_dist
             y_BCHW = vae.decode(posterior.sample(torch.Generator(device).manual_seed(step))).sample
@@ -126,12 +156,12 @@ def vae_loss(vae: AutoencoderKL, pictures: Pictures, device: str, size: int = 16
     return loss_of
 
 
-def decoder_loss(vae: AutoencoderKL, pictures: Pictures, device: str, size: int = 24) -> LossOfStep:
+def decoder_loss(vae: AutoencoderKL, pictures: Pictures, device: str, size: int) -> LossOfStep:
     """The same on the latents' mode, for the decoder alone: what it decodes after sampling carries no encoder noise."""
 
     def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng([6, step])
-        x_BCHW = pictures.batch(rng.integers(len(pictures), size=size), device)
+        x_BCHW = _turned(pictures.batch(rng.integers(len(pictures), size=size), device))
         with torch.autocast(device, torch.bfloat16):
             with torch.no_grad():
                 latents = vae.encode(x_BCHW).latent_dist.mode()
@@ -139,6 +169,12 @@ def decoder_loss(vae: AutoencoderKL, pictures: Pictures, device: str, size: int 
         return _picture_loss(x_BCHW, y_BCHW.float())
 
     return loss_of
+
+
+def _turned(x_BCHW: torch.Tensor) -> torch.Tensor:
+    """Half of the pictures mirrored: to a network of pictures alone, twice as many."""
+    half = len(x_BCHW) // 2
+    return torch.cat([x_BCHW[:half], x_BCHW[half:].flip(-1)])
 
 
 def _picture_loss(x_BCHW: torch.Tensor, y_BCHW: torch.Tensor) -> torch.Tensor:
@@ -150,53 +186,58 @@ def _picture_loss(x_BCHW: torch.Tensor, y_BCHW: torch.Tensor) -> torch.Tensor:
 def clip_loss(
     model: CLIP | CustomTextCLIP,
     pictures: Pictures,
-    tokenizer: CLIPTokenizer,
+    ids_NVT: torch.Tensor,
     mean: Sequence[float],
     std: Sequence[float],
     device: str,
-    size: int = 192,
+    size: int,
+    seed: int = 2,
 ) -> LossOfStep:
     """Symmetric InfoNCE in which every picture of the same product and scene is a right answer."""
     size_px = cast("int | tuple[int, int]", model.visual.image_size)
     side_px = size_px[0] if isinstance(size_px, tuple) else size_px
     mean_C, std_C = (torch.tensor(v, device=device)[:, None, None] for v in (mean, std))
+    ids_NVT = ids_NVT.to(device)
 
     def loss_of(step: int) -> torch.Tensor:
-        rng = np.random.default_rng([2, step])
-        index = np.sort(rng.integers(len(pictures), size=size))
-        labels = [pictures.labels[i] for i in index]
+        rng = np.random.default_rng([seed, step])
+        index = rng.integers(len(pictures), size=size)
         x_BCHW = F.interpolate(pictures.batch(index, device), side_px, mode="bilinear", antialias=True)
         if rng.uniform() < 0.3:  # generated pictures are softer than composed ones
             x_BCHW = F.avg_pool2d(x_BCHW, 3, 1, 1, count_include_pad=False)
-        words = [texts.training_text(p, s, rng) for p, s in labels]
-        ids_BT = tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        ids_BT = ids_NVT[_index(index, device), _index(rng.integers(TEXTS, size=size), device)].long()
         with torch.autocast(device, torch.bfloat16):
             image_BD, text_BD, scale = model(((x_BCHW + 1) / 2 - mean_C) / std_C, ids_BT)
         logits_BB = scale.clamp(max=100) * image_BD.float() @ text_BD.float().T
-        same = torch.tensor([[a == b for b in labels] for a in labels], device=device).float()
+        kind_B = _index(pictures.kind_of[index], device)
+        same = (kind_B[:, None] == kind_B).float()
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits_BB, target) + F.cross_entropy(logits_BB.T, target)) / 2
 
     return loss_of
 
 
+def _index(numbers: np.ndarray, device: str) -> torch.Tensor:
+    return torch.from_numpy(numbers).to(device)
+
+
 def blip_loss(
-    model: BlipForConditionalGeneration, processor: BlipProcessor, pictures: Pictures, device: str, size: int = 64
+    model: BlipForConditionalGeneration, processor: BlipProcessor, pictures: Pictures, device: str, size: int
 ) -> LossOfStep:
     images = processor.image_processor
     mean_C, std_C = (torch.tensor(v, device=device)[:, None, None] for v in (images.image_mean, images.image_std))
+    captions = processor.tokenizer([world.caption(*k) for k in pictures.kinds], padding=True, return_tensors="pt")
+    ids_KT, mask_KT = captions.input_ids.to(device), captions.attention_mask.to(device)
 
     def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng([3, step])
-        index = np.sort(rng.integers(len(pictures), size=size))
-        words = [world.caption(*pictures.labels[i]) for i in index]
-        text = processor.tokenizer(words, padding=True, return_tensors="pt").to(device)
+        index = rng.integers(len(pictures), size=size)
+        kind_B = _index(pictures.kind_of[index], device)
+        ids_BT, mask_BT = ids_KT[kind_B], mask_KT[kind_B]
         x_BCHW = F.interpolate(pictures.batch(index, device), images.size["height"], mode="bilinear", antialias=True)
-        labels_BT = text.input_ids.masked_fill(text.attention_mask == 0, -100)
+        labels_BT = ids_BT.masked_fill(mask_BT == 0, -100)
         with torch.autocast(device, torch.bfloat16):
-            return model(
-                ((x_BCHW + 1) / 2 - mean_C) / std_C, text.input_ids, text.attention_mask, labels=labels_BT
-            ).loss
+            return model(((x_BCHW + 1) / 2 - mean_C) / std_C, ids_BT, mask_BT, labels=labels_BT).loss
 
     return loss_of
 
@@ -219,28 +260,33 @@ def random_mask(side_px: int, rng: np.random.Generator) -> np.ndarray:
 
 @torch.no_grad()
 def cache_latents(vae: AutoencoderKL, pictures: Pictures, device: str, path: Path, size: int = 64) -> dict:
-    """Encode every scene once: its latents and those of its masked picture, [N,4,h,w] fp16, and the mask [N,1,h,w]."""
+    """Encode every scene twice, as it is and mirrored, each with its own mask: its latents and those of its masked
+    picture, [2N,4,h,w] fp16, and the mask [2N,1,h,w]."""
     if path.exists():
         return torch.load(path, weights_only=True)
     parts: dict[str, list] = {"image": [], "masked": [], "mask": []}
+    side_px = pictures.images.shape[1]
+    masks = np.stack([random_mask(side_px, np.random.default_rng([4, i])) for i in range(MASKS)])
+    masks_M1HW = torch.from_numpy(masks.astype(np.uint8))[:, None].to(device)
+    rng = np.random.default_rng(4)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    for at in range(0, len(pictures.scenic), size):
-        index = pictures.scenic[at : at + size]
-        x_BCHW = pictures.batch(index, device)
-        side_px = x_BCHW.shape[-1]
-        masks = np.stack([random_mask(side_px, np.random.default_rng([4, int(i)])) for i in index])
-        mask_B1HW = torch.from_numpy(masks)[:, None].to(device)
-        with torch.autocast(device, torch.bfloat16):
-            image = vae.encode(x_BCHW).latent_dist.mode()
-            masked = vae.encode(x_BCHW * (mask_B1HW < 0.5)).latent_dist.mode()
-        for key, value in (("image", image), ("masked", masked)):
-            parts[key].append((value.float() * vae.config.scaling_factor).half().cpu())
-        parts["mask"].append(F.interpolate(mask_B1HW, scale_factor=1 / factor).half().cpu())
+    for mirrored in (False, True):
+        for at in range(0, len(pictures.scenic), size):
+            index = pictures.scenic[at : at + size]
+            x_BCHW = pictures.batch(index, device)
+            x_BCHW = x_BCHW.flip(-1) if mirrored else x_BCHW
+            mask_B1HW = masks_M1HW[_index(rng.integers(MASKS, size=len(index)), device)].float()
+            with torch.autocast(device, torch.bfloat16):
+                image = vae.encode(x_BCHW).latent_dist.mode()
+                masked = vae.encode(x_BCHW * (mask_B1HW < 0.5)).latent_dist.mode()
+            for key, value in (("image", image), ("masked", masked)):
+                parts[key].append((value.float() * vae.config.scaling_factor).half())
+            parts["mask"].append(F.interpolate(mask_B1HW, scale_factor=1 / factor).half())
     blank = (
         vae.encode(torch.zeros_like(pictures.batch(np.array([0]), device))).latent_dist.mode()
         * vae.config.scaling_factor
     )
-    cache = {k: torch.cat(v) for k, v in parts.items()} | {"blank": blank.half().cpu()}
+    cache = {k: torch.cat(v).cpu() for k, v in parts.items()} | {"blank": blank.half().cpu()}
     torch.save(cache, path)
     return cache
 
@@ -248,26 +294,28 @@ def cache_latents(vae: AutoencoderKL, pictures: Pictures, device: str, path: Pat
 def unet_loss(
     unet: UNet2DConditionModel,
     text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
+    ids_NVT: torch.Tensor,
+    empty_T: torch.Tensor,
     scheduler: DPMSolverMultistepScheduler,
     cache: dict,
     pictures: Pictures,
     device: str,
-    size: int = 48,
+    size: int,
 ) -> LossOfStep:
     """Inpainting on cached latents: a quarter of the pictures wholly masked, a tenth without text; v-prediction."""
     alphas = scheduler.alphas_cumprod.to(device)
+    cache = {k: v.to(device) for k, v in cache.items()}
+    ids_MVT, empty_T = ids_NVT[torch.from_numpy(pictures.scenic)].to(device), empty_T.to(device)
 
     def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng([5, step])
-        at = np.sort(rng.integers(len(pictures.scenic), size=size))
-        x, masked, mask = (cache[k][at].to(device).float() for k in ("image", "masked", "mask"))
-        whole = torch.from_numpy(rng.uniform(size=size) < 0.25).to(device)[:, None, None, None]
-        masked = torch.where(whole, cache["blank"].to(device).float(), masked)
+        at = _index(rng.integers(len(cache["image"]), size=size), device)
+        x, masked, mask = (cache[k][at].float() for k in ("image", "masked", "mask"))
+        whole = _index(rng.uniform(size=size) < 0.25, device)[:, None, None, None]
+        masked = torch.where(whole, cache["blank"].float(), masked)
         mask = torch.where(whole, torch.ones_like(mask), mask)
-        words = [texts.training_text(*pictures.labels[int(i)], rng) for i in pictures.scenic[at]]
-        words = ["" if rng.uniform() < 0.1 else w for w in words]
-        ids_BT = tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        ids_BT = ids_MVT[at % len(ids_MVT), _index(rng.integers(TEXTS, size=size), device)]
+        ids_BT = torch.where(_index(rng.uniform(size=(size, 1)) < 0.1, device), empty_T, ids_BT).long()
         generator = torch.Generator(device).manual_seed(step)
         noise = torch.randn(x.shape, generator=generator, device=device)
         t_B = torch.randint(len(alphas), (size,), generator=generator, device=device)
