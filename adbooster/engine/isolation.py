@@ -117,7 +117,7 @@ class StageProcess:
             self._pipe.close()
         self._popen = self._pipe = self._stage = None
 
-    def __del__(self):
+    def __del__(self) -> None:
         self.end()
 
     def _start(self) -> None:

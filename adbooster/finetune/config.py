@@ -88,6 +88,18 @@ class TrainingConfig(JobConfig):
     """Gradients are clipped to this norm."""
     min_snr_gamma: float = Field(default=0.0, ge=0)
     """Min-SNR weighting of the timesteps (Hang et al., 2023; 5 is theirs); 0: every timestep counts alike."""
+    border_weight: float = Field(default=1.0, gt=0)
+    """Weight of the loss near the product's edge, where a scene is tempted to grow the product; elsewhere 1."""
+    border_share: float = Field(default=0.1, gt=0, le=1)
+    """How far `near` reaches from the edge, as a share of the picture's shorter side."""
+    product_weight: float = Field(default=1.0, ge=0)
+    """Weight of the loss on the product itself, which painting is given and does not keep."""
+    keep_base: float = Field(default=0.0, ge=0)
+    """Weight of the squared difference to the base's own prediction away from the product's edge: scenes stay the base's."""
+    prior: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the pictures shown with a text of the cohorts, on which the weights should predict what the base does."""
+    prior_texts: tuple[str, ...] = ()
+    """Those texts, put after the product's words; empty: query and context of the cohorts in the tables, 256 at most."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """The published weights are this moving average, (1+n)/(10+n) at step n while that is less; 0: the last weights."""
     lora: Lora = Lora()
@@ -120,6 +132,8 @@ NOT_DECIDING = {
     *("gradient_checkpointing", "max_failures", "samples_version", "keep_checkpoint"),
 }
 """Settings that leave the weights as they are: another value is the same run."""
+OF_THE_LOSS = ("border_weight", "border_share", "product_weight", "keep_base", "prior", "prior_texts")
+"""Settings that came later: at their defaults a run has the name that it had without them."""
 
 
 class FinetuneConfig(TrainingConfig):

@@ -4,6 +4,7 @@ Which of them it is, the scheduler says and the UNet's own config: nothing here 
 Shapes: N pictures, C channels, H x W pixels, h x w latents, T tokens, D text width.
 """
 
+import copy
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,6 +33,7 @@ class Encoded(NamedTuple):
     states      float [N,T,D]; pooled float [N,D] in SDXL, else None
     weight      float [N], 0 = leave out
     noise_seed  N integers: each picture's noise and timestep
+    prior       float [N], 1 = its text is a cohort's, and the base's prediction is what is learned
     """
 
     x: torch.Tensor
@@ -41,6 +43,25 @@ class Encoded(NamedTuple):
     pooled: torch.Tensor | None
     weight: torch.Tensor
     noise_seed: list[int]
+    prior: torch.Tensor
+
+
+class Aims(NamedTuple):
+    """What a step learns besides the pictures; as the settings of the same names in finetune.config."""
+
+    min_snr_gamma: float = 0.0
+    border_weight: float = 1.0
+    border_share: float = 0.1
+    product_weight: float = 1.0
+    keep_base: float = 0.0
+    prior: float = 0.0
+
+    @property
+    def need_base(self) -> bool:
+        return bool(self.keep_base or self.prior)
+
+
+PLAIN = Aims()  # the mean squared error of every picture
 
 
 def load(path: Path, device: str, **parts: Any) -> DiffusionPipeline:
@@ -68,6 +89,7 @@ class InpaintingModel:
     ):
         torch.set_num_threads(threads)
         self.device, self.precision, self.lora = device, getattr(torch, precision), None
+        self.base_unet: torch.nn.Module | None = None
         self.pipe = load(path, device, **({"unet": None} if encode_only else {}))
         self.unet, self.vae = self.pipe.unet, self.pipe.vae
         self.sdxl = "text_encoder_2" in self.pipe.components
@@ -95,6 +117,11 @@ class InpaintingModel:
             )
         )
 
+    def keep_base(self) -> None:
+        """Keep the UNet as it is now, to be asked beside the one that learns; an adapter's base is there anyway."""
+        if not self.lora:
+            self.base_unet = copy.deepcopy(self.unet).requires_grad_(False).eval()
+
     def frozen(self) -> list[torch.nn.Module]:
         """What is not trained: the VAE and the text encoders."""
         return [self.vae, *(encoder for _, encoder in self.texts)]
@@ -111,13 +138,14 @@ class InpaintingModel:
         x, masked = self._latents(image_NCHW), self._latents(image_NCHW * (paint_mask_N1HW < 0.5))
         mask = F.interpolate(paint_mask_N1HW, size=x.shape[-2:])
         weight = torch.from_numpy(examples["weight"]).to(self.device)
-        return Encoded(x, masked, mask, states, pooled, weight, list(examples["noise_seed"]))
+        prior = torch.from_numpy(examples["prior"]).to(self.device)
+        return Encoded(x, masked, mask, states, pooled, weight, list(examples["noise_seed"]), prior)
 
-    def losses(self, unet: torch.nn.Module, batch: Encoded, min_snr_gamma: float = 0.0) -> torch.Tensor:
-        """float [N]: each picture's mean squared error, weighted by its timestep where `min_snr_gamma` is above 0.
+    def losses(self, unet: torch.nn.Module, batch: Encoded, aims: Aims = PLAIN) -> torch.Tensor:
+        """float [N]: each picture's mean squared error; by timestep, place and nearness to the base as `aims` says.
 
         unet    self.unet, or what wraps it for several workers
-        source  of the weights: Hang et al., 2023 (arXiv 2303.09556), equation 5 and, for v, section 3.4
+        source  of the weights by timestep: Hang et al., 2023 (arXiv 2303.09556), equation 5 and, for v, section 3.4
         """
         x, steps = batch.x, self.noising.config.num_train_timesteps
         generators = [torch.Generator().manual_seed(s) for s in batch.noise_seed]  # on the CPU: the device is no matter
@@ -125,20 +153,38 @@ class InpaintingModel:
         noise = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(self.device)
         noisy = self.noising.add_noise(x, noise, t_N)  # pyright: ignore[reportArgumentType]  # diffusers means int64
         more = {"added_cond_kwargs": self._added(batch)} if self.sdxl else {}
+        seen = torch.cat([noisy, batch.mask, batch.masked], 1)
         with self.autocast():
-            seen = torch.cat([noisy, batch.mask, batch.masked], 1)
-            predicted = unet(seen, t_N, batch.states, return_dict=False, **more)[0]
+            predicted = unet(seen, t_N, batch.states, return_dict=False, **more)[0].float()
         velocity = self.noising.config.prediction_type == "v_prediction"
         target = self.noising.get_velocity(x, noise, t_N) if velocity else noise  # pyright: ignore[reportArgumentType]
-        losses = (predicted.float() - target).square().mean((1, 2, 3))
-        if min_snr_gamma:
+        near, weight = _near(batch.mask, aims), _weights(batch.mask, aims)
+        losses = ((predicted - target).square() * weight).mean((1, 2, 3))
+        if aims.need_base:
+            from_base = (predicted - self._of_base(seen, t_N, batch.states, more)).square()
+            losses = losses + aims.keep_base * (from_base * (1 - near)).mean((1, 2, 3))
+            losses = torch.where(batch.prior > 0, from_base.mean((1, 2, 3)), losses)
+        if aims.min_snr_gamma:
             snr = compute_snr(self.noising, t_N)
-            losses = losses * snr.clamp(max=min_snr_gamma) / (snr + 1 if velocity else snr.clamp(min=1e-8))
+            losses = losses * snr.clamp(max=aims.min_snr_gamma) / (snr + 1 if velocity else snr.clamp(min=1e-8))
         return losses
 
-    def loss(self, unet: torch.nn.Module, batch: Encoded, min_snr_gamma: float = 0.0) -> torch.Tensor:
+    @torch.no_grad()
+    def _of_base(self, seen: torch.Tensor, t_N: torch.Tensor, states: torch.Tensor, more: dict) -> torch.Tensor:
+        """What the base predicts for the same input."""
+        asked: Any = self.base_unet or self.unet
+        if self.lora:
+            asked.disable_adapters()
+        try:
+            with self.autocast():
+                return asked(seen, t_N, states, return_dict=False, **more)[0].float()
+        finally:
+            if self.lora:
+                asked.enable_adapters()
+
+    def loss(self, unet: torch.nn.Module, batch: Encoded, aims: Aims = PLAIN) -> torch.Tensor:
         """Mean of `losses` over the pictures that count."""
-        return (self.losses(unet, batch, min_snr_gamma) * batch.weight).sum() / batch.weight.sum().clamp(min=1)
+        return (self.losses(unet, batch, aims) * batch.weight).sum() / batch.weight.sum().clamp(min=1)
 
     @torch.no_grad()
     def text(self, words: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -205,3 +251,17 @@ class InpaintingModel:
             weight_name=ADAPTER_FILE,
             safe_serialization=True,
         )
+
+
+def _near(mask: torch.Tensor, aims: Aims) -> torch.Tensor:
+    """float [N,1,h,w]: 1 in the paintable part within `border_share` of the product's edge; of a mask with 1 = repaint."""
+    reach = max(1, round(aims.border_share * min(mask.shape[-2:])))
+    grown = F.max_pool2d(1 - mask, 2 * reach + 1, stride=1, padding=reach)
+    return grown * mask
+
+
+def _weights(mask: torch.Tensor, aims: Aims) -> torch.Tensor:
+    """float [N,1,h,w] with mean 1: how much each place counts in the loss."""
+    weight = torch.ones_like(mask) + (aims.border_weight - 1) * _near(mask, aims)
+    weight = torch.where(mask > 0, weight, torch.full_like(mask, aims.product_weight))
+    return weight / weight.mean((1, 2, 3), keepdim=True).clamp(min=1e-6)

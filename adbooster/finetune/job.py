@@ -20,13 +20,22 @@ from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import preflight
 from adbooster.finetune import examples, latent_cache
 from adbooster.finetune.checkpoints import open_at
-from adbooster.finetune.config import ADAPTER_FILE, NOT_DECIDING, FinetuneConfig, FinetuneReport, TrainingRun
+from adbooster.finetune.config import (
+    ADAPTER_FILE,
+    NOT_DECIDING,
+    OF_THE_LOSS,
+    FinetuneConfig,
+    FinetuneReport,
+    TrainingRun,
+)
 from adbooster.models.files import architecture
+from adbooster.prompts.templates import prompt_qc
 from adbooster.storage import tables
 from adbooster.storage.model_store import content_hash, local_copy
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
+PRIOR_TEXTS = 256  # of the cohorts, chosen by their hash
 _NO_WEIGHTS: dict[str, Any] = dict.fromkeys(("weights", "weights_revision", "loss_before", "loss_after"))
 
 
@@ -42,6 +51,7 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
             f"tables/samples has {training.num_rows} pictures with a scene to train on and {held_out.num_rows} to validate; "
             "both need at least one (lifestyle pictures in the feed give them)"
         )
+    config = _with_prior_texts(config, root)
     name = run_name(config, rows)
     folder, known = f"runs/finetune-{name}", f"runs/finetune-{name}.json"
     reused = root.exists(known)
@@ -90,10 +100,26 @@ def run_name(config: FinetuneConfig, rows: pa.Table) -> str:
     """Hash of all that decides the weights, so that a finished run of this name is truly the same."""
     settings = config.model_dump(mode="json", exclude=NOT_DECIDING)
     settings["latents"].pop("encode")
+    for later in OF_THE_LOSS:
+        if getattr(config, later) == FinetuneConfig.model_fields[later].default:
+            settings.pop(later)
     mark = open_at(config.resume_from).latest() if config.resume_from else None
     settings["resume_from"] = mark and mark.model_dump(mode="json")
     data = json.dumps(rows.to_pydict(), sort_keys=True)
     return digest(json.dumps(settings, sort_keys=True), content_hash(local_copy(config.base)), data)[:16]
+
+
+def _with_prior_texts(config: FinetuneConfig, root: Root) -> FinetuneConfig:
+    """The settings, with the texts of the cohorts where the prior needs some and none are given."""
+    if not config.prior or config.prior_texts:
+        return config
+    cohorts = tables.read(root, "cohorts", ["query", "context"]).to_pylist()
+    texts = sorted({prompt_qc("", row["query"] or "", row["context"] or "") for row in cohorts})
+    if not texts:
+        raise ConfigError(
+            "prior asks for texts of the cohorts and tables/cohorts has none; prior_texts or prior 0 would be right"
+        )
+    return config.model_copy(update={"prior_texts": tuple(sorted(texts, key=digest)[:PRIOR_TEXTS])})
 
 
 def _card(config: FinetuneConfig, version: int | None) -> dict:

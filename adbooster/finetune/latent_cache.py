@@ -108,4 +108,5 @@ def batch_of(rows: pa.Table, device: str) -> Encoded:
         pooled=None if first["pooled"] is None else stack("pooled", np.float16, (-1,)),
         weight=torch.from_numpy(weight).to(device),
         noise_seed=rows["noise_seed"].to_pylist(),
+        prior=torch.zeros(rows.num_rows, device=device),
     )

@@ -6,6 +6,7 @@ import pyarrow.compute as pc
 
 from adbooster.contracts.naming import digest, seed_of
 from adbooster.finetune.config import TrainingConfig
+from adbooster.prompts.templates import product_words, prompt_qc
 
 SCENIC = pa.schema(
     [(n, pa.string()) for n in ("sample_id", "product_id", "caption", "reject", "photo_uri", "mask_uri")]
@@ -25,6 +26,7 @@ PLACED = pa.schema(
         *((n, pa.int32()) for n in ("width_px", "height_px")),
         ("image", pa.binary()),
         ("mask", pa.binary()),
+        ("prior", pa.bool_()),
     ]
 )
 
@@ -65,13 +67,24 @@ def drops_text(sample_id: str, epoch: int, config: TrainingConfig) -> bool:
     return seed_of(digest("text", sample_id, str(config.seed)), epoch) / 2**63 < config.empty_text_share
 
 
+def of_prior(sample_id: str, epoch: int, config: TrainingConfig) -> bool:
+    """Whether this epoch shows the picture with a text of the cohorts, to be predicted as the base does."""
+    return seed_of(digest("prior", sample_id, str(config.seed)), epoch) / 2**63 < config.prior
+
+
+def prior_text(sample_id: str, epoch: int, caption: str, config: TrainingConfig) -> str:
+    """The product with the text of one cohort, as painting is asked for it."""
+    drawn = seed_of(digest("prior text", sample_id, str(config.seed)), epoch) % len(config.prior_texts)
+    return prompt_qc(product_words(caption, ""), "", config.prior_texts[drawn])
+
+
 def noise_seed(sample_id: str, epoch: int, config: TrainingConfig) -> int:
     """Seed of the noise and the timestep that this epoch gives the picture."""
     return seed_of(digest("noise", sample_id, str(config.seed)), epoch)
 
 
 def arrays(rows: pa.Table) -> dict:
-    """One batch of PLACED as image uint8 [N,H,W,3], mask uint8 [N,H,W], caption, noise_seed and weight (0: rejected).
+    """One batch of PLACED as image uint8 [N,H,W,3], mask uint8 [N,H,W], caption, noise_seed, weight (0: rejected), prior.
 
     A row whose placing ended its process has no size, caption or seed: those of the others serve, and zeros.
     """
@@ -85,4 +98,5 @@ def arrays(rows: pa.Table) -> dict:
         "caption": pc.fill_null(rows["caption"], "").to_pylist(),
         "noise_seed": pc.fill_null(rows["noise_seed"], 0).to_pylist(),
         "weight": pc.is_null(rows["reject"]).to_numpy(zero_copy_only=False).astype(np.float32),
+        "prior": pc.fill_null(rows["prior"], False).to_numpy(zero_copy_only=False).astype(np.float32),
     }

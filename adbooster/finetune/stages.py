@@ -23,6 +23,8 @@ from adbooster.finetune.rows import (
     arrays,
     drops_text,
     noise_seed,
+    of_prior,
+    prior_text,
 )
 from adbooster.pictures import cutouts, images, layout
 from adbooster.storage.model_store import local_copy
@@ -69,10 +71,13 @@ class Placer:
 
     def _place(self, row: dict) -> dict:
         wide, high = layout.canvas(self.config.size_px, row["aspect"])
-        name, epoch = row["sample_id"], row["epoch"]
+        name, epoch, caption = row["sample_id"], row["epoch"], row["caption"] or ""
+        prior = of_prior(name, epoch, self.config)
+        caption = prior_text(name, epoch, caption, self.config) if prior else caption
         out = {
             "sample_id": name,
-            "caption": "" if drops_text(name, epoch, self.config) else row["caption"] or "",
+            "caption": "" if drops_text(name, epoch, self.config) else caption,
+            "prior": prior,
             "noise_seed": noise_seed(name, epoch, self.config),
             "width_px": wide,
             "height_px": high,

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from adbooster.contracts.errors import TrainingDiverged
 from adbooster.finetune.config import TrainingConfig
-from adbooster.finetune.inpainting import Encoded, InpaintingModel
+from adbooster.finetune.inpainting import Aims, Encoded, InpaintingModel
 
 
 class Trainer:
@@ -25,6 +25,9 @@ class Trainer:
 
     def __init__(self, model: InpaintingModel, config: TrainingConfig, workers: int = 1):
         self.model, self.config, self.steps_done = model, config, 0
+        self.aims = Aims(*(getattr(config, name) for name in Aims._fields))
+        if self.aims.need_base:
+            model.keep_base()
         if config.gradient_checkpointing:
             model.unet.enable_gradient_checkpointing()
         model.unet.train()
@@ -63,7 +66,7 @@ class Trainer:
         total = torch.zeros((), device=self.config.device)
         for i, batch in enumerate(batches):
             with self._sync(i + 1 == len(batches)):
-                loss = self.model.loss(self.unet, batch, self.config.min_snr_gamma) / len(batches)
+                loss = self.model.loss(self.unet, batch, self.aims) / len(batches)
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)

@@ -12,7 +12,7 @@ from adbooster.contracts.recipe import Recipe
 from adbooster.contracts.settings import Pool
 from adbooster.finetune import examples
 from adbooster.finetune.config import ADAPTER_FILE, Lora
-from adbooster.finetune.inpainting import InpaintingModel
+from adbooster.finetune.inpainting import Aims, InpaintingModel
 from adbooster.finetune.rows import PLACED, arrays
 from adbooster.finetune.stages import Placer
 from adbooster.finetune.trainer import Trainer
@@ -80,7 +80,7 @@ def test_min_snr_weights_what_the_scheduler_predicts(batch, prediction, tmp_path
     (base / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
     model = InpaintingModel(base, "cpu", 2, "float32")
     encoded = model.encode(batch)
-    plain, weighted = (model.losses(model.unet, encoded, gamma).detach().numpy() for gamma in (0, 5))
+    plain, weighted = (model.losses(model.unet, encoded, Aims(gamma)).detach().numpy() for gamma in (0, 5))
     steps = [int(torch.randint(1000, (1,), generator=torch.Generator().manual_seed(s))) for s in encoded.noise_seed]
     alphas = model.noising.alphas_cumprod[steps].numpy()
     snr = alphas / (1 - alphas)
@@ -167,3 +167,75 @@ def test_a_base_that_cannot_be_trained(tmp_path):
     (base / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxFillPipeline"}))
     with pytest.raises(ConfigError, match="FluxFillPipeline"):
         files.check_base(base)
+
+
+def rings(mask_NHW: np.ndarray, aims: Aims) -> tuple[np.ndarray, np.ndarray]:
+    """Near the edge, and the weights, of product masks (1 = product)."""
+    from adbooster.finetune.inpainting import _near, _weights
+
+    paint = 1 - torch.from_numpy(mask_NHW).float()[:, None]
+    return _near(paint, aims)[:, 0].numpy(), _weights(paint, aims)[:, 0].numpy()
+
+
+def test_the_loss_counts_more_near_the_edge_and_less_on_the_product():
+    product = np.zeros((1, 32, 32), np.float32)
+    product[:, 12:20, 12:20] = 1
+    near, weight = rings(product, Aims(border_weight=4.0, border_share=0.1, product_weight=0.0))
+    assert near.sum() == 14 * 14 - 8 * 8, "three latents round the product"
+    assert weight[0, 15, 15] == 0
+    assert weight[0, 10, 10] == pytest.approx(4 * weight[0, 0, 0])
+    assert weight.mean() == pytest.approx(1)
+    assert np.array_equal(rings(product, Aims())[1], np.ones((1, 32, 32)))
+
+
+def test_keeping_the_base_costs_nothing_at_first_and_pulls_back_later(model, batch):
+    """Away from the edge: there a change of the weights is held against them, whatever the picture shows."""
+    encoded = model.encode(batch)
+    plain = model.losses(model.unet, encoded).detach()
+    model.keep_base()
+    try:
+        assert torch.allclose(model.losses(model.unet, encoded, Aims(keep_base=5.0)).detach(), plain, rtol=1e-4)
+        with torch.no_grad():
+            model.unet.conv_out.bias += 0.1
+        far = 1 - torch.from_numpy(rings(1 - encoded.mask[:, 0].numpy(), Aims())[0]).mean((1, 2))
+        moved = model.losses(model.unet, encoded, Aims(keep_base=5.0)).detach()
+        without = model.losses(model.unet, encoded).detach()
+        assert torch.allclose(moved - without, 5.0 * 0.01 * far, rtol=0.05)
+    finally:
+        with torch.no_grad():
+            model.unet.conv_out.bias -= 0.1
+        model.base_unet = None
+
+
+def test_pictures_of_the_prior_are_learned_from_the_base(model, batch):
+    encoded = model.encode(batch | {"prior": np.float32([1, 0, 0, 0, 0, 1])})
+    model.keep_base()
+    try:
+        losses = model.losses(model.unet, encoded, Aims(prior=0.3)).detach()
+    finally:
+        model.base_unet = None
+    assert losses[[0, 5]].tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert torch.allclose(losses[1:5], model.losses(model.unet, encoded).detach()[1:5])
+
+
+def test_an_adapter_has_its_base_within_it(batch):
+    adapted = InpaintingModel(MODELS / "outpaint", "cpu", 2, "float32", Lora(rank=4))
+    adapted.keep_base()
+    assert adapted.base_unet is None
+    encoded = adapted.encode(batch)
+    with torch.no_grad():
+        for name, p in adapted.trainable().items():
+            p += 0.05 * ("lora_B" in name)
+    kept = adapted.losses(adapted.unet, encoded, Aims(keep_base=1.0)).detach()
+    assert (kept > adapted.losses(adapted.unet, encoded).detach()).all()
+
+
+def test_the_prior_shows_pictures_with_texts_of_the_cohorts(scenes):
+    config = learning(scenes, prior=0.5, prior_texts=("gift, a snowy winter day",), empty_text_share=0.0)
+    plan = examples.Plan(examples.survey(scenes, examples.scenic_samples(scenes), Pool()), config)
+    rows = examples.planned_rows(plan, [(i, epoch) for i in range(4) for epoch in range(10)])
+    placed = Placer(scenes, config)(rows.filter(pa.array([a == 1.0 for a in rows["aspect"].to_pylist()]))).to_pylist()
+    of_prior = [row for row in placed if row["prior"]]
+    assert 0.2 < len(of_prior) / len(placed) < 0.8
+    assert all(row["caption"].endswith(", gift, a snowy winter day") for row in of_prior)
+    assert not any("gift" in row["caption"] for row in placed if not row["prior"])
