@@ -84,7 +84,7 @@ class StageProcess:
         assert self._pipe is not None
         self._stage = stage
         try:
-            self._pipe.send(("stage", stage))
+            self._pipe.send_bytes(stage)
             answer = self._answer()
         except (EOFError, ConnectionError):
             raise RuntimeError(f"a stage could not be built: its process ended with {self._ended()}") from None
@@ -281,5 +281,5 @@ def _with_text(failed: Failure) -> Exception:
 
 
 def pickled(stage: type, init: dict) -> bytes:
-    """A stage as its process takes it; the actor never imports its module."""
-    return pickle.dumps((stage, init))
+    """A stage as the message that its process takes; the actor never imports its module."""
+    return pickle.dumps(("stage", stage, init))

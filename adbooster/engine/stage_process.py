@@ -1,10 +1,11 @@
 """The process that a stage runs in: beside its actor, so that a row can end it without ending anything else.
 
-It is told by pickled messages over a pipe: ("stage", bytes) to build one, ("rows", Arrow IPC, seconds) to call it; and
+It is told by messages over a pipe: ("stage", class, arguments) to build one, ("rows", Arrow IPC, seconds) to call it; and
 answers ("built",), ("rows", Arrow IPC) or ("failed", Failure), with ("loading",), ("loaded",) and ("count", metric, value)
 before. It ends with its pipe. Imports no Ray: a stage needs none.
 """
 
+import copy
 import errno
 import faulthandler
 import os
@@ -98,10 +99,13 @@ def serve(fd: int) -> None:
             kind, *what = _actor.recv()
         except EOFError:
             return
+        except Exception as e:  # the stage's module cannot be imported here
+            _actor.send(("failed", _failure(e)))
+            continue
         try:
             if kind == "stage":
                 stage = None  # what it holds is let go before the next one loads
-                make, init = pickle.loads(what[0])
+                make, init = what
                 stage = make(**init)
                 answer = ("built",)
             else:
@@ -118,7 +122,7 @@ def serve(fd: int) -> None:
 def _failure(error: Exception) -> Failure:
     text, blameless = traceback.format_exc(), of_machine(error)
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.dumps(copy.copy(error))  # copying makes it anew, as the actor will have to
     except Exception:
         error = RuntimeError(f"{type(error).__name__}: {error}")
     return Failure(error.with_traceback(None), text, blameless)

@@ -235,10 +235,11 @@ def test_of_two_runs_at_once_one_is_live(undisturbed, warm_ray, tmp_path, monkey
     real, other = rounds.stage_parts, []
 
     def another_run_commits(*painted, **how):
-        real(*painted, **how)
+        staged = real(*painted, **how)
         if not other:
             other.append(None)
             other.append(generate(config(root, "other", **NIGHT, recipe=seeded(2))))
+        return staged
 
     monkeypatch.setattr(rounds, "stage_parts", another_run_commits)
     with pytest.raises(PublishConflict, match="another run has committed since"):
