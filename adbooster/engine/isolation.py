@@ -1,4 +1,4 @@
-"""A bad row stays a row: what fails, dies, hangs or swells in a stage is halved until the row is alone, and rejected.
+"""A bad row stays a row: what fails, dies, hangs or swells in a stage is divided until the row is alone, and rejected.
 
 A stage runs in a process beside its actor. What happens to that process happens to known rows: those in hand. Deaths of
 the actor itself (its node is lost, its driver killed) are Ray's to repeat, and blamed on no row.
@@ -32,9 +32,10 @@ log = logging.getLogger(__name__)
 CRASHED, TIMED_OUT, TOO_LARGE = "crashed", "timed_out", "too_large"
 DEATHS = 2  # of a process with one row alone in hand, until that row is to blame
 SAME = 32  # rows that fail with one and the same error, none having succeeded, until it is not the rows' any more
+ONE_BY_ONE = 32  # rows of a call that ended its process: a process more to start costs more than smaller calls
 NOTES = 200  # files a stage's process leaves about its failures; the rest are counted in the tables alone
 _POLL_S = 0.1
-_PATIENCE = 5  # times the slowest row so far that a row of a whole batch may take
+_PATIENCE = 3  # times the slowest row so far that a row of a whole batch may take
 _PATIENCE_IN_PARTS = 20
 _LEAST_S = 20.0
 _UNKNOWN = 2  # times row_timeout_s that a batch may take before any has succeeded
@@ -203,12 +204,13 @@ class Isolated:
         return done
 
     def _isolate(self, rows: pa.Table, failed: Failure | Died) -> tuple[pa.Table, int]:
-        """The rows of a call that failed, called again in halves, and how many of them are to blame."""
-        if rows.num_rows == 1:
+        """The rows of a call that failed, called again in parts, and how many of them are to blame."""
+        n = rows.num_rows
+        if n == 1:
             return self._alone(rows, failed)
-        half = rows.num_rows // 2
+        size = 1 if isinstance(failed, Died) and n <= ONE_BY_ONE else -(-n // 2)
         done, blamed = [], 0
-        for part in (rows.slice(0, half), rows.slice(half)):
+        for part in (rows.slice(at, size) for at in range(0, n, size)):
             alone = part.num_rows == 1
             result = self._attempt(part, self.row_timeout_s if alone else self._limit_s(part.num_rows, in_parts=True))
             if not isinstance(result, pa.Table):

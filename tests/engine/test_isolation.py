@@ -67,7 +67,7 @@ def test_a_row_that_ends_its_process_is_found_within_a_few_deaths(root, hostile,
     started = count_starts(process)
     done = hostile({5: "crashes"})(rows())
     assert words(done) == {5: "crashed"}
-    assert started() == 1 + 6, "the batch of 16, its halves of 8, 4 and 2, and the row alone twice"
+    assert started() == 1 + 3, "the batch, and the row alone twice"
     assert notes(root)[5]["ended"] == "SIGSEGV"
 
 

@@ -110,7 +110,7 @@ def the_two_jobs(root_uri: str, feed: str, poison: bool) -> None:
         prepare(prepare_config(root, Path(feed), max_reject_share=0.5, rules={"min_side_px": 64}, **pools))
     prepared_s = time.monotonic() - began
     began = time.monotonic()
-    paint = {"actors": 2, "batch": 8, "row_timeout_s": 30, "max_row_gib": 2}
+    paint = {"actors": 2, "batch": 8, "row_timeout_s": 15, "max_row_gib": 2}
     painting = {"P0010": "crashes", "P0050": "hangs", "P0077": "swells"} if poison else {}
     pairs = Path(root.uri) / "pairs.csv"
     pairs.write_text("product_id,cohort_id\n" + "".join(f"P{n:04},c{n % 3}\n" for n in range(3, 3 + REQUESTS)))
