@@ -32,6 +32,7 @@ def latents(unet: UNet2DConditionModel, n: int, tokens: int, device: str) -> Enc
         pooled=None,
         weight=torch.ones(n, device=device),
         noise_seed=list(range(n)),
+        prior=torch.zeros(n, device=device),
     )
 
 

@@ -41,6 +41,7 @@ def encoded(seed: int, n: int = 2) -> Encoded:
         pooled=torch.randn(n, pooled, generator=g),
         weight=torch.ones(n),
         noise_seed=[seed * 100 + i for i in range(n)],
+        prior=torch.zeros(n),
     )
 
 
