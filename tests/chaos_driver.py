@@ -97,5 +97,7 @@ def main() -> None:
         run_job(GenerateConfig, "adbooster.generate.job:generate", argv)
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # as the module that the stages' processes import, not as a second copy of it
+    from tests import chaos_driver
+
+    chaos_driver.main()
