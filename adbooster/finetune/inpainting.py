@@ -158,8 +158,8 @@ class InpaintingModel:
             predicted = unet(seen, t_N, batch.states, return_dict=False, **more)[0].float()
         velocity = self.noising.config.prediction_type == "v_prediction"
         target = self.noising.get_velocity(x, noise, t_N) if velocity else noise  # pyright: ignore[reportArgumentType]
-        near, weight = _near(batch.mask, aims), _weights(batch.mask, aims)
-        losses = ((predicted - target).square() * weight).mean((1, 2, 3))
+        near = _near(batch.mask, aims)
+        losses = ((predicted - target).square() * _weights(batch.mask, near, aims)).mean((1, 2, 3))
         if aims.need_base:
             from_base = (predicted - self._of_base(seen, t_N, batch.states, more)).square()
             losses = losses + aims.keep_base * (from_base * (1 - near)).mean((1, 2, 3))
@@ -260,8 +260,8 @@ def _near(mask: torch.Tensor, aims: Aims) -> torch.Tensor:
     return grown * mask
 
 
-def _weights(mask: torch.Tensor, aims: Aims) -> torch.Tensor:
-    """float [N,1,h,w] with mean 1: how much each place counts in the loss."""
-    weight = torch.ones_like(mask) + (aims.border_weight - 1) * _near(mask, aims)
+def _weights(mask: torch.Tensor, near: torch.Tensor, aims: Aims) -> torch.Tensor:
+    """float [N,1,h,w] with mean 1: how much each place counts in the loss; `near` as `_near` gives it."""
+    weight = 1 + (aims.border_weight - 1) * near
     weight = torch.where(mask > 0, weight, torch.full_like(mask, aims.product_weight))
     return weight / weight.mean((1, 2, 3), keepdim=True).clamp(min=1e-6)

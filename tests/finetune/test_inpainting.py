@@ -174,7 +174,8 @@ def rings(mask_NHW: np.ndarray, aims: Aims) -> tuple[np.ndarray, np.ndarray]:
     from adbooster.finetune.inpainting import _near, _weights
 
     paint = 1 - torch.from_numpy(mask_NHW).float()[:, None]
-    return _near(paint, aims)[:, 0].numpy(), _weights(paint, aims)[:, 0].numpy()
+    near = _near(paint, aims)
+    return near[:, 0].numpy(), _weights(paint, near, aims)[:, 0].numpy()
 
 
 def test_the_loss_counts_more_near_the_edge_and_less_on_the_product():
