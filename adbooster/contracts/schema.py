@@ -22,6 +22,7 @@ REJECTS = (
     "mask_full",
     "mask_touches_border",
     "mask_in_pieces",
+    "mask_unsure",
     "caption_empty",
     "not_painted",
     # What a stage could not process: an error, and what ended its process, with one row alone in hand.
@@ -64,6 +65,7 @@ _MASK = {
     "mask_area_share": pa.float32(),
     "mask_border_share": pa.float32(),
     "mask_pieces": pa.int32(),
+    "mask_unsure_share": pa.float32(),  # of its area, that has the page's colour and was not cut out; null as above
     "outside_deviation": pa.float32(),
 }
 _CAPTION = {"caption": pa.string(), "caption_by": pa.string()}

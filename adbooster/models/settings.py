@@ -1,5 +1,7 @@
 """Settings of the models that mask and caption photos."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from adbooster.contracts.settings import Config
@@ -12,6 +14,10 @@ class Masking(Config):
     """Pixels above which matting is solved on a smaller picture and brought back along its edges."""
     refine_px: int | None = Field(default=None, ge=1)
     """Half-width of the band that is refined; null: 1 % of the longer side."""
+    holes: Literal["never", "sure", "all"] = "sure"
+    """Where a plain page seen through the product (loops, handles, spokes) is cut out: `sure` leaves what the network holds
+    for product on a page of pure white, as a white print looks the same; `all` cuts that out too; `never` leaves it to the
+    network. What stays although it has the page's colour is `mask_unsure_share`."""
 
 
 class Captions(Config):

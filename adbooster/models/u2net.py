@@ -49,5 +49,5 @@ class U2Net:
         probability = self.probabilities(image_u8)
         band_px = how.refine_px or max(2, round(max(image_u8.shape[:2]) / 100))
         if probability.size > how.solve_px:
-            return refine_large(image_u8, probability, band_px, how.solve_px)
-        return refine(image_u8, probability, band_px)
+            return refine_large(image_u8, probability, band_px, how.solve_px, how.holes)
+        return refine(image_u8, probability, band_px, how.holes)

@@ -11,6 +11,9 @@ from PIL import Image
 from pymatting.preconditioner.ichol import CholeskyDecomposition, ichol
 from scipy import ndimage, sparse
 
+from adbooster.pictures import holes
+from adbooster.pictures.holes import Holes
+
 # Packshots have bands of 2,000 to 50,000 pixels and converge in 3 to 10 iterations; a checkerboard never does.
 # The first three bounds depend on the picture alone, so that its mask is the same on every machine, and all that they
 # allow takes some 10 s. The one in seconds is for a machine that stalls.
@@ -24,7 +27,7 @@ _NETWORK_PX = 320
 
 
 class Refined(NamedTuple):
-    """A product mask, uint8 [H,W], and how its edge was made.
+    """A product mask, uint8 [H,W], how its edge was made, and what share of it may be a hole.
 
     matting  closed-form matting
     guided   the network's probabilities along the photo's edges, as matting came to no end within its bounds
@@ -33,14 +36,17 @@ class Refined(NamedTuple):
 
     mask_u8: np.ndarray
     how: str
+    unsure_share: float = 0.0
 
 
 class _Unsolved(Exception):
     pass
 
 
-def refine(image_u8: np.ndarray, probability: np.ndarray, band_px: int) -> Refined:
+def refine(image_u8: np.ndarray, probability: np.ndarray, band_px: int, through: Holes = "sure") -> Refined:
     """Closed-form matting (Levin et al., 2008; pymatting) in the band round the edge; elsewhere 0 or 255.
+
+    Where a plain page shows through the product, it is background, its rim part of the band; `through` as in holes.find.
 
     A map with no sure product or no sure background comes back only rounded. A band that is too large or a system
     that does not converge is filled from the probabilities by a guided filter instead.
@@ -49,14 +55,23 @@ def refine(image_u8: np.ndarray, probability: np.ndarray, band_px: int) -> Refin
     background = _distance(probability > 0.1, border=False) > band_px
     if not product.any() or not background.any():
         return Refined((probability * 255).round().astype(np.uint8), "network")
+    seen = holes.find(image_u8, probability, background, band_px, through)
+    product, background = product & ~(seen.page | seen.rim), (background & ~seen.rim) | seen.page
     trimap = np.where(product, 1.0, np.where(background, 0.0, 0.5))
     try:
         alpha = _solve(image_u8 / 255.0, trimap)
     except _Unsolved:
         guided = _guided(image_u8, probability)
-        return Refined(np.where(product, 255, np.where(background, 0, guided)).astype(np.uint8), "guided")
+        mask = np.where(product, 255, np.where(background, 0, guided)).astype(np.uint8)
+        return Refined(mask, "guided", _share(seen.unsure, mask))
     alpha = ((alpha - 0.02) / 0.96).clip(0, 1)  # solver noise at either end is not transparency
-    return Refined((alpha * 255).round().astype(np.uint8), "matting")
+    mask = (alpha * 255).round().astype(np.uint8)
+    return Refined(mask, "matting", _share(seen.unsure, mask))
+
+
+def _share(unsure: np.ndarray, mask_u8: np.ndarray) -> float:
+    white = mask_u8 > 127
+    return float((unsure & white).sum() / max(white.sum(), 1))
 
 
 def _distance(there: np.ndarray, border: bool) -> np.ndarray:
@@ -118,7 +133,9 @@ def _guided(image_u8: np.ndarray, probability: np.ndarray) -> np.ndarray:
     return _guided_upsample(image_u8, small, (rough * 255).round().astype(np.uint8))
 
 
-def refine_large(image_u8: np.ndarray, probability: np.ndarray, band_px: int, solve_px: int) -> Refined:
+def refine_large(
+    image_u8: np.ndarray, probability: np.ndarray, band_px: int, solve_px: int, through: Holes = "sure"
+) -> Refined:
     """`refine` for photos over `solve_px` pixels: solved on the product's box scaled to that, brought back along edges.
 
     The system that closed-form matting solves grows with the pixels (12 megapixels take minutes and gigabytes), so it
@@ -137,9 +154,9 @@ def refine_large(image_u8: np.ndarray, probability: np.ndarray, band_px: int, so
     height, width = (max(1, round(n * scale)) for n in probability.shape)
     small = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BOX))
     rough = np.asarray(Image.fromarray(probability).resize((width, height), Image.Resampling.BILINEAR))
-    solved, how = refine(small, rough, max(2, round(band_px * scale)))
+    solved, how, unsure = refine(small, rough, max(2, round(band_px * scale)), through)
     out[box] = solved if scale == 1 else _guided_upsample(photo, small, solved)
-    return Refined(out, how)
+    return Refined(out, how, unsure)
 
 
 def _guided_upsample(photo_u8: np.ndarray, small_u8: np.ndarray, alpha_u8: np.ndarray, radius: int = 2) -> np.ndarray:

@@ -25,6 +25,8 @@ class Rules(Config):
     """Share of the border that the product of a main photo may touch; more means it is cut off."""
     max_pieces: int = Field(default=4, ge=1)
     """Parts that the product of a main photo may fall into (a pair of shoes has two); specks do not count."""
+    max_unsure_share: float = Field(default=1.0, ge=0, le=1)
+    """Share of a main photo's mask that may be a hole as well as product (`masking.holes`); more is `mask_unsure`."""
     plain_deviation: float = Field(default=12, ge=0)
     """Standard deviation (0-255) outside the mask below which a background is plain, not a scene."""
 

@@ -121,7 +121,7 @@ class Masker:
         same_photo = known.get("mask_uri") and known["photo_sha256"] == row["photo_sha256"]
         if same_photo and known["mask_by"] in (self.made.mask, BY_ALPHA):
             return {n: known[n] for n in _MASK}
-        from adbooster.pictures.matting import measure
+        from adbooster.pictures.matting import Refined, measure
 
         try:
             photo, alpha = images.decode_with_alpha(self.root.read(row["photo_uri"]))
@@ -129,10 +129,11 @@ class Masker:
             log.info("cannot decode %s any more: %s", row["photo_uri"], e)
             return {"reject": "unreadable_image"}
         given = images.informative(alpha)
-        mask, how = self.net.mask(photo, self.how) if given is None else (given, "alpha")
+        mask, how, unsure = self.net.mask(photo, self.how) if given is None else Refined(given, "alpha")
         made_by = self.made.mask if given is None else BY_ALPHA
         uri = self.root.put(images.encode_mask(mask), "png")
-        return {"mask_uri": uri, "mask_by": made_by, "mask_how": how, **measure(photo, mask)}
+        named = {"mask_uri": uri, "mask_by": made_by, "mask_how": how, "mask_unsure_share": unsure}
+        return named | measure(photo, mask)
 
 
 class Captioner:
@@ -196,4 +197,6 @@ class Judge:
             return "mask_touches_border"
         if main and row["mask_pieces"] > rules.max_pieces:
             return "mask_in_pieces"
+        if main and (row["mask_unsure_share"] or 0) > rules.max_unsure_share:
+            return "mask_unsure"
         return None if row["caption"] else "caption_empty"

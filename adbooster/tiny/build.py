@@ -25,7 +25,7 @@ from adbooster.tiny import nets, texts, train, world
 
 log = logging.getLogger(__name__)
 MODELS = Path(__file__).parent / "models"
-STAGES = ("rank", "judge", "caption", "vae", "decoder", "unet")
+STAGES = ("rank", "judge", "caption", "vae", "decoder", "unet", "scenes")
 RATES = {
     "rank": 1e-3,
     "judge": 1.5e-3,
@@ -33,14 +33,15 @@ RATES = {
     "vae": 2e-3,
     "decoder": 1e-3,
     "unet": 1e-3,
+    "scenes": 2e-3,
 }
 MINUTES = {
-    "cpu": {"rank": 6, "judge": 8, "caption": 10, "vae": 13, "decoder": 5, "unet": 50},
-    "cuda": {"rank": 0.6, "judge": 0.8, "caption": 0.8, "vae": 5, "decoder": 1, "unet": 5},
+    "cpu": {"rank": 6, "judge": 8, "caption": 10, "vae": 13, "decoder": 5, "unet": 50, "scenes": 3},
+    "cuda": {"rank": 0.6, "judge": 0.8, "caption": 0.8, "vae": 5, "decoder": 1, "unet": 5, "scenes": 0.2},
 }
 BATCH = {
-    "cpu": {"rank": 192, "judge": 192, "caption": 64, "vae": 16, "decoder": 24, "unet": 48},
-    "cuda": {"rank": 768, "judge": 768, "caption": 256, "vae": 64, "decoder": 64, "unet": 512},
+    "cpu": {"rank": 192, "judge": 192, "caption": 64, "vae": 16, "decoder": 24, "unet": 48, "scenes": 64},
+    "cuda": {"rank": 768, "judge": 768, "caption": 256, "vae": 64, "decoder": 64, "unet": 512, "scenes": 256},
 }
 
 
@@ -120,6 +121,10 @@ def build(stage: str, minutes: float, shop: Workshop) -> None:
         model = nets.new_blip(processor.tokenizer)
         model, state = shop.fit(stage, model, train.blip_loss(model, processor, pictures, device, size), minutes)
         nets.save_blip(shop.models / stage, model, processor)
+    elif stage == "scenes":
+        model = nets.new_scene_classifier(len(world.SCENES))
+        model, state = shop.fit(stage, model, train.scene_loss(model, pictures, device, size, nets.SCENE_PX), minutes)
+        nets.save_scene_classifier(shop.models / stage, model)
     else:
         state = {"vae": build_vae, "decoder": build_decoder, "unet": build_unet}[stage](minutes, size, shop)
     _card(stage, state, minutes, shop)

@@ -22,7 +22,7 @@ from adbooster.models.outpainter import Outpainter, Painting
 from adbooster.models.u2net import U2Net
 from adbooster.pictures import compositing, cutouts, layout
 from adbooster.pictures.images import resize
-from adbooster.tiny import world
+from adbooster.tiny import nets, world
 
 MODELS = Path(__file__).parent / "models"
 FIRST_SEED = 2 * 10**6
@@ -74,6 +74,16 @@ def scene_named_right(judge: Clip, painted: list) -> float:
     return float(np.mean([a == s for a, (_, _, s) in zip(named, painted, strict=True)]))
 
 
+def scene_classified_right(painted: list) -> float:
+    """Share of pictures whose scene a network names right that saw composed scenes only and serves nothing else."""
+    classifier = nets.load_scene_classifier(MODELS / "scenes", len(SCENES))
+    small = np.stack([resize(picture, nets.SCENE_PX, nets.SCENE_PX) for picture, _, _ in painted])
+    with torch.inference_mode():
+        scores = classifier(torch.from_numpy(small).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    named = [SCENES[i] for i in scores.argmax(1).tolist()]
+    return float(np.mean([a == s for a, (_, _, s) in zip(named, painted, strict=True)]))
+
+
 def captions_right(blip: Blip, products: list[str], n: int, product_too: bool) -> float:
     """Share of captions that name the scene, and the product where asked."""
     shown = list(pictures(products, n, PAINT_PX, 2 * 10**4))
@@ -117,6 +127,7 @@ def measure(threads: int, quick: bool) -> list[tuple[str, float, float]]:
     return [
         ("VAE PSNR, dB, held-out pictures", vae_psnr(outpainter, 200 // few), 26.0),
         (f"scene of {len(painted)} paintings named right by judge", scene_named_right(judge, painted), 0.85),
+        (f"scene of {len(painted)} paintings named right by a classifier", scene_classified_right(painted), 0.95),
         ("caption names product and scene, seen products", captions_right(blip, world.SEEN, 280 // few, True), 0.90),
         ("caption names the scene, held-out products", captions_right(blip, world.HELD_OUT, 120 // few, False), 0.90),
         ("retrieval top-1 of rank, 420 captions", retrieval(rank, 420 // few), 0.95),

@@ -1,6 +1,7 @@
 """The embedded models' architectures, built fresh (random weights) and saved in the formats of the big ones."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +14,8 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import AttnProcessor
 from open_clip import CLIP, CustomTextCLIP
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import (
     BertTokenizerFast,
     BlipConfig,
@@ -28,6 +30,7 @@ from transformers import (
 from adbooster.tiny.texts import CONTEXT_LENGTH
 
 SIDE_PX = 128
+SCENE_PX = 96
 TEXT_WIDTH = 128
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -183,6 +186,28 @@ def new_clip(name: str, tokenizer: CLIPTokenizer) -> CLIP | CustomTextCLIP:
         vision_cfg=cfg["vision_cfg"],
         text_cfg=text,  # pyright: ignore[reportArgumentType]  # a dict will do
     )
+
+
+def new_scene_classifier(scenes: int) -> nn.Sequential:
+    """A small plain CNN, [B,3,S,S] in [-1,1] at SCENE_PX to scores [B,scenes]: it tells scenes, and nothing else here uses it."""
+    layers, wide = [], (3, 24, 48, 96, 128)
+    for i, o in pairwise(wide):
+        layers += [nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o), nn.ReLU()]
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.2), nn.Linear(4 * wide[-1], scenes)
+    )
+
+
+def save_scene_classifier(folder: Path, model: nn.Sequential) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+
+
+def load_scene_classifier(folder: Path, scenes: int) -> nn.Sequential:
+    model = new_scene_classifier(scenes)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval()
 
 
 def save_pipeline(

@@ -242,6 +242,24 @@ def blip_loss(
     return loss_of
 
 
+def scene_loss(model: nn.Module, pictures: Pictures, device: str, size: int, side_px: int) -> LossOfStep:
+    """Which scene a picture shows, among `world.SCENES` in their order; packshots are left out."""
+    scenes = list(world.SCENES)
+    truth_N = torch.tensor([scenes.index(cast(str, pictures.labels[i][1])) for i in pictures.scenic]).to(device)
+
+    def loss_of(step: int) -> torch.Tensor:
+        rng = np.random.default_rng([9, step])
+        at = rng.integers(len(pictures.scenic), size=size)
+        x_BCHW = _turned(pictures.batch(pictures.scenic[at], device))
+        x_BCHW = F.interpolate(x_BCHW, side_px, mode="bilinear", antialias=True)
+        if rng.uniform() < 0.5:  # generated pictures are softer than composed ones
+            x_BCHW = F.avg_pool2d(x_BCHW, 3, 1, 1, count_include_pad=False)
+        with torch.autocast(device, torch.bfloat16):
+            return F.cross_entropy(model(x_BCHW).float(), truth_N[_index(at, device)], label_smoothing=0.05)
+
+    return loss_of
+
+
 def random_mask(side_px: int, rng: np.random.Generator) -> np.ndarray:
     """A generic inpainting mask, 1 = repaint: boxes and strokes, or all but a box. Nothing is known of products."""
     inverted = rng.uniform() < 0.5

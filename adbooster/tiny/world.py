@@ -79,19 +79,22 @@ def render(kind: str, key: str, side_px: int) -> Image.Image:
     return full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale))), Image.LANCZOS)
 
 
-def compose(scene: str, product: str, side_px: int, seed: int, hue: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def compose(
+    scene: str, product: str, side_px: int, seed: int, hue: bool = False, turn: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """One lifestyle picture.
 
     returns  (image uint8 [S,S,3], mask uint8 [S,S], 255 = product)
-    `hue` turns the product's colours, so that training sees more products than there are renders.
+    `hue` turns the product's colours by chance, so that training sees more products than there are renders; `turn` by
+    so many of 256 parts of the circle.
     """
     rng = np.random.default_rng(seed)
     canvas = backdrop(SCENES[scene], side_px, rng)
     blur_px = side_px * rng.uniform(0.015, 0.022)
     canvas = canvas.filter(ImageFilter.GaussianBlur(blur_px))
     item = render("products", product, min(RENDER_PX, round(side_px * rng.uniform(0.38, 0.6))))
-    if hue:
-        item = _turn_hue(item, int(rng.integers(256)))
+    if hue or turn:
+        item = _turn_hue(item, turn or int(rng.integers(256)))
     item = _lit(item, SCENES[scene].colours[1], rng.uniform(0, 0.12))
     x = round((side_px - item.width) * rng.uniform(0.15, 0.85))
     y = round(side_px * rng.uniform(0.76, 0.94)) - item.height
@@ -99,13 +102,15 @@ def compose(scene: str, product: str, side_px: int, seed: int, hue: bool = False
     return _stand(canvas, item, x, max(0, y))
 
 
-def packshot(product: str, side_px: int, seed: int | None = None, hue: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def packshot(
+    product: str, side_px: int, seed: int | None = None, hue: bool = False, turn: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """One product on white: centred and at the render's own size, or varied by `seed`; returns like `compose`."""
     rng = np.random.default_rng(seed)
     share = 0.5 if seed is None else rng.uniform(0.4, 0.8)
     item = render("products", product, min(RENDER_PX, round(side_px * share)))
-    if hue:
-        item = _turn_hue(item, int(rng.integers(256)))
+    if hue or turn:
+        item = _turn_hue(item, turn or int(rng.integers(256)))
     canvas = Image.new("RGB", (side_px, side_px), "white")
     dx, dy = (0.5, 0.5) if seed is None else rng.uniform(0.3, 0.7, 2)
     return _stand(canvas, item, round((side_px - item.width) * dx), round((side_px - item.height) * dy))

@@ -1,10 +1,11 @@
-"""The paper's experiment on the tiny world: 30 profiles x 8 products, K = 4, base and fine-tuned weights.
+"""The paper's experiment on the tiny world: 30 profiles x 16 products, K = 4, base and fine-tuned weights.
 
     python -m tests.benchmarks.paper --work paper-root
     python -m tests.benchmarks.paper --llm-base-url http://localhost:8000/v1 --llm-model some-instruct-model
 
-The eight products were seen by none of the embedded models, nor in fine-tuning, which has 24 others and a root of its own.
-A killed run goes on where it was.
+The 16 products are eight renders in two colours each. No embedded model (captioner, ranker, judge, painter) has seen one of
+the eight, nor has fine-tuning, which has 24 others and a root of its own. A killed run goes on where it was. The last line
+is one JSON object; its interval is over renders as clusters, as the two colours of one are alike.
 """
 
 import argparse
@@ -15,18 +16,28 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import ray
+import torch
+from PIL import Image
 
 from adbooster.cli.load import load
 from adbooster.cli.run import run
 from adbooster.cohorts.config import CohortsConfig
 from adbooster.contracts.evaluation import Evaluation, Experiment, Interval
+from adbooster.contracts.recipe import Recipe
 from adbooster.evaluate.config import EvaluateConfig
 from adbooster.finetune.config import FinetuneConfig
+from adbooster.measure import intervals, statistics, subjects, trials
+from adbooster.measure.run import measure_trial
+from adbooster.models.outpainter import Outpainter
 from adbooster.prepare.config import PrepareConfig
-from adbooster.tiny import world
+from adbooster.storage.model_store import local_copy
+from adbooster.storage.objects import Root
+from adbooster.tiny import check, world
 
 TINY = Path(world.__file__).parent
+SIDE_PX, FIRST_SEED, TURN, OTHER_COLOUR = 512, 7 * 10**6, 128, "-2"
 MORE = ("backpack", "coat", "watch", "womans-hat")  # besides the eight that no embedded model has seen
 HEAD = ("weights, prompt", "scored by", "pick", "family", "pairs", "creative", "on white", "own scene")
 HEAD = (*HEAD, "minus white", "minus scene", "over white", "over scene")
@@ -37,40 +48,63 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("paper-root"), help="where the roots are made, and found again"
     )
-    parser.add_argument("--products", type=int, default=8, help="up to 12; the embedded models have seen the last four")
+    parser.add_argument(
+        "--products", type=int, default=16, help="up to 20; the embedded models have seen the last four"
+    )
     parser.add_argument("--quick", action="store_true", help="3 products, 6 profiles, K = 2")
     parser.add_argument("--llm-base-url", help="an OpenAI-compatible endpoint: prompts of style llm are compared too")
     parser.add_argument("--llm-model", default="")
     given = parser.parse_args()
     started = time.monotonic()
-    panel, others = _feeds(given.work.absolute())
+    panel, others = feeds(given.work.absolute())
     weights = _weights(given.work.absolute() / "train", others)
-    found = _evaluated(given, panel, weights)
+    config = _config(given, panel, weights)
+    report = run(config, "adbooster.evaluate.job:evaluate")
+    found = Evaluation.model_validate(json.loads(Path(report.evaluation_uri).read_text()))
     ray.shutdown()
+    print(_split(panel, others))
     print(_table(found.experiments))
     print(_figures(found))
     versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("torch", "open_clip_torch", "scipy"))
     print(f"Python {platform.python_version()}, {versions}; {time.monotonic() - started:.0f} s in this run")
-    judged = {e.experiment: e for e in found.experiments if (e.scorer, e.family) == ("judge", "all")}
-    base, tuned = judged["base, qc"], judged["fine-tuned, qc"]
-    print(f"ratio {tuned.creative / base.creative:.3f}")
+    print(json.dumps(_result(given, config, found, weights)))
 
 
-def _feeds(work: Path) -> tuple[Path, Path]:
+def feeds(work: Path) -> tuple[Path, Path]:
     """The catalog's feed in two: the panel's products, and those to fine-tune on."""
-    with (TINY / "catalog" / "feed.tsv").open() as f:
-        rows = list(csv.DictReader(f, delimiter="\t"))
+    rows = _rows(TINY / "catalog" / "feed.tsv")
     for row in rows:
         for column in ("image_link", "lifestyle_image_link"):
             row[column] = ",".join(str(TINY / "catalog" / p) for p in row[column].split(","))
     apart = {*world.HELD_OUT, *MORE}
     named = [(Path(row["image_link"]).stem, row) for row in rows]
     panel = [row for name, row in named if name in apart]
+    panel += [_turned(row, name, i, work / "pictures") for i, (name, row) in enumerate(named) if name in world.HELD_OUT]
     train = [row for name, row in named if name not in apart]
-    return _feed(work / "panel.tsv", panel), _feed(work / "train.tsv", train)
+    return write_feed(work / "panel.tsv", panel), write_feed(work / "train.tsv", train)
 
 
-def _feed(path: Path, rows: list[dict]) -> Path:
+def _rows(feed: Path) -> list[dict]:
+    with feed.open() as f:
+        return list(csv.DictReader(f, delimiter="\t"))
+
+
+def _turned(row: dict, product: str, number: int, folder: Path) -> dict:
+    """The product in its opposite colour, as another product: a packshot and two pictures in scenes, as the catalog has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scenes, links = list(world.SCENES), [folder / f"{product}{OTHER_COLOUR}.webp"]
+    packshot, _ = world.packshot(product, SIDE_PX, turn=TURN)
+    Image.fromarray(packshot).save(links[0], lossless=True)
+    for i in range(2):
+        scene = scenes[(number * 2 + i * 7 + 3) % len(scenes)]
+        picture, _ = world.compose(scene, product, SIDE_PX, FIRST_SEED + 2 * number + i, turn=TURN)
+        links.append(folder / f"{product}{OTHER_COLOUR}-{scene}.webp")
+        Image.fromarray(picture).save(links[-1], quality=92)
+    main, *others = map(str, links)
+    return row | {"id": row["id"] + OTHER_COLOUR, "image_link": main, "lifestyle_image_link": ",".join(others)}
+
+
+def write_feed(path: Path, rows: list[dict]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as f:
         out = csv.DictWriter(f, list(rows[0]), delimiter="\t")
@@ -79,21 +113,22 @@ def _feed(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def _job(config_class, root: Path, name: str, **values):
+def job(config_class, root: Path, name: str, **values):
     """Run a job of paper.yaml; `values` are flags."""
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in {"root_uri": root, "run_id": name, **values}.items()]
     return run(load(config_class, ["--config", str(TINY / "paper.yaml"), *flags]), f"adbooster.{name}.job:{name}")
 
 
 def _weights(root: Path, feed: Path) -> str:
-    _job(PrepareConfig, root, "prepare", feed_uri=feed, allowed_file_root=TINY / "catalog")
-    return _job(FinetuneConfig, root, "finetune").weights
+    job(PrepareConfig, root, "prepare", feed_uri=feed, allowed_file_root="/")
+    job(CohortsConfig, root, "cohorts")
+    return job(FinetuneConfig, root, "finetune").weights
 
 
-def _evaluated(given: argparse.Namespace, feed: Path, weights: str) -> Evaluation:
+def _config(given: argparse.Namespace, feed: Path, weights: str) -> EvaluateConfig:
     root = given.work.absolute() / "panel"
-    _job(PrepareConfig, root, "prepare", feed_uri=feed, allowed_file_root=TINY / "catalog")
-    _job(CohortsConfig, root, "cohorts")
+    job(PrepareConfig, root, "prepare", feed_uri=feed, allowed_file_root="/")
+    job(CohortsConfig, root, "cohorts")
     config = load(
         EvaluateConfig, ["--config", str(TINY / "paper.yaml"), "--root-uri", str(root), "--run-id", "evaluate"]
     )
@@ -107,15 +142,65 @@ def _evaluated(given: argparse.Namespace, feed: Path, weights: str) -> Evaluatio
         for style, prompts in styles.items()
         for kind, uri in kinds.items()
     ]
-    with feed.open() as f:
-        ids = {Path(row["image_link"]).stem: row["id"] for row in csv.DictReader(f, delimiter="\t")}
-    chosen = [ids[name] for name in (*world.HELD_OUT, *MORE)[: given.products]]
+    ids = {Path(row["image_link"]).stem: row["id"] for row in _rows(feed)}
+    order = (*world.HELD_OUT, *(p + OTHER_COLOUR for p in world.HELD_OUT), *MORE)
+    chosen = [ids[name] for name in order[: given.products]]
     values = config.model_dump() | {"trials": trials, "panel": {"product_ids": chosen}}
     if given.quick:
         values["panel"] = {"product_ids": chosen[:3], "cohorts": 6}
         values["recipe"] |= {"candidates": 2, "num_inference_steps": 4}
-    report = run(EvaluateConfig.model_validate(values), "adbooster.evaluate.job:evaluate")
-    return Evaluation.model_validate(json.loads(Path(report.evaluation_uri).read_text()))
+    return EvaluateConfig.model_validate(values)
+
+
+def _split(panel: Path, train: Path) -> str:
+    """Which products which models have seen, a line each."""
+    names = {f: [Path(row["image_link"]).stem for row in _rows(f)] for f in (panel, train)}
+    parts = {
+        "seen by captioner, ranker, judge and painter": world.SEEN,
+        "fine-tuned on": names[train],
+        "painted, seen by none of them": [n for n in names[panel] if n.removesuffix(OTHER_COLOUR) in world.HELD_OUT],
+    }
+    return "\n".join(f"{what}: {len(some)} products: {', '.join(some)}" for what, some in parts.items())
+
+
+def _result(given: argparse.Namespace, config: EvaluateConfig, found: Evaluation, weights: str) -> dict:
+    """The last line: what the targets are about."""
+    root, names = Root(config.root_uri), ("base, qc", "fine-tuned, qc")
+    products, cohorts = subjects.own_pictures(root), subjects.cohort_texts(root)
+    render = {row["id"]: Path(row["image_link"]).stem for row in _rows(given.work.absolute() / "panel.tsv")}
+    scores = []
+    for trial in (t for name in names for t in config.trials if t.name == name):
+        requests, _ = trials.trial_requests(root, config, trial, products, cohorts)
+        measured = measure_trial(root, config, trial, requests)  # of which all is known by now
+        keys = zip(measured["product_id"].to_pylist(), measured["cohort_id"].to_pylist(), strict=True)
+        scores.append(dict(zip(keys, statistics.values(measured)["judge_score"], strict=True)))
+    pairs = [key for key in scores[0] if key in scores[1]]
+    apart = np.array([scores[1][k] - scores[0][k] for k in pairs])
+    spread = intervals.mean(apart, [render[p].removesuffix(OTHER_COLOUR) for p, _ in pairs])
+    assert spread is not None
+    figures = {f.name: f.value for f in found.figures}
+    result = {"pairs": len(pairs), "products": len({p for p, _ in pairs})}
+    result |= {f"judge_{s}": np.mean([x[k] for k in pairs]) for s, x in zip(("base", "tuned"), scores, strict=True)}
+    result |= {"judge_difference": spread.mean, "judge_difference_interval": [spread.low, spread.high]}
+    for short, kind in {
+        "expansion": "expansion_share",
+        "diversity": "diversity_of_cohort",
+        "sharpness": "sharpness",
+    }.items():
+        result |= {f"{short}_base": figures[f"{names[0]}: {kind}"], short: figures[f"{names[1]}: {kind}"]}
+    result["scene_accuracy"] = scene_accuracy(weights, 24 if given.quick else 200)
+    return {
+        k: round(v, 4) if isinstance(v, float) else [round(x, 4) for x in v] if isinstance(v, list) else v
+        for k, v in result.items()
+    }
+
+
+def scene_accuracy(weights: str, n: int) -> float:
+    """Share of n paintings of unseen products whose scene a network names right that saw composed scenes only."""
+    torch.set_num_threads(2)
+    recipe = Recipe(num_inference_steps=20, guidance_scale=3.0, paint_px=check.PAINT_PX)
+    outpainter = Outpainter(local_copy(weights), recipe, "cpu", "bfloat16", 25)
+    return check.scene_classified_right(list(check.paint(outpainter, n)))
 
 
 def _table(rows: list[Experiment]) -> str:

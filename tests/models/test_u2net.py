@@ -24,7 +24,7 @@ def iou(mask, true):
 
 def test_a_packshot_is_cut_at_its_edge(net):
     photo, true = world.packshot("teapot", 512)
-    refined, how = net.mask(photo)
+    refined, how, _ = net.mask(photo)
     rough = net.probabilities(photo)
     assert how == "matting"
     assert iou(refined, true) > 0.98
@@ -34,7 +34,7 @@ def test_a_packshot_is_cut_at_its_edge(net):
 def test_no_product_is_an_empty_mask(net):
     """A per-image stretch would make a full one, and NaN of a constant picture."""
     for level in (0, 128, 255):
-        mask, how = net.mask(np.full((200, 300, 3), level, np.uint8))
+        mask, how, _ = net.mask(np.full((200, 300, 3), level, np.uint8))
         assert mask.shape == (200, 300)
         assert (mask > 127).mean() < 0.01
         assert how == "network"
@@ -42,7 +42,7 @@ def test_no_product_is_an_empty_mask(net):
 
 def test_refine_without_a_sure_product_keeps_the_map():
     probability = np.full((50, 50), 0.4, np.float32)
-    mask, how = refine(np.zeros((50, 50, 3), np.uint8), probability, 2)
+    mask, how, _ = refine(np.zeros((50, 50, 3), np.uint8), probability, 2)
     assert (mask == 102).all()
     assert how == "network"
 
@@ -64,7 +64,7 @@ def test_a_large_photo_is_matted_small_and_cut_at_its_edge(net):
         Image.fromarray(a).resize((3000, 3000), Image.Resampling.BICUBIC) for a in world.packshot("mug", 512)
     )
     started = time.monotonic()
-    mask, _ = net.mask(np.asarray(small))
+    mask = net.mask(np.asarray(small)).mask_u8
     assert time.monotonic() - started < 20
     assert iou(mask, np.asarray(true)) > 0.98
     assert mask[:100].max() == 0
@@ -94,7 +94,7 @@ def test_matting_ends_on_anything_and_says_how(name, capfd):
     """The solver took minutes on a checkerboard and raised then; it prints and warns nothing either."""
     photo, sure = unlike_photos()[name], disc(500)
     started = time.monotonic()
-    mask, how = refine(photo, sure, 20)
+    mask, how, _ = refine(photo, sure, 20)
     assert time.monotonic() - started < 45
     assert how == {"checkerboard": "guided", "stripes": "guided", "flat": "matting"}.get(name, how)
     assert mask[250, 250] == 255
@@ -108,12 +108,12 @@ def test_matting_ends_on_anything_and_says_how(name, capfd):
 def test_beyond_each_bound_the_edge_is_guided(monkeypatch):
     photo, true = world.packshot("mug", 256)
     probability = np.asarray(Image.fromarray(true).resize((64, 64)).resize((256, 256)), np.float32) / 255
-    solved, how = refine(photo, probability, 4)
+    solved, how, _ = refine(photo, probability, 4)
     assert how == "matting"
     for bound in ("MAX_BAND_PX", "MAX_ITERATIONS", "MAX_BAND_PX_ITERATIONS", "MAX_SOLVER_S", "_FILL"):
         with monkeypatch.context() as patched:
             patched.setattr(matting, bound, 1 if bound != "MAX_SOLVER_S" else -1)
-            guided, how = refine(photo, probability, 4)
+            guided, how, _ = refine(photo, probability, 4)
         assert how == "guided", bound
         assert iou(guided, true) > 0.97
         assert not np.array_equal(guided, solved)
@@ -130,7 +130,7 @@ def test_the_band_is_as_many_steps_of_erosion_and_dilation():
 
 def test_a_long_strip_has_a_band_at_once(net):
     started = time.monotonic()
-    mask, _ = net.mask(np.random.default_rng(0).integers(0, 256, (60_000, 20, 3), np.uint8))
+    mask = net.mask(np.random.default_rng(0).integers(0, 256, (60_000, 20, 3), np.uint8)).mask_u8
     assert time.monotonic() - started < 20
     assert mask.shape == (60_000, 20)
 

@@ -175,6 +175,7 @@ FINE = {
     "mask_area_share": 0.2,
     "mask_border_share": 0.0,
     "mask_pieces": 1,
+    "mask_unsure_share": None,
     "outside_deviation": 1.0,
     "caption": "a teapot",
 }
@@ -191,6 +192,7 @@ FINE = {
         ({"mask_border_share": 0.3, "role": "lifestyle"}, None, "plain"),
         ({"mask_pieces": 5}, "mask_in_pieces", "plain"),
         ({"mask_pieces": 2}, None, "plain"),
+        ({"mask_unsure_share": 1.0}, None, "plain"),
         ({"caption": ""}, "caption_empty", "plain"),
     ],
 )
@@ -199,3 +201,9 @@ def test_judge_names_what_is_wrong(changes, reject, background):
     found = Judge(Rules())(rows).to_pylist()[0]
     assert (found["reject"], found["background"]) == (reject, background)
     assert reject is None or reject in schema.REJECTS
+
+
+def test_a_main_photo_with_too_much_that_may_be_a_hole_is_rejected_where_asked():
+    rows = [row(schema.CAPTIONED, **FINE | {"mask_unsure_share": 0.1, "role": r}) for r in ("main", "lifestyle")]
+    found = Judge(Rules(max_unsure_share=0.05))(pa.Table.from_pylist(rows, schema.CAPTIONED))
+    assert found["reject"].to_pylist() == ["mask_unsure", None]

@@ -1,0 +1,96 @@
+"""Where a plain page shows through a product: loops, handles, lattices, spokes that a network at 320 px fills in."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+Holes = Literal["never", "sure", "all"]
+LEAST_PX = 12
+_ALIKE = 4.0  # levels; the page itself
+_NEARLY = 12.0  # levels; what JPEG leaves of a page between two edges
+_NOISIEST = 4.0  # levels; a page with more is a scene
+_BLOWN = 250  # levels; above it a photo's white says little about what was white
+_SURE = 0.9
+_STEP = 20.0  # levels by which the product differs from the page, within the band's half-width of the hole's edge
+_ENCLOSED = 0.7  # share of that edge; shading that passes through the page's colour has no edge on one side
+_SEEDS_MAX = 40_000  # pixels that the page is fitted to
+
+
+class Open(NamedTuple):
+    """bool [H,W] each: the page itself, seen through the product, and the rim about it, to be settled by matting.
+
+    unsure  regions of the page's colour that were left closed
+    """
+
+    page: np.ndarray
+    rim: np.ndarray
+    unsure: np.ndarray
+
+
+def find(image_u8: np.ndarray, probability: np.ndarray, background: np.ndarray, band_px: int, which: Holes) -> Open:
+    """Regions of the page's colour that the product encloses.
+
+    background  bool [H,W], where the network and the band leave no doubt
+    which       `sure`: not where the network is certain of the product and the page is blown out, as a white print on a
+                product is no hole; `all`: those too; `never`: nothing is looked for
+
+    Page: a plane fitted to each channel of the background; of a background that no plane fits, nothing is opened.
+    """
+    none = np.zeros(probability.shape, bool)
+    page = None if which == "never" else _page(image_u8, background)
+    if page is None:
+        return Open(none, none, none)
+    away, noise = page
+    alike = away <= _ALIKE + 2 * noise
+    parts, n = ndimage.label(away <= _NEARLY + 2 * noise)
+    sizes = np.bincount(parts[alike], minlength=n + 1)
+    outside = np.bincount(parts[background], minlength=n + 1) > 0
+    opened, unsure, rim = none.copy(), none.copy(), none.copy()
+    blown = image_u8[background].min(axis=1).mean() > _BLOWN
+    for i, window in enumerate(ndimage.find_objects(parts), 1):
+        if outside[i] or sizes[i] < LEAST_PX:
+            continue
+        near = tuple(slice(max(s.start - band_px - 1, 0), s.stop + band_px + 1) for s in window)
+        region = ndimage.binary_fill_holes(parts[near] == i) & ~background[near]
+        seeds = alike[near] & region
+        certain = np.median(probability[near][seeds]) > _SURE
+        if _enclosed(region, away[near], band_px) < _ENCLOSED or (certain and blown and which == "sure"):
+            unsure[near] |= region
+            continue
+        opened[near] |= seeds
+        rim[near] |= ndimage.binary_dilation(region, iterations=band_px)
+    return Open(opened, rim & ~opened, unsure)
+
+
+def _enclosed(region: np.ndarray, away: np.ndarray, reach_px: int) -> float:
+    """Share of a region's edge from which the colour goes `_STEP` away from the page's within `reach_px` outward."""
+    distance, nearest = ndimage.distance_transform_edt(~region, return_indices=True)
+    outside = (distance > 0) & (distance <= reach_px)
+    step = np.full(region.shape, -1.0)
+    np.maximum.at(step, tuple(n[outside] for n in nearest), away[outside])
+    return float((step[step >= 0] > _STEP).mean())
+
+
+def _page(image_u8: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, float] | None:
+    """Levels from the page's colour, float [H,W], and the page's own noise; None where the background is no plain page."""
+    ys, xs = np.nonzero(background)
+    if len(ys) < 100:
+        return None
+    some = slice(None, None, -(-len(ys) // _SEEDS_MAX))
+    ys, xs = ys[some], xs[some]
+    high, wide = background.shape
+    terms = np.stack([np.ones(len(ys)), ys / high, xs / wide], 1)
+    seen, kept = image_u8[ys, xs].astype(float), np.ones(len(ys), bool)
+    for _ in range(3):  # the product's shadow on the page is left out
+        plane = np.linalg.lstsq(terms[kept], seen[kept], rcond=None)[0]
+        apart = np.abs(seen - terms @ plane).max(1)
+        noise = float(1.48 * np.median(apart[kept]))
+        kept = apart <= _ALIKE + 2 * noise
+        if kept.mean() < 0.5:
+            return None
+    if noise > _NOISIEST:
+        return None
+    rows, columns = np.arange(high)[:, None, None] / high, np.arange(wide)[None, :, None] / wide
+    away = np.abs(image_u8 - (plane[0] + rows * plane[1] + columns * plane[2])).max(2)
+    return away, noise

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from adbooster.models.u2net import U2Net
+from adbooster.pictures.matting import refine
+from tests.benchmarks.cutout_quality import PAGES, errors, photo
+from tests.conftest import MODELS
+
+BAND_PX = 5
+
+
+@pytest.fixture(scope="module")
+def net():
+    return U2Net(MODELS / "mask" / "u2netp.onnx", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("product", "page", "which"), [("backpack", "grey", "sure"), ("scarf", "cream", "sure"), ("scarf", "white", "all")]
+)
+def test_the_page_seen_through_a_loop_is_cut_out(net, product, page, which):
+    seen = photo(product, PAGES[page], shadow=False)
+    probability = net.probabilities(seen.image)
+    filled, opened = (errors(seen, refine(seen.image, probability, BAND_PX, how).mask_u8) for how in ("never", which))
+    assert filled["holes_found_px"] == 0, "the network takes the loop for product"
+    assert opened["holes_found_px"] > 0.8 * opened["holes_px"]
+    assert opened["sad"] < 0.6 * filled["sad"]
+    assert opened["product_lost"] <= filled["product_lost"] + 0.002
+
+
+def test_on_a_blown_out_page_what_the_network_is_certain_of_stays_and_is_counted(net):
+    seen = photo("scarf", PAGES["white"], shadow=False)
+    left = refine(seen.image, net.probabilities(seen.image), BAND_PX)
+    opened = refine(seen.image, net.probabilities(seen.image), BAND_PX, "all")
+    assert errors(seen, left.mask_u8)["holes_found_px"] == 0
+    assert left.unsure_share > 0.05
+    assert opened.unsure_share == 0
+
+
+def shirt(page: int, print_: int, shaded: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A dark shirt with a print in its middle on a page; and what a network holds for product."""
+    picture, product = Image.new("RGB", (256, 256), (page,) * 3), Image.new("L", (256, 256))
+    ImageDraw.Draw(picture).rectangle([60, 50, 196, 210], fill=(40, 44, 60))
+    ImageDraw.Draw(product).rectangle([60, 50, 196, 210], fill=255)
+    photo_u8 = np.asarray(picture).copy()
+    photo_u8[100:140, 100:150] = print_
+    photo_u8[100:140, 100:150] -= (np.arange(40)[:, None, None] * shaded // 40).astype(np.uint8)
+    return photo_u8, np.asarray(product, np.float32) / 255
+
+
+@pytest.mark.parametrize(("page", "print_", "shaded"), [(255, 255, 0), (250, 240, 0), (225, 240, 0), (238, 238, 40)])
+def test_a_print_is_no_hole(page, print_, shaded):
+    """White on a blown-out page, another white than the page's, or a shaded one."""
+    photo_u8, probability = shirt(page, print_, shaded)
+    assert refine(photo_u8, probability, BAND_PX).mask_u8[105:135, 105:145].min() == 255
+
+
+def test_of_a_scene_nothing_is_opened():
+    """No plane fits its colours, so nothing has the page's colour."""
+    photo_u8, probability = shirt(230, 230)
+    noisy = photo_u8.astype(int) + np.random.default_rng(0).integers(-20, 20, photo_u8.shape)
+    scene = np.where(probability[..., None] > 0, photo_u8, noisy.clip(0, 255)).astype(np.uint8)
+    assert refine(photo_u8, probability, BAND_PX).mask_u8[120, 120] == 0
+    left = refine(scene, probability, BAND_PX)
+    assert left.mask_u8[120, 120] == 255
+    assert left.unsure_share == 0
+
+
+def test_a_page_that_darkens_to_one_side_is_still_one_page():
+    photo_u8, probability = shirt(250, 0)
+    fall = (np.arange(256) * 40 // 256).astype(np.uint8)[None, :, None]
+    page = (photo_u8 == 250).all(2, keepdims=True) | (photo_u8 == 0).all(2, keepdims=True)
+    shaded = np.where(page, 250 - fall, photo_u8)
+    assert refine(shaded, probability, BAND_PX).mask_u8[120, 120] == 0
