@@ -21,11 +21,6 @@ def check(config: FinetuneConfig) -> None:
         raise ConfigError(f"product_scale {low}, {high} should be two shares of 0 to 1, the lower first")
     if config.size_px % 8:
         raise ConfigError(f"size_px {config.size_px} should be a multiple of 8")
-    if config.prior and config.latents.placements:
-        raise ConfigError(
-            f"prior {config.prior:g} needs another text in each epoch, and latents.placements {config.latents.placements} encodes "
-            "texts once; 0 for one of the two would be right"
-        )
     if config.resume_from:
         mark = open_at(config.resume_from).latest()
         assert mark is not None  # open_at has seen one

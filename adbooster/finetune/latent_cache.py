@@ -1,6 +1,8 @@
 """The latent cache: pictures encoded once, by the VAE and the text encoder, and training that reads only that."""
 
 import logging
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -90,8 +92,15 @@ def located(root: Root, folder: str, planned: pa.Table) -> pa.Table:
     return schema.extend(planned, LOCATED, file=[f for f, _ in found], group=[g for _, g in found])
 
 
-def batch_of(rows: pa.Table, device: str) -> Encoded:
-    """One batch of READ as the UNet learns from it."""
+Texts: TypeAlias = Callable[[list[str]], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+def batch_of(rows: pa.Table, device: str, texts: Texts) -> Encoded:
+    """One batch of READ as the UNet learns from it.
+
+    texts  the model's, as InpaintingModel.text: another epoch shows a picture with another text of the prior, so those
+           are not in the cache
+    """
     first = rows.slice(0, 1).to_pylist()[0]
     latent = (first["latent_height"], first["latent_width"])
 
@@ -100,7 +109,7 @@ def batch_of(rows: pa.Table, device: str) -> Encoded:
         return torch.from_numpy(np.stack(arrays)).to(device).float()
 
     weight = pc.is_null(rows["reject"]).to_numpy(zero_copy_only=False).astype(np.float32)
-    return Encoded(
+    encoded = Encoded(
         x=stack("x", np.float16, (-1, *latent)),
         masked=stack("masked", np.float16, (-1, *latent)),
         mask=stack("mask", np.uint8, (1, *latent)),
@@ -108,5 +117,12 @@ def batch_of(rows: pa.Table, device: str) -> Encoded:
         pooled=None if first["pooled"] is None else stack("pooled", np.float16, (-1,)),
         weight=torch.from_numpy(weight).to(device),
         noise_seed=rows["noise_seed"].to_pylist(),
-        prior=torch.zeros(rows.num_rows, device=device),
+        prior=torch.from_numpy(rows["prior"].to_numpy(zero_copy_only=False).astype(np.float32)).to(device),
     )
+    words = rows["prior_text"].to_pylist()
+    if at := [i for i, text in enumerate(words) if text is not None]:
+        states, pooled = texts([words[i] for i in at])
+        encoded.states[at] = states
+        if encoded.pooled is not None and pooled is not None:
+            encoded.pooled[at] = pooled
+    return encoded

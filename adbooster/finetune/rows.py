@@ -55,7 +55,15 @@ WITH_PLACE = pa.schema([*PLACED, ("place", pa.int64())])
 LOCATED = pa.schema([*PLANNED, ("file", pa.string()), ("group", pa.int64())])
 
 
-READ = pa.schema([*ENCODED, ("noise_seed", pa.int64()), ("reject", pa.string())])
+READ = pa.schema(
+    [
+        *ENCODED,
+        ("noise_seed", pa.int64()),
+        ("reject", pa.string()),
+        ("prior", pa.bool_()),
+        ("prior_text", pa.string()),  # null: `states` are of the text to learn with
+    ]
+)
 
 
 LEAST_PX = 64  # a side of latents that every VAE and UNet takes

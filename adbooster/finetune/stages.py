@@ -184,7 +184,10 @@ class LatentReader:
         }
         file = self.open(row["file"])
         out |= file.read_row_group(row["group"]).to_pylist()[0]
+        out["prior"] = of_prior(name, epoch, self.config)
         if drops_text(name, epoch, self.config):
             last = file.read_row_group(file.num_row_groups - 1, columns=["states", "pooled"])
             out |= last.to_pylist()[0]
+        elif out["prior"]:
+            out["prior_text"] = prior_text(name, epoch, row["caption"] or "", self.config)
         return out

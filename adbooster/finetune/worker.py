@@ -5,7 +5,6 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -110,7 +109,7 @@ class Training:
         pool = config.place.model_copy(update={"batch": whole})
         if self.facts.latents:
             rows = latent_cache.located(self.root, self.facts.latents, rows)
-            stage, out, encoded = LatentReader, READ, partial(latent_cache.batch_of, device=config.device)
+            stage, out, encoded = LatentReader, READ, self._from_cache
         else:
             stage, out, encoded = Placer, PLACED, self._encoded
         failures = None if self.facts.latents else Failures(self.root, config.run_id, "failed_placing")
@@ -118,6 +117,9 @@ class Training:
         for batch in in_order(ds, config.batch):
             self.figures["unreadable"] += batch.num_rows - batch["reject"].null_count
             yield encoded(batch)
+
+    def _from_cache(self, rows: pa.Table) -> Encoded:
+        return latent_cache.batch_of(rows, self.config.device, self.model.text)
 
     def _encoded(self, rows: pa.Table) -> Encoded:
         return self.model.encode(arrays(rows))
@@ -145,7 +147,9 @@ class Training:
         return loss
 
     def _encoders_to(self, device: str) -> None:
-        for part in self.model.frozen():
+        """With a cache they are in the way, but for the text encoders where the prior has texts of its own."""
+        vae, *encoders = self.model.frozen()
+        for part in (vae, *(() if self.config.prior else encoders)):
             part.to(device)
 
     def _log(self, measured: dict[str, torch.Tensor], steps_per_s: float) -> None:

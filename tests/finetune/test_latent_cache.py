@@ -21,7 +21,9 @@ def config(request, scenes, tmp_path):
     if request.param == "sdxl":
         base = tiny_xl.write_pipeline(tmp_path / "xl", base / "tokenizer")
     cache = LatentCache(placements=2)
-    return learning(scenes, base=str(base), latents=cache, aspects=(1.0, 0.8), empty_text_share=0.4, batch=2, steps=6)
+    prior = {"prior": 0.5, "prior_texts": ("gift, a snowy winter day", "sport, a lawn")}
+    more = {"latents": cache, "aspects": (1.0, 0.8), "empty_text_share": 0.4, "batch": 2, "steps": 6}
+    return learning(scenes, base=str(base), **more, **prior)
 
 
 def encode(root, config, plan) -> str:
@@ -46,12 +48,15 @@ def test_both_paths_give_the_same_loss_for_the_same_placements(scenes, config):
     for at in range(0, rows.num_rows, config.batch):
         some = rows.slice(at, config.batch)
         pictures = arrays(placer(some))
-        cached = latent_cache.batch_of(reader(latent_cache.located(scenes, folder, some)), "cpu")
-        wanted += model.losses(model.unet, model.encode(pictures)).tolist()
+        cached = latent_cache.batch_of(reader(latent_cache.located(scenes, folder, some)), "cpu", model.text)
+        encoded = model.encode(pictures)
+        assert cached.prior.tolist() == encoded.prior.tolist()
+        wanted += model.losses(model.unet, encoded).tolist()
         found += model.losses(model.unet, cached).tolist()
         words += pictures["caption"]
     assert found == pytest.approx(wanted, rel=2e-3)
     assert 0 < words.count("") < len(words)
+    assert 0 < sum("gift" in w or "sport" in w for w in words) < len(words)
     assert len(set(np.round(wanted, 4))) == len(wanted)
 
 
