@@ -82,7 +82,9 @@ def _type(kind: Any) -> str:
         return f"{get_origin(kind).__name__} of {', '.join(inside)}"
     if hasattr(kind, "__origin__") and hasattr(kind, "__metadata__"):
         return _type(kind.__origin__)
-    return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(kind.__name__, str(kind))
+    return {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "date": "date"}.get(
+        kind.__name__, str(kind)
+    )
 
 
 def _anchor(model: type[BaseModel]) -> str:

@@ -85,6 +85,12 @@ def _print_counts(report: dict, console: Console) -> None:
     if painted.get("left"):
         words = ", ".join(f"{n} {name}" for name, n in painted["left_by_value"].items())
         console.print(f"left for the next night by {painted['stopped']}: {painted['left']} requests ({words})")
+    forbidden = painted.get("brand_rules") or {}
+    if forbidden.get("pairs"):
+        words = ", ".join(f"{n} {word}" for word, n in forbidden["rejects"].items() if n)
+        console.print(f"forbidden by brand rules: {forbidden['pairs']} pairs ({words})", markup=False)
+    for note in forbidden.get("notes", ()):
+        console.print(note, markup=False, highlight=False)
     if report.get("gallery_uri"):
         console.print(f"report: {report['gallery_uri']}", soft_wrap=True)
     console.print(f"{report['job']} took {report['seconds']:.0f} s")

@@ -1,7 +1,7 @@
 """Deadlines as people write them."""
 
 import re
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from adbooster.contracts.errors import ConfigError
@@ -33,3 +33,8 @@ def parse_deadline(text: str, now: datetime) -> datetime | None:
             f"the deadline {text!r} cannot be read; write 5h or 90m (from the start), 06:30 (this machine's time), "
             "06:30 Europe/Berlin or 2026-11-24T06:30:00+01:00"
         ) from e
+
+
+def day_of(text: str, now: datetime) -> date:
+    """The day that a night's creatives are for: of its deadline, in the deadline's zone, or of `now` without one."""
+    return (parse_deadline(text, now) or now).date()

@@ -45,6 +45,11 @@ REJECTS = (
     "duplicate_background",
     "floating",
     "harsh_light",
+    # Of pairs that a brand rule forbids; they are no requests.
+    "never_painted",
+    "not_for_cohort",
+    "scene_not_allowed",
+    "out_of_season",
 )
 ROLES = ("main", "additional", "lifestyle")
 

@@ -51,8 +51,8 @@ class JobConfig(Config):
     dry_run: bool = False
     """Print the plan and stop; nothing is written."""
     signing_key_env: SecretName = ""
-    """Environment variable with a key: files from people (marks, targeting, cohorts, outcomes) are then refused without a
-    signature of it beside them, which `adbooster sign` makes. Empty: signatures are not asked for."""
+    """Environment variable with a key: files from people (marks, targeting, brand rules, cohorts, outcomes) are then refused
+    without a signature of it beside them, which `adbooster sign` makes. Empty: signatures are not asked for."""
 
     @property
     def needs_ray(self) -> bool:

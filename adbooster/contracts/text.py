@@ -12,6 +12,38 @@ def clean(text: str) -> str:
     return " ".join(kept.split())
 
 
+# Scripts that put no space between words: each character is a word, so that any run of them is found.
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+
+
+class _Letters(dict[int, str]):
+    """For str.translate: letters, marks and digits stay, hidden characters go, all others are spaces."""
+
+    def __missing__(self, code: int) -> str:
+        c = chr(code)
+        kind, name = unicodedata.category(c), unicodedata.name(c, "")
+        if kind == "Cf" or name.startswith(("VARIATION SELECTOR", "COMBINING GRAPHEME JOINER")):
+            found = ""
+        elif kind[0] not in "LNM":
+            found = " "
+        else:
+            found = f" {c} " if name.startswith(_UNSPACED) else c
+        self[code] = found
+        return found
+
+
+_LETTERS = _Letters()
+
+
+def as_words(text: str) -> str:
+    """The words of a text for comparing: NFKC, case-folded, single spaces between, nothing but letters, marks and digits.
+
+    Hidden characters inside a word do not part it.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.replace("i\u0307", "i").translate(_LETTERS).split())  # the Turkish I with a dot
+
+
 def shown(value: Any, most: int = 100) -> str:
     """A value for an error, cut to about `most` characters however large it is."""
     how = reprlib.Repr()

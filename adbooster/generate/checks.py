@@ -8,6 +8,7 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.recipe import Adapter
 from adbooster.generate import marks
 from adbooster.generate.config import GenerateConfig
+from adbooster.painting.brand_rules import read_brand_rules
 from adbooster.painting.targeting import read_targeting
 from adbooster.prompts.checks import check as check_prompts
 from adbooster.storage.model_store import local_copy, refuse_pickles
@@ -20,6 +21,8 @@ def check(config: GenerateConfig) -> None:
 
     check_prompts(config.prompts)
     deadline.parse_deadline(config.deadline, datetime.now().astimezone())
+    if config.brand_rules_uri:
+        read_brand_rules(config.brand_rules_uri, config.signing_key_env)
     if config.marks_uri:
         marks.read(config.marks_uri, config.signing_key_env)
     recipe, gates = config.recipe, config.recipe.gates

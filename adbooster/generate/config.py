@@ -1,10 +1,12 @@
 """Settings and report of `jobs.generate`."""
 
+from datetime import date
+
 from pydantic import BaseModel, Field
 
 from adbooster.contracts.settings import Uri
 from adbooster.generate.marks import MarkFigures
-from adbooster.painting.config import PaintingConfig, Targeting
+from adbooster.painting.config import BrandFigures, PaintingConfig, Targeting
 from adbooster.prompts.config import PromptFigures, Prompting
 from adbooster.report.uplift import Uplift
 
@@ -16,6 +18,11 @@ class GenerateConfig(PaintingConfig):
     """How a product and a cohort become text."""
     targeting: Targeting = Targeting()
     """Which cohorts a product is painted for."""
+    brand_rules_uri: Uri = ""
+    """A YAML file of rules that forbid pairs of product and cohort: they are not painted, and what is live of them leaves."""
+    brand_rules_day: date | None = None
+    """The day (2026-12-27) that rules with dates are compared with; null: the day of the deadline, or today. A run that is
+    resumed keeps its day."""
     deadline: str = ""
     """When painting stops, and what is complete is published: 06:30 (this machine's time), 06:30 Europe/Berlin, 5h."""
     publish_s: float = Field(default=60, ge=0)
@@ -68,6 +75,7 @@ class GenerateReport(BaseModel):
     coverage: float = 0.0
     cohort_shares: dict[str, float] = {}
     prompts: PromptFigures = PromptFigures()
+    brand_rules: BrandFigures = BrandFigures()
     marks: MarkFigures = MarkFigures()
     uplift: dict[str, Uplift] = {}
     creatives_version: int | None

@@ -46,7 +46,7 @@ def generate(config: GenerateConfig) -> GenerateReport:
         update=painted.figures() | {"marks": mark_figures, "coverage": publication.coverage, "seconds": _since(started)}
     )
     if publication.coverage < config.min_coverage:
-        why = _too_low(config, painted, publication, requests.num_rows)
+        why = _too_low(config, night, painted, publication, requests.num_rows)
         _write_page(config, root, night.live, report, why)
         raise CoverageTooLow(why)
 
@@ -77,6 +77,7 @@ def _planned(config: GenerateConfig, night: NightPlan) -> GenerateReport:
         to_paint=night.to_paint.num_rows,
         cohort_shares=cohort_shares(night.requests),
         prompts=night.prompt_figures,
+        brand_rules=night.brand_figures,
         marks=night.mark_figures,
         creatives_version=night.base,
         gpu_hours_estimate=gpu_hours,
@@ -84,17 +85,21 @@ def _planned(config: GenerateConfig, night: NightPlan) -> GenerateReport:
     )
 
 
-def _too_low(config: GenerateConfig, painted: Painted, publication: Publication, requests: int) -> str:
+def _too_low(
+    config: GenerateConfig, night: NightPlan, painted: Painted, publication: Publication, requests: int
+) -> str:
+    forbidden = night.brand_figures.live
+    stay = f", with {forbidden} creatives that brand rules forbid" if forbidden else ""
     why = f", {painted.left.num_rows} are left by the {painted.stopped}" if painted.left.num_rows else ""
     return (
         f"{publication.coverage:.1%} of {requests} requests are filled{why}, min_coverage is "
-        f"{config.min_coverage:.1%}; nothing was published and the last night stays live; what is painted is kept"
+        f"{config.min_coverage:.1%}; nothing was published and the last night stays live{stay}; what is painted is kept"
     )
 
 
 def _write_page(config: GenerateConfig, root: Root, live: pa.Table, report: GenerateReport, why_not: str = "") -> str:
     """The page of this run over what is live; `why_not` is the reason why nothing was published."""
-    gallery.write(root, config.run_id, live, report.model_dump() | {"why_not": why_not}, config.gallery)
+    gallery.write(root, config.run_id, live, report.model_dump(mode="json") | {"why_not": why_not}, config.gallery)
     return write_report(root, config.run_id)
 
 

@@ -1,21 +1,30 @@
 """What a night has to paint: the requests that are neither live nor staged, and what the tables know about each."""
 
+import json
+import logging
 from collections import Counter
 from dataclasses import dataclass
+from datetime import date, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adbooster.contracts.deadline import day_of
+from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.recipe import recipe_id
 from adbooster.generate import marks
 from adbooster.generate.config import GenerateConfig
 from adbooster.generate.marks import MarkFigures, Marks
+from adbooster.painting.brand_rules import BrandRules, read_brand_rules
+from adbooster.painting.config import BrandFigures
 from adbooster.painting.requests import plan_requests
 from adbooster.painting.staged_rows import staged_creatives
 from adbooster.prompts.config import PromptFigures
 from adbooster.storage import tables
 from adbooster.storage.model_store import content_hash, local_copy
 from adbooster.storage.objects import Root
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class NightPlan:
     marks: Marks
     mark_figures: MarkFigures
     prompt_figures: PromptFigures
+    brand_figures: BrandFigures
 
     @property
     def missing(self) -> pa.Table:
@@ -73,7 +83,7 @@ def plan_night(config: GenerateConfig, root: Root) -> NightPlan:
     known_marks, mark_figures = marks.read_and_store(
         root, config.marks_uri, live, config.run_id, config.dry_run, config.signing_key_env
     )
-    requests, prompt_figures = plan_requests(
+    planned = plan_requests(
         root,
         config.recipe,
         recipe,
@@ -83,8 +93,9 @@ def plan_night(config: GenerateConfig, root: Root) -> NightPlan:
         dry_run=config.dry_run,
         tokenizer_path=local_copy(config.weights) / "tokenizer",
         signing_key_env=config.signing_key_env,
+        brand=_brand_rules(config, root),
     )
-    requests, effects = known_marks.apply(requests, live)
+    requests, effects = known_marks.apply(planned.requests, live)
     return NightPlan(
         recipe_id=recipe,
         weights_revision=weights_revision,
@@ -94,8 +105,52 @@ def plan_night(config: GenerateConfig, root: Root) -> NightPlan:
         staged=staged_creatives(root, config.run_id, recipe),
         marks=known_marks,
         mark_figures=mark_figures.model_copy(update=effects._asdict()),
-        prompt_figures=prompt_figures,
+        prompt_figures=planned.prompt_figures,
+        brand_figures=_with_live(planned.brand_figures, planned.forbidden, live),
     )
+
+
+def _brand_rules(config: GenerateConfig, root: Root) -> tuple[BrandRules, date] | None:
+    """The rules and the day they are applied on: that of the run's first plan, kept in runs/<run_id>/brand_rules.json."""
+    if not config.brand_rules_uri:
+        return None
+    rules, name = read_brand_rules(config.brand_rules_uri, config.signing_key_env), _brand_file(config.run_id)
+    day = config.brand_rules_day or _first_day(root, config.run_id)
+    day = day or day_of(config.deadline, datetime.now().astimezone())
+    if not config.dry_run:
+        root.write_json(name, {"day": day.isoformat(), "uri": config.brand_rules_uri, "sha256": rules.sha256})
+    return rules, day
+
+
+def _first_day(root: Root, run_id: str) -> date | None:
+    """The day that an unfinished run of this name has decided by."""
+    if root.exists(f"runs/{run_id}/report.json"):
+        return None
+    try:
+        return date.fromisoformat(json.loads(root.read(_brand_file(run_id)))["day"])
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError, KeyError) as e:
+        raise ConfigError(
+            f"{root.uri}/{_brand_file(run_id)} is not what this run wrote; remove it or give --brand-rules-day"
+        ) from e
+
+
+def _brand_file(run_id: str) -> str:
+    return f"runs/{run_id}/brand_rules.json"
+
+
+def _with_live(figures: BrandFigures, forbidden: pa.Table, live: pa.Table) -> BrandFigures:
+    """The figures with the number of live creatives of forbidden pairs; what matches nothing is logged."""
+    for note in figures.notes:
+        log.warning("%s", note)
+    if not forbidden.num_rows:
+        return figures
+    words = ", ".join(f"{n} {word}" for word, n in figures.rejects.items() if n)
+    pair = ["product_id", "cohort_id"]
+    leaves = live.select(pair).join(forbidden, pair, join_type="left semi").num_rows
+    log.info("brand rules of %s forbid %d pairs (%s); %d creatives leave", figures.day, figures.pairs, words, leaves)
+    return figures.model_copy(update={"live": leaves})
 
 
 def revisions(config: GenerateConfig) -> tuple[str, str]:

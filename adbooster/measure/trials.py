@@ -41,7 +41,7 @@ def trial_requests(
     models = [content_hash(local_copy(trial.weights))]
     models += [f"{content_hash(local_copy(a.uri))} x {a.scale}" for a in trial.adapters]
     targeting = Targeting(rule="table", table_uri=f"{root.uri}/{listed}")
-    asked, figures = requests.plan_requests(
+    planned = requests.plan_requests(
         root,
         painting,
         recipe_id(painting, models),
@@ -50,7 +50,7 @@ def trial_requests(
         config.rank_model,
         tokenizer_path=local_copy(trial.weights) / "tokenizer",
     )
-    measured_by = revision(config)
+    asked, measured_by = planned.requests, revision(config)
     pictures = [products[p] for p in asked["product_id"].to_pylist()]
     own = [json.dumps([p["neutral_uris"], p["contextual_uris"]]) for p in pictures]
     return schema.extend(
@@ -59,4 +59,4 @@ def trial_requests(
         look_id=[digest(r, o, measured_by) for r, o in zip(asked["request_id"].to_pylist(), own, strict=True)],
         neutral_uris=[p["neutral_uris"] for p in pictures],
         contextual_uris=[p["contextual_uris"] for p in pictures],
-    ), figures
+    ), planned.prompt_figures

@@ -109,6 +109,8 @@ def _generating(
         changes["weights"] = last.weights
     if night.deadline:
         changes["deadline"] = night.deadline.isoformat()
+    if config.generate.brand_rules_uri and not config.generate.brand_rules_day:
+        changes["brand_rules_day"] = night.day
     if config.gpu_hours is not None:
         spent = tuned.seconds * max(1, config.finetune.workers) / 3600 if tuned and config.finetune else 0.0
         changes["gpu_hours"] = max(0.0, config.gpu_hours - spent)
@@ -129,6 +131,7 @@ def _night(root: Root, config: NightlyConfig) -> Night:
             step.state = "stopped" if step.state == "running" else step.state
     night.state, night.ended_at, night.gpu_hours = "running", None, config.gpu_hours
     night.deadline = deadline.parse_deadline(config.deadline, now.astimezone())
+    night.day = night.day or deadline.day_of(config.deadline or config.generate.deadline, now.astimezone())
     night.save(root)
     return night
 
@@ -145,7 +148,9 @@ def _planned(config: NightlyConfig, started: float) -> NightlyReport:
     elif config.finetune and not first:
         tuned = finetune(config.finetune)
     if not first:
-        night = Night(run_id=config.run_id, started_at=datetime.now(UTC))
+        now = datetime.now(UTC)
+        day = deadline.day_of(config.deadline or config.generate.deadline, now.astimezone())
+        night = Night(run_id=config.run_id, started_at=now, day=day)
         generating = _generating(config, night, tuned, last)
         if config.canary:
             tested = canary(config.canary.model_copy(update={"weights": generating.weights}))

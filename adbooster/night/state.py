@@ -2,7 +2,7 @@
 
 import json
 import logging
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
@@ -42,6 +42,8 @@ class Night(BaseModel):
     resumed: int = 0
     """times it was resumed"""
     deadline: datetime | None = None
+    day: date | None = None
+    """what brand rules with dates are compared with, the same when the night is resumed"""
     gpu_hours: float | None = None
     steps: list[Step] = []
 

@@ -4,4 +4,15 @@ Enters: requests (schema.REQUESTS) and paths of models. Leaves: staged rows of c
 nothing names yet. Used by the rooms generate and measure; whatever changes a pixel here belongs into the recipe.
 """
 
-__all__ = ["candidates", "config", "duplicates", "finish", "gates", "requests", "staged_rows", "stages", "targeting"]
+__all__ = [
+    "brand_rules",
+    "candidates",
+    "config",
+    "duplicates",
+    "finish",
+    "gates",
+    "requests",
+    "staged_rows",
+    "stages",
+    "targeting",
+]

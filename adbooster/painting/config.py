@@ -1,8 +1,9 @@
-"""Settings of whatever paints: models, device, batches, recipe; and which cohorts a product is painted for."""
+"""Settings of whatever paints: models, device, batches, recipe; and which cohorts a product is painted for, or never."""
 
+from datetime import date
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from adbooster.contracts.recipe import Adapter, Recipe
 from adbooster.contracts.settings import Config, JobConfig, Pool, Uri
@@ -47,3 +48,38 @@ class Targeting(Config):
     """Cohorts a product under top_n."""
     table_uri: Uri = ""
     """Parquet or CSV with the columns product_id and cohort_id, for the rule table."""
+
+
+class Pair(BaseModel):
+    """A product and a cohort."""
+
+    product_id: str
+    cohort_id: str
+
+
+class RuleFigures(BaseModel):
+    """What one rule forbids."""
+
+    name: str
+    reject: str
+    pairs: int
+    sample: list[Pair]
+    """some of them, spread evenly"""
+
+
+class BrandFigures(BaseModel):
+    """What brand rules forbid; counts are pairs of product and cohort that the targeting wants, unless stated otherwise."""
+
+    day: date | None = None
+    """what rules with dates were compared with"""
+    sha256: str | None = None
+    """of the file"""
+    pairs: int = 0
+    """forbidden by any rule"""
+    rejects: dict[str, int] = {}
+    """forbidden, by word; a pair that rules of several words forbid counts for each word"""
+    rules: list[RuleFigures] = []
+    live: int = 0
+    """live creatives of forbidden pairs; they leave with this night's commit"""
+    notes: list[str] = []
+    """rules that match nothing"""

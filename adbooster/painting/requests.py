@@ -2,7 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,8 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest
 from adbooster.contracts.recipe import Recipe
 from adbooster.contracts.text import clean, interest
-from adbooster.painting.config import Targeting
+from adbooster.painting.brand_rules import BrandRules
+from adbooster.painting.config import BrandFigures, Targeting
 from adbooster.painting.targeting import listed
 from adbooster.prompts.config import PromptFigures, Prompting
 from adbooster.prompts.templates import product_words
@@ -24,10 +27,19 @@ from adbooster.storage.objects import Root
 
 MAX_TEXT = 1000  # characters of a cohort's text; the scoring CLIP reads 77 tokens of it
 PRODUCTS = pa.schema(
-    [(name, pa.string()) for name in ("product_id", "category", "brand", "title", "words")]
+    [(name, pa.string()) for name in ("product_id", "category", "brand", "title", "caption", "words")]
     + [(name, pa.string()) for name in ("photo_uri", "photo_sha256", "mask_uri", "made_of")]
     + [("own_photo_uris", pa.list_(pa.string()))]
 )
+
+
+class Planned(NamedTuple):
+    """requests (schema.REQUESTS); forbidden  pairs (product_id, cohort_id) that the targeting wants and brand rules forbid"""
+
+    requests: pa.Table
+    prompt_figures: PromptFigures
+    forbidden: pa.Table
+    brand_figures: BrandFigures
 
 
 def usable_products(root: Root, by_category: bool = False) -> pa.Table:
@@ -82,10 +94,12 @@ def plan_requests(
     dry_run: bool = False,
     tokenizer_path: Path | None = None,
     signing_key_env: str = "",
-) -> tuple[pa.Table, PromptFigures]:
-    """All requests of the night (schema.REQUESTS), in an order that follows from their names alone, product by product.
+    brand: tuple[BrandRules, date] | None = None,
+) -> Planned:
+    """All requests of the night, in an order that follows from their names alone, product by product.
 
     dry_run, tokenizer_path  as for write_prompts; signing_key_env  as for read_targeting
+    brand                    rules and the day they are applied on: a pair that they forbid is no request
     raises ConfigError if there is no usable product or no cohort
     """
     products = usable_products(root, bool(recipe.stands))
@@ -93,6 +107,13 @@ def plan_requests(
         raise ConfigError(f"{root.uri}/tables/samples has no usable main picture; run jobs.prepare first")
     cohorts = usable_cohorts(root)
     of_product, of_cohort = _targeted(products, cohorts, targeting, rank_model, signing_key_env)
+    forbidden, brand_figures = pa.nulls(len(of_product), pa.bool_()).fill_null(False), BrandFigures()
+    if brand:
+        verdict = brand[0].judge(products, cohorts, of_product, of_cohort, brand[1])
+        forbidden, brand_figures = pa.array(verdict.forbidden), verdict.figures
+    not_painted = _columns(products, of_product.filter(forbidden), ("product_id",))
+    not_painted |= _columns(cohorts, of_cohort.filter(forbidden), ("cohort_id",))
+    of_product, of_cohort = (at.filter(pc.invert(forbidden)) for at in (of_product, of_cohort))
     pairs = _columns(products, of_product, ("product_id", "words", "title", "category", "brand"))
     pairs |= _columns(cohorts, of_cohort, [n for n in cohorts.column_names if n in schema.PAIRS.names])
     prompted, figures = write_prompts(
@@ -111,7 +132,7 @@ def plan_requests(
     )
     rows["round"] = pa.array(np.zeros(len(each), np.int32))
     rows["reject"] = pa.nulls(len(each), pa.string())
-    return schema.check(pa.table(rows), schema.REQUESTS), figures
+    return Planned(schema.check(pa.table(rows), schema.REQUESTS), figures, pa.table(not_painted), brand_figures)
 
 
 def _columns(table: pa.Table, at: pa.Array, names: Iterable[str]) -> dict[str, pa.ChunkedArray]:

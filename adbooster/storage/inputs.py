@@ -1,4 +1,4 @@
-"""Files that people hand in (marks, targeting, cohorts, outcomes): of bounded size, and signed where that is asked for."""
+"""Files that people hand in (marks, targeting, brand rules, cohorts...): of bounded size, and signed where that is asked for."""
 
 import hashlib
 import hmac

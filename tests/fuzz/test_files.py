@@ -1,9 +1,10 @@
-"""Whatever people write into config files, marks, outcomes, sheets, targeting, cohorts and logs, it is used or refused."""
+"""Whatever people write into config files, marks, outcomes, sheets, targeting, rules, cohorts and logs is used or refused."""
 
 import json
 import os
 import tempfile
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,13 +16,17 @@ from adbooster.cli.load import load
 from adbooster.cohorts.cohort_file import read_cohorts
 from adbooster.cohorts.config import Interests
 from adbooster.cohorts.interest_log import SALT, InterestLog
+from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.evaluate import blind_sheet, outcomes
 from adbooster.evaluate.config import Outcomes
 from adbooster.generate import marks
 from adbooster.night.config import NightlyConfig
+from adbooster.painting.brand_rules import BrandRules, read_brand_rules
+from adbooster.painting.requests import PRODUCTS
 from adbooster.painting.targeting import read_targeting
 from adbooster.tiny import world
+from tests.conftest import row
 from tests.evaluate.test_outcomes import creatives
 from tests.fuzz.conftest import damaged, fuzz, texts, values
 
@@ -83,6 +88,32 @@ cohorts = st.lists(
 @fuzz(damaged(st.one_of(cohorts, values).map(as_yaml)), YAML_CORPUS)
 def test_cohort_files(content):
     used_or_refused(read_cohorts, content, "cohorts.yaml")
+
+
+brand_words = st.lists(st.one_of(texts, st.just("gun"), values), max_size=3)
+brand_part = st.dictionaries(
+    st.sampled_from(["categories", "words", "families", "ids", "brands", "forbidden", "required", "from", "to"]),
+    st.one_of(brand_words, st.sampled_from(["12-26", "02-30"]), values),
+    max_size=3,
+)
+brand_rule = st.builds(
+    lambda own, parts: own | parts | {"name": "n"},
+    brand_part,
+    st.dictionaries(st.sampled_from(["product", "cohort"]), brand_part, max_size=2),
+)
+brand_files = st.dictionaries(
+    st.sampled_from(["never", "exclusions", "scenes", "dates"]), st.lists(brand_rule, max_size=2), max_size=3
+)
+
+
+@fuzz(damaged(st.one_of(brand_files, values).map(as_yaml)), YAML_CORPUS)
+def test_brand_rules(content):
+    rules = used_or_refused(read_brand_rules, content, "brand_rules.yaml")
+    if isinstance(rules, BrandRules):
+        goods = pa.Table.from_pylist([row(PRODUCTS, product_id="P", title="a gun", caption="")], PRODUCTS)
+        users = pa.Table.from_pylist([row(schema.COHORTS, cohort_id="c", query="gun")], schema.COHORTS)
+        first = pa.array([0])
+        json.dumps(rules.judge(goods, users, first, first, date(2028, 2, 29)).figures.model_dump(mode="json")).encode()
 
 
 creative_ids = st.one_of(st.sampled_from(["0123456789abcdef", "a", ""]), texts)

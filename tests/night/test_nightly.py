@@ -1,6 +1,6 @@
 """The whole night, on disk and on S3, with real models and a feed with a broken row."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import pytest
 
@@ -8,7 +8,7 @@ from adbooster.contracts.errors import CanaryRefused, ConfigError, CoverageTooLo
 from adbooster.night import state
 from adbooster.night.checks import check as check_night
 from adbooster.night.config import Due, NightlyConfig
-from adbooster.night.job import _generating, _why_not, nightly
+from adbooster.night.job import _generating, _night, _why_not, nightly
 from adbooster.night.schedule import remember, trained
 from adbooster.storage import tables
 from adbooster.storage.lock import NightLock
@@ -195,3 +195,16 @@ def test_a_night_refuses_weights_that_fail_the_canary_and_is_evaluated(local_ray
     with pytest.raises(CanaryRefused, match="rank_score .*, margin 0.03; .*exposure"):
         nightly(second)
     assert live(root_uri) == before
+
+
+def test_a_resumed_night_keeps_the_day_of_its_brand_rules(root, tmp_path):
+    def day(resume: bool, deadline: str, rules: str) -> date | None:
+        whole = config(root.uri, tmp_path / "feed.csv", tmp_path)
+        generating = whole.generate.model_copy(update={"brand_rules_uri": rules})
+        settings = whole.model_copy(update={"resume": resume, "deadline": deadline, "generate": generating})
+        return _generating(settings, _night(root, settings), None, None).brand_rules_day
+
+    assert day(False, "2026-12-26T06:30", "rules.yaml") == date(2026, 12, 26)
+    assert day(True, "2026-12-27T06:30", "rules.yaml") == date(2026, 12, 26)
+    assert day(False, "2026-12-28T06:30", "rules.yaml") == date(2026, 12, 28)
+    assert day(False, "2026-12-28T06:30", "") is None

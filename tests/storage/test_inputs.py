@@ -10,6 +10,7 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.evaluate import outcomes
 from adbooster.generate import marks
 from adbooster.night.config import NightlyConfig
+from adbooster.painting.brand_rules import read_brand_rules
 from adbooster.painting.targeting import read_targeting
 from adbooster.storage.inputs import read_input, sign
 
@@ -17,6 +18,7 @@ FILES = {
     "marks.json": (marks.read, json.dumps({"format": marks.FORMAT, "marks": []})),
     "targeting.csv": (read_targeting, "product_id,cohort_id\n007,c1\n"),
     "outcomes.csv": (outcomes.read, "creative_id,day,impressions,clicks,conversions\na,2026-11-01,1,0,0\n"),
+    "brand_rules.yaml": (read_brand_rules, "never: [{name: guns, words: [gun]}]\n"),
     "cohorts.yaml": (read_cohorts, "- {id: c1, query: boots}\n"),
 }
 
