@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BlipConfig, BlipForConditionalGeneration, CLIPTextConfig, CLIPTextModel
 
-from adbooster.models.u2net import MEAN, STD
+from adbooster.models.preprocessing import U2NET
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -288,8 +288,8 @@ class U2Net(nn.Module):
         first, last = self.encode[0], self.decode[-1]
         colours = first.entry[0]
         colours.weight[0] = 0
-        colours.weight[0, :, 1, 1] = -torch.from_numpy(STD) / 3
-        colours.bias[0] = float(1 - MEAN.mean())
+        colours.weight[0, :, 1, 1] = -torch.tensor(U2NET.std) / 3
+        colours.bias[0] = 1 - sum(U2NET.mean) / 3
         onward = last.entry[0]
         onward.weight[0], onward.bias[0] = 0, 0
         onward.weight[0, 64, 1, 1] = 1  # after the 64 channels from below come the first encoder's

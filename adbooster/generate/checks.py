@@ -11,6 +11,7 @@ from adbooster.generate.config import GenerateConfig
 from adbooster.painting.brand_rules import read_brand_rules
 from adbooster.painting.targeting import read_targeting
 from adbooster.prompts.checks import check as check_prompts
+from adbooster.storage.mask_models import check_mask_model
 from adbooster.storage.model_store import local_copy, refuse_pickles
 from adbooster.storage.objects import Root
 
@@ -30,15 +31,17 @@ def check(config: GenerateConfig) -> None:
         raise ConfigError(f"recipe.keep {recipe.keep} is more than recipe.candidates {recipe.candidates}")
     shapes = [n for n in ("max_expansion_share", "max_copy_similarity") if getattr(gates, n) is not None]
     if shapes and not config.mask_model:
-        raise ConfigError(f"the gate {shapes[0]} needs --mask-model, a U2-Net .onnx file")
+        raise ConfigError(f"the gate {shapes[0]} needs --mask-model, the .onnx file of a salient-object network")
     weights, rank_model = local_copy(config.weights), local_copy(config.rank_model)
     check_weights(weights)
     check_recipe(recipe, weights)
     if not (rank_model / "open_clip_config.json").is_file():
         raise ConfigError(f"the CLIP model {config.rank_model} has no open_clip_config.json")
-    others = [local_copy(uri) for uri in (config.mask_model, config.safety_model) if uri]
-    for model in [weights, rank_model, *others, *(_adapter(a) for a in config.adapters)]:
+    safety = [local_copy(config.safety_model)] if config.safety_model else []
+    for model in [weights, rank_model, *safety, *(_adapter(a) for a in config.adapters)]:
         refuse_pickles(model)
+    if config.mask_model:
+        check_mask_model(config.mask_model, config.mask_network, config.device)
     if config.targeting.rule == "table":
         if not config.targeting.table_uri:
             raise ConfigError("targeting.rule table needs targeting.table_uri")

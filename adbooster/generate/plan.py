@@ -21,6 +21,7 @@ from adbooster.painting.requests import plan_requests
 from adbooster.painting.staged_rows import staged_creatives
 from adbooster.prompts.config import PromptFigures
 from adbooster.storage import tables
+from adbooster.storage.mask_models import mask_model
 from adbooster.storage.model_store import content_hash, local_copy
 from adbooster.storage.objects import Root
 
@@ -157,10 +158,9 @@ def revisions(config: GenerateConfig) -> tuple[str, str]:
     """(revision of the weights, recipe_id): content hashes of all that decides a picture besides product and cohort."""
     weights = content_hash(local_copy(config.weights))
     models = [f"{content_hash(local_copy(a.uri))} x {a.scale}" for a in config.adapters]
-    models += [
-        content_hash(local_copy(uri)) if uri else ""
-        for uri in (config.rank_model, config.mask_model, config.safety_model)
-    ]
+    models.append(content_hash(local_copy(config.rank_model)))
+    models.append(mask_model(config.mask_model, config.mask_network).revision if config.mask_model else "")
+    models.append(content_hash(local_copy(config.safety_model)) if config.safety_model else "")
     return weights, recipe_id(config.recipe, [weights, *models])
 
 

@@ -6,6 +6,7 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.measure.config import MeasureConfig, Trial, TrialsConfig
 from adbooster.models.files import check_recipe, check_weights
 from adbooster.prompts.checks import check as check_prompts
+from adbooster.storage.mask_models import check_mask_model
 from adbooster.storage.model_store import content_hash, local_copy, refuse_pickles
 from adbooster.storage.objects import Root
 
@@ -19,9 +20,10 @@ def check_models(config: MeasureConfig) -> None:
         refuse_pickles(path)
     if content_hash(paths["rank_model"]) == content_hash(paths["judge_model"]):
         raise ConfigError(f"judge_model {config.judge_model} is the model that ranks; give another CLIP")
-    for uri in (config.mask_model, config.inception_model):
-        if uri and local_copy(uri).suffix != ".onnx":
-            raise ConfigError(f"the model {uri} is not an .onnx file")
+    if config.inception_model and local_copy(config.inception_model).suffix != ".onnx":
+        raise ConfigError(f"the model {config.inception_model} is not an .onnx file")
+    if config.mask_model:
+        check_mask_model(config.mask_model, config.mask_network, config.device)
     Root(config.root_uri).check_writable()
 
 

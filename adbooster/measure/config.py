@@ -8,7 +8,9 @@ from pydantic import Field
 from adbooster.contracts.naming import digest
 from adbooster.contracts.recipe import Adapter, Recipe
 from adbooster.contracts.settings import Config, JobConfig, Pool, Uri
+from adbooster.models.settings import MaskNetwork
 from adbooster.prompts.config import Prompting
+from adbooster.storage.mask_models import mask_model
 from adbooster.storage.model_store import content_hash, local_copy
 
 
@@ -20,7 +22,9 @@ class MeasureConfig(JobConfig):
     judge_model: Uri
     """The CLIP that judges; it must not be the one that ranked, which is no independent judge of its own choice."""
     mask_model: Uri = ""
-    """U2-Net family model (.onnx) that detects grown products and second copies; empty: neither is measured."""
+    """Salient-object network (.onnx) that detects grown products and second copies; empty: neither is measured."""
+    mask_network: MaskNetwork = MaskNetwork()
+    """How it is fed and read."""
     inception_model: Uri = ""
     """ONNX network, float pictures [N,3,299,299] of -1 to 1 in, features [N,D] out: the Inception of FID and KID;
     empty: both are computed on the judge's features and named so."""
@@ -34,11 +38,18 @@ class MeasureConfig(JobConfig):
 
 def revision(config: MeasureConfig) -> str:
     """16 hex digits of all that decides a measurement: those of other models have other names."""
-    uris = (config.rank_model, config.judge_model, config.mask_model, config.inception_model)
-    return digest(*(content_hash(local_copy(u)) if u else "" for u in uris), str(config.zero_shot))[:16]
+    rank, judge, inception = (
+        content_hash(local_copy(u)) if u else ""
+        for u in (config.rank_model, config.judge_model, config.inception_model)
+    )
+    masks = mask_model(config.mask_model, config.mask_network).revision if config.mask_model else ""
+    return digest(rank, judge, masks, inception, str(config.zero_shot))[:16]
 
 
-LIKE_GENERATE = ("rank_model", "mask_model", "device", "dtype", "compiled", "threads", "paint", "paint_batch", "recipe")
+LIKE_GENERATE = (
+    *("rank_model", "mask_model", "mask_network", "device", "dtype", "compiled", "threads", "paint", "paint_batch"),
+    "recipe",
+)
 
 
 class OwnPictures(TypedDict):

@@ -8,9 +8,10 @@ from adbooster.contracts.recipe import Gates
 from adbooster.measure.config import MeasureConfig
 from adbooster.models.clip import Clip
 from adbooster.models.inception import Inception
-from adbooster.models.u2net import U2Net
+from adbooster.models.saliency import SaliencyNet
 from adbooster.painting.gates import Inspector
 from adbooster.pictures import compositing, cutouts, images, layout, proof, quality, scenes
+from adbooster.storage.mask_models import mask_model
 from adbooster.storage.model_store import local_copy
 from adbooster.storage.objects import Root
 
@@ -23,7 +24,8 @@ class PictureMeasurer:
         self.root = root
         self.rank = ranker or Clip(local_copy(config.rank_model), device, threads)
         self.judge = Clip(local_copy(config.judge_model), device, threads)
-        net = U2Net(local_copy(config.mask_model), device, threads) if config.mask_model else None
+        masks = mask_model(config.mask_model, config.mask_network) if config.mask_model else None
+        net = SaliencyNet(masks.path, device, threads, masks.how) if masks else None
         most = 1.0 if config.zero_shot else None  # a gate that is never failed: its figure is what is wanted
         everything = Gates(max_expansion_share=1e9, max_copy_similarity=1.0, max_people=most, max_text=most)
         self.inspector = Inspector(everything, self.judge, net, None)

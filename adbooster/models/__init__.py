@@ -4,4 +4,15 @@ Enters: local folders with safetensors or ONNX files, and uint8 arrays. Leaves: 
 probabilities. Add a network as a file of its own; files.py checks what a folder must hold without loading it.
 """
 
-__all__ = ["blip", "clip", "files", "inception", "outpainter", "safety", "settings", "tokenizer", "u2net"]
+__all__ = [
+    "blip",
+    "clip",
+    "files",
+    "inception",
+    "outpainter",
+    "preprocessing",
+    "safety",
+    "saliency",
+    "settings",
+    "tokenizer",
+]

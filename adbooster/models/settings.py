@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from adbooster.contracts.settings import Config
 
@@ -18,6 +18,24 @@ class Masking(Config):
     """Where a plain page seen through the product (loops, handles, spokes) is cut out: `sure` leaves what the network holds
     for product on a page of pure white, as a white print looks the same; `all` cuts that out too; `never` leaves it to the
     network. What stays although it has the page's colour is `mask_unsure_share`."""
+
+
+class MaskNetwork(Config):
+    """How a mask model's network is fed and read, over what the file beside it says; null: as that says, without one as
+    U2-Net is."""
+
+    input_px: int | None = Field(default=None, ge=16, le=8192)
+    """Side of the square that pictures are scaled to; a graph of fixed size knows it itself."""
+    scale: Literal["maximum"] | PositiveFloat | None = None
+    """What pixel values (0-255) are divided by: a number such as 255, or `maximum`, the picture's own largest."""
+    mean: tuple[float, float, float] | None = None
+    """Subtracted from the scaled red, green and blue."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """What they are divided by then."""
+    output: int | str | None = Field(default=None, union_mode="left_to_right")
+    """Index (-1: the last) or name of the output with the product's map."""
+    activation: Literal["none", "sigmoid"] | None = None
+    """What makes probabilities of that output: sigmoid for logits; none: it holds them."""
 
 
 class Captions(Config):

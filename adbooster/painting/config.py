@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from adbooster.contracts.recipe import Adapter, Recipe
 from adbooster.contracts.settings import Config, JobConfig, Pool, Uri
+from adbooster.models.settings import MaskNetwork
 
 
 class PaintingConfig(JobConfig):
@@ -19,7 +20,9 @@ class PaintingConfig(JobConfig):
     rank_model: Uri
     """The CLIP that scores and ranks: a folder that open_clip saved."""
     mask_model: Uri = ""
-    """U2-Net family model (.onnx) for the gates on the product's shape."""
+    """Salient-object network (.onnx) for the gates on the product's shape."""
+    mask_network: MaskNetwork = MaskNetwork()
+    """How it is fed and read."""
     safety_model: Uri = ""
     """Folder of a StableDiffusionSafetyChecker; empty: pictures are not checked for unsafe content."""
     device: str = Field(default="cuda", pattern="^(cuda|cpu)$")

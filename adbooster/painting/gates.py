@@ -9,7 +9,7 @@ from scipy import ndimage
 from adbooster.contracts.recipe import Gates
 from adbooster.models.clip import Clip
 from adbooster.models.safety import Safety
-from adbooster.models.u2net import U2Net
+from adbooster.models.saliency import SaliencyNet
 from adbooster.pictures import images
 from adbooster.pictures.lighting import Agreement
 
@@ -51,7 +51,7 @@ def clash_word(gates: Gates, agreement: Agreement) -> str | None:
 class Inspector:
     """Measures finished pictures for the gates; what no gate needs is not computed."""
 
-    def __init__(self, gates: Gates, ranker: Clip, net: U2Net | None, safety: Safety | None):
+    def __init__(self, gates: Gates, ranker: Clip, net: SaliencyNet | None, safety: Safety | None):
         self.gates, self.ranker, self.net, self.safety = gates, ranker, net, safety
 
     def inspect(

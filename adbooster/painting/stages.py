@@ -17,11 +17,12 @@ from adbooster.engine import stage_process
 from adbooster.models.clip import Clip
 from adbooster.models.outpainter import Condition, Outpainter, Painting
 from adbooster.models.safety import Safety
-from adbooster.models.u2net import U2Net
+from adbooster.models.saliency import SaliencyNet
 from adbooster.painting import candidates, finish, selection
 from adbooster.painting.config import PaintingConfig
 from adbooster.painting.gates import Inspector, clash_word
 from adbooster.pictures import compositing, cutouts, images, layout, lighting, scenes
+from adbooster.storage.mask_models import mask_model
 from adbooster.storage.model_store import local_copy
 from adbooster.storage.objects import Root
 
@@ -98,7 +99,8 @@ class Painter:
             config.compiled,
         )
         self.ranker = Clip(local_copy(config.rank_model), device, config.threads)
-        net = U2Net(local_copy(config.mask_model), device, config.threads) if config.mask_model else None
+        masks = mask_model(config.mask_model, config.mask_network) if config.mask_model else None
+        net = SaliencyNet(masks.path, device, config.threads, masks.how) if masks else None
         safety = Safety(local_copy(config.safety_model), device) if config.safety_model else None
         self.inspector = Inspector(config.recipe.gates, self.ranker, net, safety)
         self.cutout = lru_cache(32)(self._cutout)

@@ -3,6 +3,7 @@
 from adbooster.contracts.errors import ConfigError
 from adbooster.prepare import addresses, feeds
 from adbooster.prepare.config import PrepareConfig
+from adbooster.storage.mask_models import check_mask_model
 from adbooster.storage.model_store import local_copy, refuse_pickles
 from adbooster.storage.objects import Root
 
@@ -13,11 +14,8 @@ def check(config: PrepareConfig) -> None:
     stores = addresses.fences(config.allowed_stores, config.feed_uri)
     if config.fetch_credentials.key_env and (other := [store.uri for store in stores if store.scheme != "s3"]):
         raise ConfigError(f"fetch_credentials are for s3://, and {other[0]} is another storage; leave one of them out")
-    mask_model, caption_model = local_copy(config.mask_model), local_copy(config.caption_model)
-    refuse_pickles(mask_model)
-    refuse_pickles(caption_model)
-    if mask_model.suffix != ".onnx":
-        raise ConfigError(f"the mask model {config.mask_model} is not an .onnx file")
+    refuse_pickles(local_copy(config.caption_model))
+    check_mask_model(config.mask_model, config.mask_network, config.device)
     feeds.check(config.feed_uri, config.feed_format, config.columns)
     if not config.dry_run:
         Root(config.root_uri).check_writable()

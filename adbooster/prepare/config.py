@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from adbooster.contracts.settings import Config, JobConfig, Pool, SecretName, Uri, secret_of
-from adbooster.models.settings import Captions, Masking
+from adbooster.models.settings import Captions, Masking, MaskNetwork
 from adbooster.prepare import addresses
 from adbooster.prepare.formats import FeedFormat
 
@@ -116,7 +116,9 @@ class PrepareConfig(JobConfig):
     http: Http = Http()
     """How photos are fetched over http(s)."""
     mask_model: Uri
-    """U2-Net family model, an .onnx file."""
+    """Salient-object network (U2-Net, IS-Net, BiRefNet, ...), an .onnx file."""
+    mask_network: MaskNetwork = MaskNetwork()
+    """How it is fed and read."""
     masking: Masking = Masking()
     """How masks are made."""
     caption_model: Uri

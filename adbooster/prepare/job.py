@@ -22,6 +22,7 @@ from adbooster.prepare.config import PrepareConfig, PrepareReport
 from adbooster.prepare.fetch import file_etag
 from adbooster.prepare.stages import UNCHANGED, Captioner, Fetcher, Judge, Masker
 from adbooster.storage import tables
+from adbooster.storage.mask_models import mask_model
 from adbooster.storage.model_store import content_hash, local_copy
 from adbooster.storage.objects import Root
 
@@ -95,8 +96,9 @@ class _Plan:
 
 def made_by(config: PrepareConfig) -> MadeBy:
     """Digests of the models and settings that this run makes samples with."""
-    mask_model, caption_model = (content_hash(local_copy(m)) for m in (config.mask_model, config.caption_model))
-    return changes.made_by(mask_model, caption_model, config.masking, config.captions, config.rules)
+    masks_by = mask_model(config.mask_model, config.mask_network).revision
+    caption_model = content_hash(local_copy(config.caption_model))
+    return changes.made_by(masks_by, caption_model, config.masking, config.captions, config.rules)
 
 
 def _through_stages(plan: _Plan) -> Staged:
@@ -121,7 +123,7 @@ def _through_stages(plan: _Plan) -> Staged:
 def _through_models(plan: _Plan, ds: Dataset, total: int) -> Staged:
     config = plan.config
     model = {"root": plan.root, "made": plan.made, "runs_on": (config.device, config.threads)}
-    how: dict = {"model": config.mask_model, "how": config.masking}
+    how: dict = {"model": config.mask_model, "how": config.masking, "network": config.mask_network}
     ds = through(ds, Masker, config.mask, schema.MASKED, _failures(plan, "failed_mask"), **model, **how)
     how = {"model": config.caption_model, "how": config.captions}
     ds = through(ds, Captioner, config.caption, schema.CAPTIONED, _failures(plan, "failed_caption"), **model, **how)

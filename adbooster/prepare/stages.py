@@ -12,17 +12,18 @@ import pyarrow as pa
 
 from adbooster.contracts import schema
 from adbooster.engine.stage_process import loading
-from adbooster.models.settings import Captions, Masking
+from adbooster.models.settings import Captions, Masking, MaskNetwork
 from adbooster.pictures import images
 from adbooster.prepare.changes import MadeBy, fingerprint
 from adbooster.prepare.config import Rules, Source
 from adbooster.prepare.fetch import NotFetched, Photo, open_fetch
+from adbooster.storage.mask_models import mask_model
 from adbooster.storage.model_store import local_copy
 from adbooster.storage.objects import Root
 
 if TYPE_CHECKING:
     from adbooster.models.blip import Blip
-    from adbooster.models.u2net import U2Net
+    from adbooster.models.saliency import SaliencyNet
 
 log = logging.getLogger(__name__)
 UNCHANGED = "unchanged"  # travels in the reject column to skip the models; never reaches a table
@@ -101,15 +102,25 @@ class Fetcher:
 class Masker:
     """Product masks into object storage, and their measurements; a photo's own alpha is used before the model."""
 
-    def __init__(self, root: Root, model: str, how: Masking, made: MadeBy, runs_on: tuple[str, int]):
+    def __init__(
+        self,
+        root: Root,
+        model: str,
+        how: Masking,
+        made: MadeBy,
+        runs_on: tuple[str, int],
+        network: MaskNetwork | None = None,
+    ):
         self.root, self.model, self.how, self.made, self.runs_on = root, model, how, made, runs_on
+        self.network = network or MaskNetwork()
 
     @cached_property
-    def net(self) -> "U2Net":
+    def net(self) -> "SaliencyNet":
         with loading():
-            from adbooster.models.u2net import U2Net
+            from adbooster.models.saliency import SaliencyNet
 
-            return U2Net(local_copy(self.model), *self.runs_on)
+            model = mask_model(self.model, self.network)
+            return SaliencyNet(model.path, *self.runs_on, model.how)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         done = [self._mask(row) for row in rows.select(["photo_uri", "photo_sha256", "known"]).to_pylist()]

@@ -39,8 +39,8 @@ def copied(fs: AbstractFileSystem, path: str, uri: str) -> Path:
     folder = _folder()
     target = folder / f"{mark}-{path.rsplit('/', 1)[-1]}"
     with FileLock(folder / f"{mark}.lock"):
-        if target.exists() and _wrong(target, manifest):
-            log.warning("the copy of %s on this node was damaged: %s; copying it again", uri, _wrong(target, manifest))
+        if target.exists() and (wrong := _wrong(target, manifest, path)):
+            log.warning("the copy of %s on this node was damaged: %s; copying it again", uri, wrong)
             shutil.rmtree(target) if target.is_dir() else target.unlink()
         if not target.exists():
             size_bytes = sum(int(i["size"] or 0) for i in found.values())
@@ -56,7 +56,7 @@ def copied(fs: AbstractFileSystem, path: str, uri: str) -> Path:
 def verified(path: Path, uri: str) -> Path:
     """A model on a local or mounted disk, compared with its manifest where there is one."""
     manifest = (path if path.is_dir() else path.parent) / MANIFEST
-    if manifest.is_file() and (wrong := _wrong(path, manifest.read_text())):
+    if manifest.is_file() and (wrong := _wrong(path, manifest.read_text(), path.name)):
         raise ConfigError(f"the model at {uri} differs from its {MANIFEST}: {wrong}; pull it again")
     return path
 
@@ -85,23 +85,27 @@ def _copy(fs: AbstractFileSystem, path: str, target: Path, manifest: str, uri: s
     staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".copying-"))
     try:
         fs.get(path, str(staging / target.name), recursive=fs.isdir(path))
-        if wrong := _wrong(staging / target.name, manifest):
+        if wrong := _wrong(staging / target.name, manifest, path):
             raise ConfigError(f"the model at {uri} differs from its {MANIFEST}: {wrong}; pull it again")
         (staging / target.name).rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _wrong(path: Path, manifest: str) -> str:
-    """What differs from the manifest, in a few words; empty: nothing. Bytes are read once a process and file."""
+def _wrong(path: Path, manifest: str, original: str) -> str:
+    """What differs from the manifest, in a few words; empty: nothing. Bytes are read once a process and file.
+
+    original  where the model came from: what a single file is called in the manifest, whatever its copy is called
+    """
     try:
         files = json.loads(manifest)["files"] if manifest else {}
     except (ValueError, KeyError, TypeError):
         return f"the {MANIFEST} cannot be read"
-    if path.name in files and not path.is_dir():
-        files, path = {path.name: files[path.name]}, path.parent
-    elif manifest and not path.is_dir():
-        return f"{path.name} is not in it"
+    name = original.rsplit("/", 1)[-1]
+    if manifest and not path.is_dir():
+        if name not in files:
+            return f"{name} is not in it"
+        files, path = {path.name: files[name]}, path.parent
     for name, known in files.items():
         file = path / name
         if not file.is_file():

@@ -19,7 +19,7 @@ from adbooster.contracts.recipe import Recipe, placements
 from adbooster.models.blip import Blip
 from adbooster.models.clip import Clip
 from adbooster.models.outpainter import Outpainter, Painting
-from adbooster.models.u2net import U2Net
+from adbooster.models.saliency import SaliencyNet
 from adbooster.pictures import compositing, cutouts, layout
 from adbooster.pictures.images import resize
 from adbooster.tiny import nets, world
@@ -104,7 +104,7 @@ def retrieval(ranker: Clip, n: int) -> float:
     return float(np.mean([labels[b] == (p, s) for b, (_, _, p, s) in zip(best, shown, strict=True)]))
 
 
-def mask_iou(net: U2Net, shown: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+def mask_iou(net: SaliencyNet, shown: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
     """Mean intersection over union of the mask against the true alpha, both at 50 %."""
     out = []
     for image, true in shown:
@@ -120,7 +120,7 @@ def measure(threads: int, quick: bool) -> list[tuple[str, float, float]]:
     recipe = Recipe(num_inference_steps=20, guidance_scale=3.0, paint_px=PAINT_PX)
     outpainter = Outpainter(MODELS / "outpaint", recipe, "cpu", "bfloat16", 25)
     judge, rank = Clip(MODELS / "judge", "cpu", threads), Clip(MODELS / "rank", "cpu", threads)
-    blip, net = Blip(MODELS / "caption", "cpu", threads), U2Net(MODELS / "mask" / "u2netp.onnx", "cpu", threads)
+    blip, net = Blip(MODELS / "caption", "cpu", threads), SaliencyNet(MODELS / "mask" / "u2netp.onnx", "cpu", threads)
     painted = list(paint(outpainter, 200 // few))
     packshots = (world.packshot(p, SIDE_PX) for p in list(world.PRODUCTS)[:: 3 if quick else 1])
     scenes = ((i, m) for i, m, _, _ in pictures(list(world.PRODUCTS), 72 // few, SIDE_PX, 4 * 10**4))

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
-from adbooster.models.u2net import U2Net
+from adbooster.models.saliency import SaliencyNet
 from adbooster.pictures import cutouts
 from adbooster.pictures.matting import refine
 from adbooster.tiny import world
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--products", nargs="*", default=list(world.PRODUCTS))
     parser.add_argument("--sheet", type=Path, help="a sheet of the photo, and both cut-outs on a dark scene")
     given = parser.parse_args()
-    net, rows, sheet, started = U2Net(MODEL, "cpu"), [], [], time.monotonic()
+    net, rows, sheet, started = SaliencyNet(MODEL, "cpu"), [], [], time.monotonic()
     for product in given.products:
         for page, colour in PAGES.items():
             for shadow in (False, True):

@@ -22,7 +22,7 @@ from adbooster.finetune.job import finetune
 from adbooster.finetune.rows import arrays
 from adbooster.finetune.stages import Placer
 from adbooster.models.outpainter import Outpainter, Painting
-from adbooster.models.u2net import U2Net
+from adbooster.models.saliency import SaliencyNet
 from adbooster.painting.gates import expansion_share
 from adbooster.pictures import compositing, cutouts, layout
 from adbooster.pictures.images import resize
@@ -56,7 +56,7 @@ def expansions(weights: str, pairs: list[tuple[str, str]], threads: int) -> np.n
     recipe = Recipe(num_inference_steps=16, guidance_scale=3.0, paint_px=PAINT_PX)
     torch.set_num_threads(threads)
     outpainter = Outpainter(local_copy(weights), recipe, "cpu", "bfloat16", 20)
-    net, jobs, paintings = U2Net(MODELS / "mask" / "u2netp.onnx", "cpu", threads), [], []
+    net, jobs, paintings = SaliencyNet(MODELS / "mask" / "u2netp.onnx", "cpu", threads), [], []
     for i, (product, scene) in enumerate(pairs):
         cutout = cutouts.cut(*world.packshot(product, SIDE_PX))
         box = layout.place(cutout, (SIDE_PX, SIDE_PX), placements()["square"], FIRST_SEED + i)

@@ -4,7 +4,7 @@ import pytest
 from adbooster.contracts.recipe import Gates
 from adbooster.models.clip import Clip
 from adbooster.models.safety import Safety
-from adbooster.models.u2net import U2Net
+from adbooster.models.saliency import SaliencyNet
 from adbooster.painting import gates
 from adbooster.painting.gates import Inspector, asks_for_people, expansion_share
 from adbooster.pictures import compositing, cutouts, layout, scenes
@@ -22,7 +22,7 @@ def ranker():
 
 @pytest.fixture(scope="module")
 def net():
-    return U2Net(MODELS / "mask" / "u2netp.onnx", "cpu", 2)
+    return SaliencyNet(MODELS / "mask" / "u2netp.onnx", "cpu", 2)
 
 
 def scene(*products: tuple[str, int], size: int = 170):

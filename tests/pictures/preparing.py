@@ -90,15 +90,15 @@ def _ask(child: subprocess.Popen, name: str) -> Outcome:
 
 
 def _stages(folder: Path, root_uri: str, network: bool):
+    from adbooster.models.saliency import SaliencyNet
     from adbooster.models.settings import Masking
-    from adbooster.models.u2net import U2Net
     from adbooster.prepare.changes import MadeBy
     from adbooster.prepare.config import Rules, Source
     from adbooster.prepare.stages import Fetcher, Judge, Masker
     from adbooster.storage.objects import Root
     from adbooster.tiny import world
 
-    class _Grey(U2Net):
+    class _Grey(SaliencyNet):
         def __init__(self):
             pass
 
@@ -112,7 +112,7 @@ def _stages(folder: Path, root_uri: str, network: bool):
     root, made, rules = Root(root_uri), MadeBy("mask", "caption", "rules"), Rules(min_side_px=16, max_mb=64)
     model = str(Path(world.__file__).parent / "models" / "mask" / "u2netp.onnx")
     masker = Masker(root, model, Masking(), made, ("cpu", 1))
-    masker.net = U2Net(Path(model), "cpu") if network else _Grey()
+    masker.net = SaliencyNet(Path(model), "cpu") if network else _Grey()
     return Fetcher(root, Source(feed_uri=str(folder / "feed.tsv")), rules, made), masker, Judge(rules)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from adbooster.models.u2net import U2Net
+from adbooster.models.saliency import SaliencyNet
 from adbooster.pictures.matting import refine
 from tests.benchmarks.cutout_quality import PAGES, errors, photo
 from tests.conftest import MODELS
@@ -12,7 +12,7 @@ BAND_PX = 5
 
 @pytest.fixture(scope="module")
 def net():
-    return U2Net(MODELS / "mask" / "u2netp.onnx", "cpu")
+    return SaliencyNet(MODELS / "mask" / "u2netp.onnx", "cpu")
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,19 @@ from PIL import Image
 from scipy import ndimage
 
 from adbooster.contracts.errors import ConfigError
-from adbooster.models.u2net import U2Net
+from adbooster.models.preprocessing import U2NET, Preprocessing
+from adbooster.models.saliency import SaliencyNet, probe
 from adbooster.pictures import matting
 from adbooster.pictures.matting import measure, refine
 from adbooster.tiny import world
 from tests.conftest import MODELS
+from tests.models.test_preprocessing import BIREFNET_FILE, ISNET_FILE, U2NET_FILE, sidecar
+from tests.models.tiny_onnx import FLOAT16, write_bytes_network, write_network
 
 
 @pytest.fixture(scope="module")
 def net():
-    return U2Net(MODELS / "mask" / "u2netp.onnx", "cpu")
+    return SaliencyNet(MODELS / "mask" / "u2netp.onnx", "cpu")
 
 
 def iou(mask, true):
@@ -50,12 +53,12 @@ def test_refine_without_a_sure_product_keeps_the_map():
 def test_only_onnx(tmp_path):
     (tmp_path / "u2net.pth").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"not an \.onnx file"):
-        U2Net(tmp_path / "u2net.pth", "cpu")
+        SaliencyNet(tmp_path / "u2net.pth", "cpu")
 
 
 def test_no_silent_fall_back_to_cpu():
     with pytest.raises(ConfigError, match="asked to run on cuda"):
-        U2Net(MODELS / "mask" / "u2netp.onnx", "cuda")
+        SaliencyNet(MODELS / "mask" / "u2netp.onnx", "cuda")
 
 
 def test_a_large_photo_is_matted_small_and_cut_at_its_edge(net):
@@ -148,3 +151,107 @@ def test_measures_of_a_mask():
     scene = measure(photo, mask)
     assert scene["outside_deviation"] > 80
     assert scene["mask_border_share"] == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_sidecar_with_u2_nets_values_changes_no_bit_and_another_does(net, packshot, tmp_path):
+    model = tmp_path / "u2netp.onnx"
+    model.write_bytes((MODELS / "mask" / "u2netp.onnx").read_bytes())
+    without = net.probabilities(packshot[0])
+    sidecar(tmp_path, U2NET_FILE, "u2netp.json")
+    assert np.array_equal(SaliencyNet(model, "cpu").probabilities(packshot[0]), without)
+    sidecar(tmp_path, {**ISNET_FILE, "size": None}, "u2netp.json")
+    other = SaliencyNet(model, "cpu")
+    assert other.how.mean == (0.5, 0.5, 0.5)
+    assert not np.array_equal(other.probabilities(packshot[0]), without)
+    sidecar(tmp_path, BIREFNET_FILE, "u2netp.json")
+    with pytest.raises(ConfigError, match=r"takes 320 x 320 px .*, and 1024 x 1024 is set; correct"):
+        SaliencyNet(model, "cpu")
+
+
+LOGITS = Preprocessing(activation="sigmoid")
+
+
+def dark_on_white() -> np.ndarray:
+    picture = np.full((200, 100, 3), 255, np.uint8)
+    picture[50:150, 30:70] = 0
+    return picture
+
+
+def test_logits_become_probabilities_by_the_activation_that_is_set(tmp_path):
+    net = SaliencyNet(write_network(tmp_path / "net.onnx"), "cpu", how=LOGITS)
+    probe(net)
+    found = net.probabilities(dark_on_white())
+    assert (found.shape, found.dtype) == ((200, 100), np.float32)
+    assert found[100, 50] > 0.99
+    assert found[10, 10] < 0.01
+
+
+def test_logits_without_an_activation_are_refused_with_what_to_set(tmp_path):
+    net = SaliencyNet(write_network(tmp_path / "net.onnx", ("logits", "map")), "cpu")
+    with pytest.raises(ConfigError, match=r"from -\d.* to \d.* set mask_network\.activation to sigmoid .* logits, map"):
+        probe(net)
+    with pytest.raises(ConfigError, match="should hold probabilities"):
+        net.probabilities(dark_on_white())
+
+
+def test_a_second_sigmoid_is_refused(tmp_path):
+    """It would make a product of everything: probabilities of 0.5 and more."""
+    net = SaliencyNet(write_network(tmp_path / "net.onnx", ("map",)), "cpu", how=LOGITS)
+    with pytest.raises(ConfigError, match=r"before the sigmoid that is set; set mask_network\.activation to none"):
+        probe(net)
+
+
+def test_an_output_that_is_no_number_is_refused(tmp_path):
+    net = SaliencyNet(write_network(tmp_path / "net.onnx", gain=float("nan")), "cpu", how=LOGITS)
+    with pytest.raises(ConfigError, match="from nan to nan"):
+        probe(net)
+
+
+@pytest.mark.parametrize("output", [1, -1, "map", "1"])
+def test_the_output_is_named_or_counted(tmp_path, output):
+    model = write_network(tmp_path / "net.onnx", ("features", "map"))
+    net = SaliencyNet(model, "cpu", how=Preprocessing(output=output))
+    probe(net)
+    assert net.output == "map"
+
+
+def test_an_output_that_is_not_there_or_no_map_is_refused(tmp_path):
+    model = write_network(tmp_path / "net.onnx", ("features", "map"))
+    for missing in (2, "mask"):
+        with pytest.raises(ConfigError, match=f"no output {missing!r}; its outputs are features, map"):
+            SaliencyNet(model, "cpu", how=Preprocessing(output=missing))
+    with pytest.raises(ConfigError, match=r"features of .* is \[1, 3, 64, 64\] and should be one map"):
+        probe(SaliencyNet(model, "cpu"))
+
+
+def test_half_precision_is_given_to_a_graph_that_takes_it(tmp_path):
+    half, full = (
+        SaliencyNet(write_network(tmp_path / f"{i}.onnx", **more), "cpu", how=LOGITS)
+        for i, more in enumerate(({"kind": FLOAT16}, {}))
+    )
+    probe(half)
+    found = half.probabilities(dark_on_white())
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, full.probabilities(dark_on_white()), atol=0.01)
+
+
+def test_a_graph_of_any_size_must_be_told_its_size_and_takes_batches(tmp_path):
+    model = write_network(tmp_path / "net.onnx", ("map",), ("batch", 3, "height", "width"))
+    with pytest.raises(ConfigError, match=r"set mask_network\.input_px, or `size` in a file net\.json beside it"):
+        SaliencyNet(model, "cpu")
+    net = SaliencyNet(model, "cpu", how=U2NET.model_copy(update={"size_px": (96, 32)}))
+    pictures = [dark_on_white(), dark_on_white()[:90, :50], np.full((20, 30, 3), 90, np.uint8)]
+    for one, together in zip(pictures, net.probabilities_of(pictures), strict=True):
+        assert together.shape == one.shape[:2]
+        np.testing.assert_allclose(net.probabilities(one), together, atol=1e-6)
+
+
+def test_a_graph_that_takes_one_picture_gets_one_at_a_time(net, packshot):
+    pictures = [packshot[0], dark_on_white()]
+    for one, together in zip(pictures, net.probabilities_of(pictures), strict=True):
+        assert np.array_equal(net.probabilities(one), together)
+
+
+def test_a_graph_that_takes_no_pictures_as_floats_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"takes tensor\(uint8\) \[1, 3, 8, 8\] and should take RGB as floats"):
+        SaliencyNet(write_bytes_network(tmp_path / "net.onnx"), "cpu")
