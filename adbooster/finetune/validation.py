@@ -20,7 +20,7 @@ class Panel:
 
     def __init__(self, model: InpaintingModel, config: TrainingConfig, root: Root, held_out: pa.Table):
         self.model, self.config = model, config
-        fixed = {"empty_text_share": 0.0, "latents": config.latents.model_copy(update={"placements": 0})}
+        fixed = {"empty_text_share": 0.0, "prior": 0.0, "latents": config.latents.model_copy(update={"placements": 0})}
         plan = examples.Plan(held_out, config.model_copy(update=fixed))
         some = list(islice(plan.batches(), -(-config.panel.pictures // config.batch)))
         placer = Placer(root, plan.config)

@@ -16,6 +16,7 @@ from adbooster.finetune.inpainting import Aims, InpaintingModel
 from adbooster.finetune.rows import PLACED, arrays
 from adbooster.finetune.stages import Placer
 from adbooster.finetune.trainer import Trainer
+from adbooster.finetune.validation import Panel
 from adbooster.models import files
 from adbooster.models.outpainter import Outpainter, Painting
 from tests import tiny_xl
@@ -240,3 +241,11 @@ def test_the_prior_shows_pictures_with_texts_of_the_cohorts(scenes):
     assert 0.2 < len(of_prior) / len(placed) < 0.8
     assert all(row["caption"].endswith(", gift, a snowy winter day") for row in of_prior)
     assert not any("gift" in row["caption"] for row in placed if not row["prior"])
+
+
+def test_validation_shows_pictures_with_their_captions_whatever_the_prior(scenes, model):
+    """Else the losses of two runs on the same held-out pictures could not be compared."""
+    rows = examples.survey(scenes, examples.scenic_samples(scenes), Pool())
+    more = {"prior": 0.9, "prior_texts": ("gift, a snowy winter day",)}
+    with_prior, without = (Panel(model, learning(scenes, **m), scenes, rows) for m in (more, {}))
+    assert (with_prior.losses() == without.losses()).all()
