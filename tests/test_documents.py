@@ -34,6 +34,7 @@ MORE_SECTIONS = f"""
 finetune: {{base: ./models/outpaint, device: cpu, held_out_share: 0.01}}
 evaluate: {{judge_model: {TINY}/judge, zero_shot: false}}
 canary: {{judge_model: {TINY}/judge}}
+deliver: {{channels: [meta, google_merchant], public_base_url: "https://cdn.shop.example/ads"}}
 """
 TARGETS = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
 

@@ -1,4 +1,4 @@
-"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `audit`, `sign`, `models`."""
+"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `withdraw`, `audit`, `models`."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 from pydantic import BaseModel
@@ -17,6 +17,7 @@ from rich.table import Table
 from adbooster.cli import audit_table, status_table
 from adbooster.contracts.errors import AdboosterError, ConfigError
 from adbooster.contracts.redaction import redact
+from adbooster.deliver.withdraw import KINDS, Kind, take_back, withdraw
 from adbooster.evaluate import blind_sheet
 from adbooster.night import state
 from adbooster.report.audit import audit
@@ -75,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help=f"allow less than {MINIMUM.days} day; only while no job is running",
     )
+    pull_back = _add(
+        commands, "withdraw", _withdraw, "take products, cohorts or creatives out of all channels' feeds now"
+    )
+    which = pull_back.add_mutually_exclusive_group(required=True)
+    for kind in KINDS:
+        which.add_argument(f"--{kind}", nargs="+", metavar="ID", help=f"ids of {kind}s")
+    pull_back.add_argument("--undo", action="store_true", help="the next jobs.deliver may deliver them again")
     why = "where a creative comes from, and who approved, rejected or retired it, from which file and when"
     _add(commands, "audit", _audit, why).add_argument("creative_id", help="16 hex digits, as on the page and in feeds")
     signed = commands.add_parser("sign", help="sign a file of marks, targeting, cohorts or outcomes", description=_SIGN)
@@ -90,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     sheet.add_argument("--key", required=True, help="the key that was kept apart: runs/<run_id>/blind.key.json")
     sheet.add_argument("--json", action="store_true", help="one JSON document on stdout")
     sheet.set_defaults(command=_blind)
-    for command in (back, clear):
+    for command in (back, clear, pull_back):
         command.add_argument("--dry-run", action="store_true", help="print what would be done; nothing is changed")
     return parser
 
@@ -177,6 +185,26 @@ def _vacuum(root: Root, arguments: argparse.Namespace) -> None:
         f"{'would remove' if done.dry_run else 'removed'} {len(done.objects)} objects ({done.objects_kept} stay), "
         f"{len(done.table_files)} table files and {len(done.staged_parts)} staged parts: {done.size_bytes / 1e6:.1f} MB"
         + (f"; {done.refused} files stay, as the storage does not allow them to be removed" if done.refused else ""),
+    )
+
+
+def _withdraw(root: Root, arguments: argparse.Namespace) -> None:
+    kind: Kind = next(kind for kind in KINDS if getattr(arguments, kind))
+    run_id = f"withdraw-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    act = take_back if arguments.undo else withdraw
+    done = act(root, kind, getattr(arguments, kind), run_id, arguments.dry_run)
+    if not arguments.json:
+        for address in done.addresses:
+            print(address)
+    would = "would be " if done.dry_run else ""
+    feeds = ", ".join(f"{name} -{feed.removed} ~{feed.changed}" for name, feed in done.feeds.items())
+    _print_result(
+        arguments,
+        done,
+        f"{would}delivered again by the next jobs.deliver: {done.new} {kind} ids"
+        if done.undone
+        else f"{done.rows} rows {would}taken out of tables/deliveries; feeds: {feeds or 'none'}; {done.may_be_cached} files "
+        "may still be cached, and stay until `adbooster vacuum`",
     )
 
 

@@ -18,7 +18,7 @@ OFTEN_CHANGED = (
     *("interests_uri", "mask_model", "caption_model", "base", "weights", "rank_model", "judge_model", "device"),
     *("max_reject_share", "workers", "steps", "learning_rate", "lora.rank", "targeting.rule", "targeting.n"),
     *("recipe.candidates", "recipe.num_inference_steps", "recipe.guidance_scale", "recipe.size_px", "min_coverage"),
-    *("marks_uri", "most", "panel.products", "rule"),
+    *("marks_uri", "most", "panel.products", "rule", "channels", "public_base_url", "require"),
 )
 """Settings that `--help` shows, the most important first."""
 

@@ -148,6 +148,8 @@ def _relative_to(folder: Path, value: Any) -> Any:
     """Values that start with ./ or ../ as absolute paths."""
     if isinstance(value, dict):
         return {k: _relative_to(folder, v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_relative_to(folder, v) for v in value]
     if isinstance(value, str) and value.startswith(("./", "../")):
         return str((folder / value).resolve())
     return value

@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 from adbooster.canary.config import CanaryConfig
 from adbooster.cohorts.config import CohortsConfig
 from adbooster.contracts import schema
+from adbooster.deliver.config import DeliverConfig
 from adbooster.evaluate.config import EvaluateConfig
 from adbooster.finetune.config import FinetuneConfig
 from adbooster.generate.config import GenerateConfig
@@ -24,7 +25,7 @@ from adbooster.storage.tables import TABLES
 
 JOBS: tuple[type[BaseModel], ...] = (
     *(NightlyConfig, PrepareConfig, CohortsConfig, FinetuneConfig),
-    *(CanaryConfig, GenerateConfig, EvaluateConfig),
+    *(CanaryConfig, GenerateConfig, DeliverConfig, EvaluateConfig),
 )
 GENERATED = "<!-- Written by `make docs` from {}; edit there. -->\n\n"
 

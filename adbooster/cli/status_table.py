@@ -14,6 +14,7 @@ REPORTED_FIELDS = {  # fields of a step's report that the table shows
     "finetune": ("weights_revision", "reused", "samples"),
     "canary": ("passed", "reasons"),
     "generate": ("requests", "painted", "published", "left", "coverage"),
+    "deliver": ("rendered", "changed", "removed"),
     "evaluate": ("creatives", "looked"),
 }
 

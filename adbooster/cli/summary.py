@@ -91,6 +91,9 @@ def _print_counts(report: dict, console: Console) -> None:
         console.print(f"forbidden by brand rules: {forbidden['pairs']} pairs ({words})", markup=False)
     for note in forbidden.get("notes", ()):
         console.print(note, markup=False, highlight=False)
+    for name, channel in ((report.get("deliver") or report).get("channels") or {}).items():
+        empty = "".join(f", {n} {word}" for word, n in channel["empty"].items())
+        console.print(f"{name}: {channel['filled']} of {channel['wanted']} slots filled{empty}", markup=False)
     if report.get("gallery_uri"):
         console.print(f"report: {report['gallery_uri']}", soft_wrap=True)
     console.print(f"{report['job']} took {report['seconds']:.0f} s")

@@ -50,6 +50,16 @@ REJECTS = (
     "not_for_cohort",
     "scene_not_allowed",
     "out_of_season",
+    # Of slots that a channel has and a creative does not fill.
+    "needs_extension",
+    "too_small",
+    "product_outside",
+    "over_budget",
+    "product_altered",
+    "altered_master",
+    "missing_mask",
+    "failed_readback",
+    "failed_delivery",
 )
 ROLES = ("main", "additional", "lifestyle")
 
@@ -337,6 +347,72 @@ LOOKS = _schema(
     fallback_reason=pa.string(),
     gpu_s=pa.float32(),
     reject=pa.string(),
+)
+
+
+# A rendition to be made: the part of a stored creative that a slot shows, what its file may be and what it says of itself
+# (nulls are not written).
+RENDITION_REQUESTS = _schema(
+    rendition_id=pa.string(),
+    master_uri=pa.string(),
+    master_sha256=pa.string(),
+    mask_uri=pa.string(),
+    layout=LAYOUT,
+    frame=LAYOUT,
+    width_px=pa.int32(),
+    height_px=pa.int32(),
+    formats=_TEXTS,
+    max_bytes=pa.int64(),
+    digital_source_type=pa.string(),
+    ai_system=pa.string(),
+    ai_version=pa.string(),
+    prompt=pa.string(),
+    prompt_writer=pa.string(),
+    reject=pa.string(),
+)
+
+# The file of a rendition, or why there is none.
+RENDITIONS = _schema(
+    rendition_id=pa.string(),
+    uri=pa.string(),
+    sha256=pa.string(),
+    width_px=pa.int32(),
+    height_px=pa.int32(),
+    size_bytes=pa.int64(),
+    format=pa.string(),  # jpeg, png or webp
+    quality=pa.int32(),  # of a lossy file; null when lossless
+    psnr_db=pa.float32(),
+    delta_e_mean=pa.float32(),  # CIEDE2000 between the product in the file and before encoding; null when lossless
+    delta_e_p99=pa.float32(),  # its 99th percentile
+    reject=pa.string(),
+)
+
+# What a channel is given for a product and a cohort: one row a slot, filled or empty.
+DELIVERIES = _schema(
+    delivery_id=pa.string(),  # digest of product, cohort, channel and slot
+    creative_id=pa.string(),
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    placement=pa.string(),
+    channel=pa.string(),
+    slot=pa.string(),
+    rendition_id=pa.string(),  # digest of the creative's file, the slot and the settings: the same name, the same bytes
+    master_sha256=pa.string(),  # of the creative's file
+    frame=LAYOUT,  # the part of the creative that is shown, in its pixels; needs_extension: it reaches beyond its edges
+    made_by=pa.string(),  # crop; null where the slot is empty
+    reason=pa.string(),  # why the slot is empty; null: it is filled
+    digital_source_type=pa.string(),  # code of the IPTC vocabulary that the file carries
+    **{f.name: f.type for f in RENDITIONS if f.name not in ("rendition_id", "reject")},
+    run_id=pa.string(),
+)
+
+# Products, cohorts and creatives that no channel is given.
+WITHDRAWALS = _schema(
+    withdrawal_id=pa.string(),
+    kind=pa.string(),  # product, cohort or creative
+    value=pa.string(),  # its id
+    withdrawn_at=_WHEN,
+    run_id=pa.string(),
 )
 
 

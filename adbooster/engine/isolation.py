@@ -256,7 +256,7 @@ class Isolated:
         else:
             word, seen = failed.word, {"ended": failed.detail}
         values = row.to_pylist()[0]
-        name = next((values[n] for n in ("sample_id", "request_id", "look_id") if values.get(n)), "")
+        name = next((values[n] for n in ("sample_id", "request_id", "look_id", "rendition_id") if values.get(n)), "")
         log.warning("%s: row %s is rejected as %s: %s", self.name, name, word, redact(next(iter(seen.values()))[:300]))
         if self.noted < NOTES:
             self.noted += 1

@@ -6,6 +6,7 @@ from adbooster.canary.checks import check as check_canary
 from adbooster.cohorts.checks import check as check_cohorts
 from adbooster.contracts import deadline
 from adbooster.contracts.errors import ConfigError
+from adbooster.deliver.checks import check as check_deliver
 from adbooster.evaluate.checks import check as check_evaluate
 from adbooster.finetune.checks import check as check_finetune
 from adbooster.generate.checks import check as check_generate
@@ -33,5 +34,7 @@ def check(config: NightlyConfig) -> None:
     if config.canary:
         check_canary(config.canary)
     check_generate(config.generate)
+    if config.deliver:
+        check_deliver(config.deliver)
     if config.evaluate:
         check_evaluate(config.evaluate)

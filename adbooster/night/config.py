@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from adbooster.canary.config import CanaryConfig, CanaryReport
 from adbooster.cohorts.config import CohortsConfig, CohortsReport
 from adbooster.contracts.settings import Config, JobConfig, inherited
+from adbooster.deliver.config import DeliverConfig, DeliverReport
 from adbooster.evaluate.config import EvaluateConfig, EvaluateReport
 from adbooster.finetune.config import FinetuneConfig, FinetuneReport
 from adbooster.generate.config import GenerateConfig, GenerateReport
@@ -26,7 +27,7 @@ class Due(Config):
     """For the rule changed: scenes that are new, changed or gone, as a share of those trained on."""
 
 
-SECTIONS = ("prepare", "cohorts", "finetune", "canary", "generate", "evaluate")
+SECTIONS = ("prepare", "cohorts", "finetune", "canary", "generate", "deliver", "evaluate")
 
 
 def _due(value: Any) -> Any:
@@ -61,6 +62,8 @@ class NightlyConfig(JobConfig):
     """New weights against the live ones, before anything is painted with them; weights that fail stop the night."""
     generate: GenerateConfig
     """Samples x cohorts x weights to creatives."""
+    deliver: DeliverConfig | None = None
+    """Creatives to the ad channels."""
     evaluate: EvaluateConfig | None = None
     """What the creatives are worth."""
 
@@ -103,6 +106,7 @@ class NightlyReport(BaseModel):
     finetune: FinetuneReport | None
     canary: CanaryReport | None = None
     generate: GenerateReport | None
+    deliver: DeliverReport | None = None
     evaluate: EvaluateReport | None = None
     gallery_uri: str | None
     seconds: float = Field(ge=0)

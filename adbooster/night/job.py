@@ -1,4 +1,4 @@
-"""The whole night: prepare, cohorts, finetune when due, canary, generate, evaluate; one at a time, resumable at the step that failed."""
+"""The whole night: prepare, cohorts, finetune when due, canary, generate, deliver, evaluate; one at a time, resumable at the step that failed."""
 
 import logging
 import time
@@ -8,6 +8,7 @@ from typing import Any
 from adbooster.canary.job import canary, require
 from adbooster.cohorts.job import cohorts
 from adbooster.contracts import deadline
+from adbooster.deliver.job import deliver
 from adbooster.evaluate.job import evaluate
 from adbooster.finetune.config import FinetuneReport
 from adbooster.finetune.job import finetune
@@ -61,7 +62,7 @@ def _steps(config: NightlyConfig, root: Root, night: Night) -> NightlyReport:
     elif config.finetune:
         tuned = steps(finetune, config.finetune)
     generating = _generating(config, night, tuned, last)
-    tested = measured = None
+    tested = delivered = measured = None
     if config.canary:
         tested = steps(require, config.canary.model_copy(update={"weights": generating.weights}), "canary")
     else:
@@ -69,6 +70,8 @@ def _steps(config: NightlyConfig, root: Root, night: Night) -> NightlyReport:
     generated = steps(generate, generating)
     if tuned and tuned.weights_revision:
         remember(root, config.run_id, tuned.weights_revision)
+    if config.deliver:
+        delivered = steps(deliver, config.deliver)
     if config.evaluate:
         measured = steps(evaluate, config.evaluate)
     else:
@@ -82,6 +85,7 @@ def _steps(config: NightlyConfig, root: Root, night: Night) -> NightlyReport:
         finetune=tuned,
         canary=tested,
         generate=generated,
+        deliver=delivered,
         evaluate=measured,
         gallery_uri=generated.gallery_uri,
         seconds=0,
@@ -124,7 +128,8 @@ def _night(root: Root, config: NightlyConfig) -> Night:
     if night is None:
         night = Night(run_id=config.run_id, started_at=now)
         for name in SECTIONS:
-            night.step(name)
+            if name != "deliver" or config.deliver:
+                night.step(name)
     else:
         night.resumed += 1
         for step in night.steps:  # of a driver that was killed
@@ -141,7 +146,7 @@ def _planned(config: NightlyConfig, started: float) -> NightlyReport:
     root = Root(config.root_uri)
     prepared, grouped = prepare(config.prepare), cohorts(config.cohorts)
     last, skipped = trained(root), {}
-    tuned = tested = generated = measured = None
+    tuned = tested = generated = delivered = measured = None
     first = prepared.samples_version is None or grouped.cohorts_version is None
     if why := _why_not(config, root, Night(run_id=config.run_id, started_at=datetime.now(UTC)), last):
         skipped["finetune"] = why
@@ -155,6 +160,7 @@ def _planned(config: NightlyConfig, started: float) -> NightlyReport:
         if config.canary:
             tested = canary(config.canary.model_copy(update={"weights": generating.weights}))
         generated = generate(generating)
+        delivered = config.deliver and deliver(config.deliver)
         measured = config.evaluate and evaluate(config.evaluate)
     return NightlyReport(
         run_id=config.run_id,
@@ -164,6 +170,7 @@ def _planned(config: NightlyConfig, started: float) -> NightlyReport:
         finetune=tuned,
         canary=tested,
         generate=generated,
+        deliver=delivered,
         evaluate=measured,
         gallery_uri=None,
         seconds=round(time.monotonic() - started, 1),

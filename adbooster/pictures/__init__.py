@@ -6,6 +6,7 @@ lighting.py measures a scene, grounding.py and toning.py draw it toward the prod
 """
 
 __all__ = [
+    "colours",
     "compositing",
     "cutouts",
     "grounding",

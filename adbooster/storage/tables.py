@@ -28,6 +28,8 @@ TABLES = {
     "marks": schema.MARKS,
     "decisions": schema.DECISIONS,
     "looks": schema.LOOKS,
+    "deliveries": schema.DELIVERIES,
+    "withdrawals": schema.WITHDRAWALS,
 }
 
 

@@ -12,6 +12,7 @@ from adbooster.canary.config import CanaryConfig
 from adbooster.cli.load import load
 from adbooster.cohorts.config import CohortsConfig
 from adbooster.contracts.errors import ConfigError
+from adbooster.deliver.config import DeliverConfig
 from adbooster.evaluate.config import EvaluateConfig
 from adbooster.generate.config import GenerateConfig
 from adbooster.night.config import NightlyConfig
@@ -40,6 +41,24 @@ def test_flags_over_environment_over_file(tmp_path, monkeypatch):
     config = load(CohortsConfig, ["--config", str(tmp_path / "c.yaml"), "--run-id", "flag"])
     assert (config.run_id, config.root_uri) == ("flag", str(Path("from-env").absolute()))
     assert config.cohorts_uri == str(tmp_path / "c.yaml"), "paths in a file are relative to it"
+
+
+def test_paths_in_a_list_are_relative_to_the_file_too(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "root_uri: r\ndeliver: {public_base_url: https://cdn.shop.example, channels: [meta, ./own.yaml, ../up.yaml]}\n"
+    )
+    config = load(DeliverConfig, ["--config", str(tmp_path / "c.yaml")])
+    assert config.channels == ("meta", str(tmp_path / "own.yaml"), str(tmp_path.parent / "up.yaml"))
+
+
+def test_a_night_may_deliver(tmp_path):
+    (tmp_path / "night.yaml").write_text(
+        DEMO.read_text() + "deliver: {channels: [meta], public_base_url: https://cdn.shop.example/}\n"
+    )
+    night = load(NightlyConfig, ["--config", str(tmp_path / "night.yaml"), "--run-id", "n", "--root-uri", "/r"])
+    assert (night.deliver.root_uri, night.deliver.run_id) == ("/r", "n")
+    assert night.deliver.public_base_url == "https://cdn.shop.example"
+    assert load(NightlyConfig, ["--config", str(DEMO), "--root-uri", "/r"]).deliver is None
 
 
 def test_one_file_serves_every_job():

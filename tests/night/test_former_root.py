@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from adbooster.cli.load import load
+from adbooster.deliver.config import DeliverConfig
+from adbooster.night import state
 from adbooster.night.config import NightlyConfig
 from adbooster.night.job import nightly
 from adbooster.storage import tables
@@ -29,7 +31,9 @@ def settings(tmp_path):
 def test_a_root_of_the_former_version_is_taken_up(warm_ray, settings):
     root = Root(settings.root_uri)
     before = {name: tables.read(root, name).to_pylist() for name in ("samples", "creatives", "cohorts")}
-    report = nightly(settings)
+    given = {"root_uri": settings.root_uri, "run_id": "now", "channels": ("meta",)}
+    delivering = DeliverConfig(**given, public_base_url="https://cdn.shop.example")
+    report = nightly(settings.model_copy(update={"deliver": delivering}))
     assert (report.prepare.pictures, report.prepare.new_or_changed, report.prepare.unchanged) == (5, 0, 5)
     assert (report.cohorts.cohorts, report.cohorts.new_or_changed) == (2, 0)
     generated = report.generate
@@ -38,6 +42,10 @@ def test_a_root_of_the_former_version_is_taken_up(warm_ray, settings):
     assert (generated.painted, generated.published, generated.retired) == (0, 0, 0)
     assert tables.version(root, "creatives") == 0, "nothing was committed"
     assert tables.read(root, "creatives").to_pylist() == before["creatives"]
+    assert report.deliver is not None
+    assert (report.deliver.creatives, report.deliver.left_out) == (4, {"original": 4})
+    assert root.exists("delivery/meta/latest.json")
+    assert [s.step for s in state.read(root, "now").steps if s.state == "finished"][-1] == "deliver"
     after = {row["sample_id"]: row for row in tables.read(root, "samples").to_pylist()}
     for row in before["samples"]:
         assert {name: after[row["sample_id"]][name] for name in KEPT} == {name: row[name] for name in KEPT}

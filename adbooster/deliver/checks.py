@@ -1,0 +1,27 @@
+"""Checks of the settings that run before a cluster is used."""
+
+from adbooster.contracts.errors import ConfigError
+from adbooster.deliver.channels import load_channels
+from adbooster.deliver.config import DeliverConfig
+from adbooster.deliver.sources import check_catalog
+from adbooster.storage.objects import Root
+
+OBJECT = len("/objects/ab/") + 64 + len(".webp")
+
+
+def check(config: DeliverConfig) -> None:
+    """raises ConfigError for what can be known before a picture is opened: channels, addresses, limits, the root"""
+    channels = load_channels(config.channels)
+    for channel in channels:
+        if (length := len(config.public_base_url) + OBJECT) > channel.limits.url:
+            raise ConfigError(
+                f"public_base_url makes addresses of {length} characters, {channel.name} takes {channel.limits.url}"
+            )
+    if config.encoding.max_kb is not None and config.encoding.max_kb < 1:
+        raise ConfigError(
+            f"encoding.max_kb {config.encoding.max_kb:g} is less than any picture has; 50 to 300 are usual"
+        )
+    if config.feeds.catalog_uri:
+        check_catalog(config.feeds.catalog_uri)
+    if not config.dry_run:
+        Root(config.root_uri).check_writable()

@@ -1,0 +1,199 @@
+"""What a channel's feed says: entries of products, or of asset groups, made from the rows of tables/deliveries alone."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from adbooster.contracts.naming import digest
+from adbooster.contracts.settings import Config
+from adbooster.contracts.text import clean
+from adbooster.deliver.channels import Channel
+from adbooster.deliver.config import Feeds
+
+FileKind = Literal["tsv", "csv", "json"]
+MAX_TAG = 100  # characters of a cohort's id that is a tag as it is
+CATALOG = ("description", "link", "price", "availability", "condition", "brand")  # taken over from the shop's own feed
+
+
+class FeedSettings(Config):
+    """All that decides a feed besides the tables."""
+
+    channel: Channel
+    """Whose feed it is."""
+    public_base_url: str
+    """What an object's path below the root follows."""
+    feeds: Feeds
+    """What it holds beside pictures."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A channel's feed.
+
+    kind      of its file
+    key       the name of an entry's id
+    columns   of tsv and csv, in order; empty for json
+    entries   by id; the values of tsv and csv are texts
+    left_out  entries and pictures that the channel would refuse, by reason
+    """
+
+    kind: FileKind
+    key: str
+    columns: tuple[str, ...]
+    entries: dict[str, dict[str, Any]]
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def build(settings: FeedSettings, rows: Iterable[dict], products: Mapping[str, dict[str, str]]) -> Feed:
+    """The feed of a channel.
+
+    rows      of schema.DELIVERIES, filled, of this channel, the best creatives of a product first
+    products  title, brand and, where the shop's feed is given, its columns, by product_id
+    """
+    make = {
+        "google_supplemental": _google_supplemental,
+        "google_ads_assets": _google_ads_assets,
+        "meta_catalog": _meta_catalog,
+        "pinterest_catalog": _catalog,
+        "tiktok_catalog": _catalog,
+        "manifest": _manifest,
+    }[settings.channel.feed]
+    left_out: Counter[str] = Counter()
+    usable = defaultdict(list)
+    for row in rows:
+        if word := _refused(settings.channel, row["product_id"], products.get(row["product_id"], {})):
+            left_out[word] += 1
+        else:
+            usable[row["product_id"]].append(row)
+    feed = make(settings, dict(sorted(usable.items())), products)
+    return Feed(feed.kind, feed.key, feed.columns, feed.entries, feed.left_out + left_out)
+
+
+def _refused(channel: Channel, product_id: str | None, product: Mapping[str, str]) -> str | None:
+    """Why the channel could not take a product; an id is never altered, as it names the product there."""
+    if not product_id or clean(product_id) != product_id:
+        return "unwritable_id"
+    if len(product_id) > channel.limits.id:
+        return "id_too_long"
+    has_titles = channel.feed in ("meta_catalog", "pinterest_catalog", "tiktok_catalog")
+    if has_titles and len(clean(product.get("title", ""))) > channel.limits.title:
+        return "title_too_long"
+    return None
+
+
+def url(settings: FeedSettings, uri: str) -> str:
+    return f"{settings.public_base_url}/{uri}"
+
+
+def _limited(rows: list[dict], most: int, left_out: Counter[str]) -> list[dict]:
+    """The first pictures that the channel takes, each file once."""
+    first: dict[str, dict] = {}
+    for row in rows:
+        first.setdefault(row["uri"], row)
+    left_out["too_many_images"] += max(0, len(first) - most)
+    return list(first.values())[:most]
+
+
+def _google_supplemental(settings: FeedSettings, usable: dict[str, list[dict]], products: Mapping[str, Any]) -> Feed:
+    """id and what this feed overrides: fields that it does not have stay those of the shop's own feed."""
+    more = settings.feeds.additional_images
+    label = () if settings.feeds.custom_label is None else (f"custom_label_{settings.feeds.custom_label}",)
+    columns = ("id", "lifestyle_image_link", *(("additional_image_link",) if more else ()), *label)
+    entries, left_out = {}, Counter()
+    for product_id, rows in usable.items():
+        best, *others = _limited(rows, 1 + more, left_out if more else Counter())
+        entry = {"id": product_id, "lifestyle_image_link": url(settings, best["uri"])}
+        if more:
+            entry["additional_image_link"] = ",".join(url(settings, row["uri"]) for row in others)
+        entries[product_id] = entry | {name: _label(best["cohort_id"]) for name in label}
+    return Feed("tsv", "id", columns, entries, left_out)
+
+
+def _label(cohort_id: str) -> str:
+    """A cohort's id as a label or tag; one that cannot be is replaced by a digest."""
+    plain = clean(cohort_id or "")
+    fits = plain == cohort_id and 0 < len(plain) <= MAX_TAG and not set(plain) & set(",;|\"'<>")
+    return plain if fits else f"cohort-{digest(cohort_id or '')[:12]}"
+
+
+def _meta_catalog(settings: FeedSettings, usable: dict[str, list[dict]], products: Mapping[str, Any]) -> Feed:
+    """Every picture of a product with the tags that an ad chooses it by: its cohort, and its shape."""
+    entries, left_out, most, deepest = {}, Counter(), 0, 0
+    for product_id, rows in usable.items():
+        entry = {"id": product_id, "title": clean(products.get(product_id, {}).get("title", ""))}
+        for i, (tags, uri) in enumerate(_tagged(settings.channel, rows, left_out)):
+            entry[f"image[{i}].url"] = url(settings, uri)
+            entry |= {f"image[{i}].tag[{j}]": tag for j, tag in enumerate(tags)}
+            most, deepest = max(most, i + 1), max(deepest, len(tags))
+        entries[product_id] = entry
+    images = [(f"image[{i}].url", *(f"image[{i}].tag[{j}]" for j in range(deepest))) for i in range(most)]
+    columns = ("id", "title", *(name for image in images for name in image))
+    return Feed("csv", "id", columns, {k: {c: e.get(c, "") for c in columns} for k, e in entries.items()}, left_out)
+
+
+def _tagged(channel: Channel, rows: list[dict], left_out: Counter[str]) -> list[tuple[list[str], str]]:
+    kept = rows[: channel.limits.images]
+    left_out["too_many_images"] += len(rows) - len(kept)
+    return [([_label(row["cohort_id"]), *channel.slots[row["slot"]].tags], row["uri"]) for row in kept]
+
+
+def _catalog(settings: FeedSettings, usable: dict[str, list[dict]], products: Mapping[str, Any]) -> Feed:
+    """Pinterest and TikTok: the best scene is the picture, others are additional; the rest is the shop's own."""
+    key = "sku_id" if settings.channel.feed == "tiktok_catalog" else "id"
+    taken = CATALOG if settings.feeds.catalog_uri else ("brand",)
+    label = "custom_label_0" if settings.channel.feed == "pinterest_catalog" else ""
+    columns = (key, "title", *taken, "image_link", "additional_image_link", *((label,) if label else ()))
+    entries, left_out = {}, Counter()
+    for product_id, rows in usable.items():
+        product = products.get(product_id, {})
+        if settings.feeds.catalog_uri and any(not product.get(name) for name in ("link", "price", "availability")):
+            left_out["not_in_catalog"] += 1
+            continue
+        best, *others = _limited(rows, settings.channel.limits.images, left_out)
+        entry = {key: product_id, "title": clean(product.get("title", ""))}
+        entry |= {name: clean(product.get(name, "")) for name in taken}
+        entry["image_link"] = url(settings, best["uri"])
+        entry["additional_image_link"] = ",".join(url(settings, row["uri"]) for row in others)
+        entries[product_id] = entry | ({label: _label(best["cohort_id"])} if label else {})
+    return Feed("tsv", key, columns, entries, left_out)
+
+
+def _google_ads_assets(settings: FeedSettings, usable: dict[str, list[dict]], products: Mapping[str, Any]) -> Feed:
+    """An asset group a cohort: its pictures by field type, the audience it is meant for, and what it says of them."""
+    cohorts: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    for rows in usable.values():
+        for row in rows:
+            cohorts[row["cohort_id"]][settings.channel.slots[row["slot"]].asset].append(row)
+    number, entries, left_out = settings.feeds.custom_label, {}, Counter()
+    for cohort_id, assets in sorted(cohorts.items()):
+        best = {kind: sorted(rows, key=lambda r: -(r["score"] or 0)) for kind, rows in sorted(assets.items())}
+        entries[cohort_id] = {
+            "cohort_id": cohort_id,
+            "asset_group": _label(cohort_id),
+            "audience_signal": _label(cohort_id),
+            "listing_group": None if number is None else {f"custom_label_{number}": _label(cohort_id)},
+            "synthetic_content_info": {"advertiser_attestation": "IS_SYNTHETIC"},
+            "assets": {
+                kind: [_asset(settings, row) for row in _limited(rows, settings.channel.limits.images, left_out)]
+                for kind, rows in best.items()
+            },
+        }
+    return Feed("json", "cohort_id", (), entries, left_out)
+
+
+def _asset(settings: FeedSettings, row: dict) -> dict[str, Any]:
+    names = ("sha256", "width_px", "height_px", "size_bytes", "product_id", "creative_id")
+    return {"url": url(settings, row["uri"])} | {name: row[name] for name in names}
+
+
+def _manifest(settings: FeedSettings, usable: dict[str, list[dict]], products: Mapping[str, Any]) -> Feed:
+    """A product's pictures by cohort and slot."""
+    entries: dict[str, dict[str, Any]] = {}
+    for product_id, rows in usable.items():
+        cohorts: dict[str, dict[str, Any]] = defaultdict(dict)
+        for row in rows:
+            facts = {name: row[name] for name in ("width_px", "height_px", "creative_id")}
+            cohorts[row["cohort_id"]][row["slot"]] = {"url": url(settings, row["uri"])} | facts
+        entries[product_id] = {"id": product_id, "cohorts": dict(cohorts)}
+    return Feed("json", "id", (), entries)

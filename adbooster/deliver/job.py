@@ -1,0 +1,170 @@
+"""Creatives x channels -> renditions and feeds: crop, encode, mark, read back, publish at once."""
+
+import logging
+import time
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adbooster.contracts import schema
+from adbooster.contracts.errors import PublishConflict, TooManyRejects
+from adbooster.contracts.settings import code_commit
+from adbooster.deliver import feed_files
+from adbooster.deliver.channels import Channel, load_channels
+from adbooster.deliver.config import ChannelReport, DeliverConfig, DeliverReport
+from adbooster.deliver.feed_files import Ready
+from adbooster.deliver.feeds import FeedSettings
+from adbooster.deliver.plan import LASTING, Plan, known_renditions, plan, staged_folder, with_files
+from adbooster.deliver.sources import Sources
+from adbooster.deliver.stages import Renderer
+from adbooster.deliver.withdraw import read_withdrawn
+from adbooster.engine import cluster
+from adbooster.engine.isolation import Failures
+from adbooster.engine.pools import dataset, preflight, through
+from adbooster.engine.progress import Progress
+from adbooster.engine.staging import stage_parts
+from adbooster.storage import tables
+from adbooster.storage.objects import Root
+
+log = logging.getLogger(__name__)
+
+
+def deliver(config: DeliverConfig) -> DeliverReport:
+    """Make the files that are not there yet, then publish all rows in one commit of tables/deliveries, then the feeds.
+
+    raises  TooManyRejects, PublishConflict; nothing of this run is live then, and what was made is kept
+    """
+    started = time.monotonic()
+    root, channels = Root(config.root_uri), load_channels(config.channels)
+    work = plan(config, root, channels)
+    to_render = work.to_render
+    report = DeliverReport(
+        run_id=config.run_id,
+        dry_run=config.dry_run,
+        creatives_version=work.creatives_version,
+        creatives=work.creatives,
+        left_out=work.left_out,
+        to_render=to_render.num_rows,
+        deliveries_version=work.base,
+        channels={channel.name: _channel_report(work.wanted, channel) for channel in channels},
+        not_renewed=_not_renewed(root, channels),
+    )
+    log.info("%d files for %d slots: %d to make", work.requests.num_rows, work.wanted.num_rows, to_render.num_rows)
+    if config.dry_run:
+        return report.model_copy(update={"seconds": _since(started)})
+
+    if to_render.num_rows:
+        _render(config, root, to_render)
+    known = known_renditions(root, work.live, work.requests["rendition_id"], config.run_id)
+    _check_failures(config, work.requests, known)
+    rows = with_files(work.wanted, known)
+    changed, gone = _changes(work, rows, channels)
+    made = _feeds(config, root, rows, channels)
+    version = _commit(config, root, work, changed, gone)
+    published = {name: feed_files.publish(root, feed, version, config.run_id) for name, feed in made.items()}
+    reports = {c.name: _channel_report(rows, c).model_copy(update={"feed": published[c.name]}) for c in channels}
+    filled = rows.filter(pc.is_null(rows["reason"]))
+    made_now = known.filter(pc.is_in(known["rendition_id"], to_render["rendition_id"].combine_chunks()))
+    figures = {
+        "delivered": len(pc.unique(filled["creative_id"])),
+        "channels": reports,
+        "made_by": dict(Counter(filled["made_by"].to_pylist())),
+        "rendered": made_now["reject"].null_count,
+        "failures": dict(Counter(made_now["reject"].drop_null().to_pylist())),
+        "changed": changed.num_rows,
+        "removed": len(gone),
+        "size_bytes": sum(dict(zip(filled["uri"].to_pylist(), filled["size_bytes"].to_pylist(), strict=True)).values()),
+        "deliveries_version": version,
+        "seconds": _since(started),
+    }
+    return report.model_copy(update=figures)
+
+
+def _render(config: DeliverConfig, root: Root, requests: pa.Table) -> None:
+    """Run requests through the renderers; their rows are staged as they are finished."""
+    cluster.start()
+    preflight({"render": config.render})
+    ds = through(
+        dataset(requests, config.render.batch),
+        Renderer,
+        config.render,
+        schema.RENDITIONS,
+        Failures(root, config.run_id, "failed_delivery"),
+        root=root,
+        how=config.encoding,
+        allowed=config.fidelity,
+    )
+    with Progress("deliver", requests.num_rows, config.progress_s, root) as progress:
+        stage_parts(ds, root, staged_folder(config.run_id), progress=progress)
+
+
+def _check_failures(config: DeliverConfig, requests: pa.Table, known: pa.Table) -> None:
+    """raises TooManyRejects if more files failed than allowed for a reason that is not their slot's"""
+    words = Counter(word for word in known["reject"].drop_null().to_pylist() if word not in LASTING)
+    if missing := requests.num_rows - known.num_rows:
+        words["failed_delivery"] += missing
+    if sum(words.values()) > config.max_failed_share * requests.num_rows:
+        named = ", ".join(f"{n} {word}" for word, n in words.most_common())
+        raise TooManyRejects(
+            f"{sum(words.values())} of {requests.num_rows} renditions failed ({named}), more than max_failed_share "
+            f"{config.max_failed_share}; nothing was published, see runs/{config.run_id}/failures"
+        )
+
+
+def _changes(work: Plan, rows: pa.Table, channels: tuple[Channel, ...]) -> tuple[pa.Table, list[str]]:
+    """Rows that are new or not as they are live, and the ids of live rows that are gone from these channels."""
+    ours = pa.array([channel.name for channel in channels])
+    live = work.live.filter(pc.is_in(work.live["channel"], ours))
+    at = pc.index_in(rows["delivery_id"], live["delivery_id"].combine_chunks())
+    same = pc.equal(_facts(rows), pc.fill_null(_facts(live).take(at), ""))
+    changed = rows.filter(pc.invert(same))
+    gone = pc.invert(pc.is_in(live["delivery_id"], rows["delivery_id"].combine_chunks()))
+    return changed, live.filter(gone)["delivery_id"].to_pylist()
+
+
+def _facts(rows: pa.Table) -> pa.ChunkedArray:
+    """What makes a row another one, as one text a row."""
+    parts = [pc.fill_null(rows[name], "") for name in ("rendition_id", "creative_id", "reason", "uri")]
+    return pc.binary_join_element_wise(*parts, " ")
+
+
+def _feeds(config: DeliverConfig, root: Root, rows: pa.Table, channels: tuple[Channel, ...]) -> dict[str, Ready]:
+    """The channels' feeds, checked and not written yet."""
+    sources = Sources(root, rows)
+    made = {}
+    for channel in channels:
+        settings = FeedSettings(channel=channel, public_base_url=config.public_base_url, feeds=config.feeds)
+        made[channel.name] = feed_files.ready(root, settings, sources.feed(settings))
+    return made
+
+
+def _commit(config: DeliverConfig, root: Root, work: Plan, changed: pa.Table, gone: list[str]) -> int | None:
+    """Make the rows what is delivered in one commit; returns the version of tables/deliveries that is live now."""
+    if read_withdrawn(root) != work.withdrawn:
+        raise PublishConflict("something was withdrawn while this run worked; run again: files that are made are kept")
+    if not changed.num_rows and not gone:
+        return work.base
+    metadata = {"run_id": config.run_id, "job": "deliver", "git_commit": code_commit() or ""}
+    return tables.merge(root, "deliveries", changed, "delivery_id", work.base, metadata, delete=gone)
+
+
+def _channel_report(rows: pa.Table, channel: Channel) -> ChannelReport:
+    mine = rows.filter(pc.equal(rows["channel"], channel.name))
+    empty = Counter(mine["reason"].drop_null().to_pylist())
+    return ChannelReport(
+        wanted=mine.num_rows, filled=mine.num_rows - sum(empty.values()), empty=dict(empty.most_common())
+    )
+
+
+def _not_renewed(root: Root, channels: tuple[Channel, ...]) -> list[str]:
+    """Channels that have a feed and are no part of this run."""
+    others = set(root.folders("delivery")) - {channel.name for channel in channels}
+    found = sorted(name for name in others if feed_files.read_pointer(root, name))
+    if found:
+        log.warning("the feeds of %s are not renewed: these channels are not in `channels`", ", ".join(found))
+    return found
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 1)

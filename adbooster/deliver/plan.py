@@ -1,0 +1,245 @@
+"""What each channel is to be given: a creative for every slot of a product and cohort, its frame, and the file's name."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adbooster.contracts import schema
+from adbooster.contracts.naming import digest
+from adbooster.deliver import frames
+from adbooster.deliver.channels import Channel, Slot
+from adbooster.deliver.config import DeliverConfig
+from adbooster.deliver.frames import Framed
+from adbooster.deliver.withdraw import Withdrawn, read_withdrawn
+from adbooster.pictures.layout import Box
+from adbooster.storage import tables
+from adbooster.storage.objects import Root
+
+FOLDER = "staged/renditions"
+CHUNK_ROWS = 8192
+_CODE = "1"  # raise it to make every rendition again
+# Reasons that hold as long as creative, slot and settings do; what ended in another one is tried again.
+LASTING = ("needs_extension", "too_small", "product_outside", "over_budget", "product_altered", "missing_mask")
+_FILE = [name for name in schema.RENDITIONS.names if name not in ("rendition_id", "reject", "width_px", "height_px")]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run's work, planned on one version of tables/deliveries.
+
+    base       that version; None if there is no table
+    live       its rows (schema.DELIVERIES), those of other channels too
+    wanted     what there should be of the run's channels (schema.DELIVERIES), without what only a file can tell
+    requests   files to be made for it, each once (schema.RENDITION_REQUESTS)
+    known      files that are delivered or staged already (schema.RENDITIONS)
+    creatives  how many are live; `left_out` of them by reason
+    withdrawn  what was withdrawn when it was planned
+    """
+
+    base: int | None
+    live: pa.Table
+    wanted: pa.Table
+    requests: pa.Table
+    known: pa.Table
+    creatives_version: int | None
+    creatives: int
+    left_out: dict[str, int]
+    withdrawn: Withdrawn
+
+    @property
+    def to_render(self) -> pa.Table:
+        """Requests whose file is neither delivered nor staged."""
+        return self.requests.filter(pc.invert(pc.is_in(self.requests["rendition_id"], self.known["rendition_id"])))
+
+
+def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel]) -> Plan:
+    """Read the tables and decide each slot of each product and cohort; no picture is opened."""
+    base, version = tables.version(root, "deliveries"), tables.version(root, "creatives")
+    live = tables.read(root, "deliveries", version=base)
+    creatives = tables.read(root, "creatives", version=version)
+    best = creatives.filter(pc.equal(creatives["rank"], 0))
+    withdrawn = read_withdrawn(root)
+    groups, left_out = _deliverable(config, root, best, withdrawn)
+    wanted, requests, named = _Rows(schema.DELIVERIES), _Rows(schema.RENDITION_REQUESTS), set()
+    slots = [(channel, name, slot) for channel in channels for name, slot in channel.slots.items()]
+    for rows in groups:  # so that the files of one creative follow each other
+        for channel, name, slot in slots:
+            row, request = _slot(config, rows, channel, name, slot)
+            wanted.add(row)
+            if request and request["rendition_id"] not in named:
+                named.add(request["rendition_id"])
+                requests.add(request)
+    asked = requests.table()
+    return Plan(
+        base=base,
+        live=live,
+        wanted=wanted.table(),
+        requests=asked,
+        known=known_renditions(root, live, asked["rendition_id"]),
+        creatives_version=version,
+        creatives=best.num_rows,
+        left_out=left_out,
+        withdrawn=withdrawn,
+    )
+
+
+class _Rows:
+    """Rows that become Arrow's while they are collected: as Python's they take ten times the memory."""
+
+    def __init__(self, wanted: pa.Schema):
+        self.schema, self.rows, self.tables = wanted, [], [wanted.empty_table()]
+
+    def add(self, row: dict) -> None:
+        self.rows.append(row)
+        if len(self.rows) >= CHUNK_ROWS:
+            self.table()
+
+    def table(self) -> pa.Table:
+        if self.rows:
+            self.tables.append(pa.Table.from_pylist(self.rows, self.schema))
+            self.rows = []
+        return pa.concat_tables(self.tables)
+
+
+def _deliverable(
+    config: DeliverConfig, root: Root, best: pa.Table, withdrawn: Withdrawn
+) -> tuple[list[list[dict]], dict[str, int]]:
+    """Creatives that may be delivered by product and cohort, each with `mask_uri`, and why others may not."""
+    samples = tables.read(root, "samples", ["product_id", "role", "photo_sha256", "mask_uri", "retired_at"])
+    samples = samples.filter(pc.is_valid(samples["photo_sha256"]))
+    masks = {(r["product_id"], r["photo_sha256"]): r["mask_uri"] for r in samples.to_pylist() if r["role"] == "main"}
+    retired = {r["product_id"] for r in samples.to_pylist() if r["role"] == "main" and r["retired_at"] is not None}
+    marks = tables.read(root, "marks", ["creative_id", "mark"]).to_pylist()
+    said = {word: {m["creative_id"] for m in marks if m["mark"] == word} for word in ("approved", "rejected")}
+    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    left_out: Counter[str] = Counter()
+    columns = ("creative_id", "product_id", "cohort_id", "placement", "prompt", "photo_sha256", "layout")
+    columns += ("weights_revision", "fallback", "uri", "sha256", "width", "height")
+    for row in best.select(columns).to_pylist():
+        word = None
+        if row["fallback"] or row["layout"] is None:
+            word = "original"  # the product's own picture: the channel has it already
+        elif row["product_id"] in retired:
+            word = "retired"
+        elif withdrawn.covers(row):
+            word = "withdrawn"
+        elif config.require != "any" and row["creative_id"] in said["rejected"]:
+            word = "rejected"
+        elif config.require == "approved" and row["creative_id"] not in said["approved"]:
+            word = "not_approved"
+        if word:
+            left_out[word] += 1
+        else:
+            row["mask_uri"] = masks.get((row["product_id"], row["photo_sha256"]))
+            groups[row["product_id"], row["cohort_id"]].append(row)
+    return [groups[key] for key in sorted(groups)], dict(left_out)
+
+
+def _slot(
+    config: DeliverConfig, creatives: list[dict], channel: Channel, name: str, slot: Slot
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The row of a slot for one product and cohort, and the request for its file; None: the slot stays empty.
+
+    Of creatives of several placements, the one of which the slot shows the largest part.
+    """
+    framed = [(frames.frame((c["width"], c["height"]), Box(**c["layout"]), slot), c) for c in creatives]
+    shown, creative = max(framed, key=lambda f: _preference(*f))
+    reason = shown.reason or (None if creative["mask_uri"] else "missing_mask")
+    request = _request(config, creative, channel, slot, shown)
+    place = {n: creative[n] for n in ("creative_id", "product_id", "cohort_id", "placement")}
+    row = place | {
+        "delivery_id": digest(creative["product_id"], creative["cohort_id"], channel.name, name),
+        "channel": channel.name,
+        "slot": name,
+        "rendition_id": request["rendition_id"],
+        "master_sha256": creative["sha256"],
+        "frame": request["frame"],
+        "width_px": request["width_px"],
+        "height_px": request["height_px"],
+        "made_by": None if reason else "crop",
+        "reason": reason,
+        "digital_source_type": None if reason else channel.digital_source_type,
+        "run_id": config.run_id,
+    }
+    return row, None if reason else request
+
+
+def _preference(shown: Framed, creative: dict) -> tuple:
+    box = shown.frame
+    share = box.width_px * box.height_px / (creative["width"] * creative["height"]) if box else 0.0
+    order = (None, "needs_extension", "too_small", "product_outside")
+    # Of frames that reach beyond the creative the smallest is best: least has to be painted.
+    return -order.index(shown.reason), share if shown.reason is None else -share, creative["creative_id"]
+
+
+def _request(config: DeliverConfig, creative: dict, channel: Channel, slot: Slot, shown: Framed) -> dict[str, Any]:
+    """The request for a file (schema.RENDITION_REQUESTS), named by all that decides its bytes."""
+    said = config.provenance
+    own = int(config.encoding.max_kb * 1000) if config.encoding.max_kb is not None else slot.max_bytes
+    system, prompt = said.ai_system or None, creative["prompt"] if said.prompt else None
+    request = {
+        "master_uri": creative["uri"],
+        "master_sha256": creative["sha256"],
+        "mask_uri": creative["mask_uri"],
+        "layout": creative["layout"],
+        "frame": vars(shown.frame) if shown.frame else None,
+        "width_px": shown.size[0] if shown.size else None,
+        "height_px": shown.size[1] if shown.size else None,
+        "formats": list(slot.formats),
+        "max_bytes": min(slot.max_bytes, own),
+        "digital_source_type": channel.digital_source_type,
+        "ai_system": system,
+        "ai_version": creative["weights_revision"] if system else None,
+        "prompt": prompt,
+        "prompt_writer": (said.prompt_writer or None) if prompt else None,
+        "reject": None,
+    }
+    settings = [group.model_dump(mode="json") for group in (config.encoding, config.fidelity)]
+    names = {k: v for k, v in request.items() if k not in ("master_uri", "reject")}
+    return request | {"rendition_id": digest("rendition", _CODE, json.dumps([names, *settings], sort_keys=True))}
+
+
+def staged_folder(run_id: str) -> str:
+    """Where a run stages renditions; relative to the root."""
+    return f"runs/{run_id}/{FOLDER}"
+
+
+def known_renditions(root: Root, live: pa.Table, wanted: pa.ChunkedArray, run_id: str = "") -> pa.Table:
+    """What is known of the files that requests name (schema.RENDITIONS), each once: delivered, or staged and not published.
+
+    run_id  a run that has ended: what failed in it counts as well; of other runs a reason that may pass does not
+    """
+    delivered = schema.fill(live.rename_columns({"reason": "reject"}), schema.RENDITIONS)
+    others = [run for run in root.folders("runs") if run != run_id and not root.exists(f"runs/{run}/report.json")]
+    staged = [tables.read_staged(root, staged_folder(run), schema.RENDITIONS) for run in others]
+    found = pa.concat_tables([delivered, *staged])
+    found = found.filter(pc.or_(pc.is_null(found["reject"]), pc.is_in(found["reject"], pa.array(LASTING))))
+    if run_id:
+        found = pa.concat_tables([found, tables.read_staged(root, staged_folder(run_id), schema.RENDITIONS)])
+    found = found.filter(pc.is_in(found["rendition_id"], wanted))
+    first: dict[str, int] = {}
+    rejects = found["reject"].to_pylist()
+    for i, name in enumerate(found["rendition_id"].to_pylist()):
+        if name not in first or (rejects[first[name]] is not None and rejects[i] is None):
+            first[name] = i
+    return found.take(pa.array(list(first.values()), pa.int64()))
+
+
+def with_files(wanted: pa.Table, known: pa.Table) -> pa.Table:
+    """Wanted rows (schema.DELIVERIES) with the files of their renditions (schema.RENDITIONS), or the reason why there is none."""
+    asked = pc.is_null(wanted["reason"])
+    at = pc.if_else(asked, pc.index_in(wanted["rendition_id"], known["rendition_id"].combine_chunks()), None)
+    files = known.take(at.combine_chunks())
+    missing = pc.and_(asked, pc.is_null(at))
+    reason = pc.if_else(asked, pc.if_else(missing, "failed_delivery", files["reject"]), wanted["reason"])
+    filled = pc.is_null(reason)
+    columns = {name: wanted[name] for name in schema.DELIVERIES.names} | {name: files[name] for name in _FILE}
+    columns["reason"] = reason
+    for name in ("made_by", "digital_source_type"):
+        columns[name] = pc.if_else(filled, wanted[name], None)
+    return schema.check(pa.table(columns), schema.DELIVERIES)
