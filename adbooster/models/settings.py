@@ -15,9 +15,9 @@ class Masking(Config):
     refine_px: int | None = Field(default=None, ge=1)
     """Half-width of the band that is refined; null: 1 % of the longer side."""
     holes: Literal["never", "sure", "all"] = "sure"
-    """Where a plain page seen through the product (loops, handles, spokes) is cut out: `sure` leaves what the network holds
-    for product on a page of pure white, as a white print looks the same; `all` cuts that out too; `never` leaves it to the
-    network. What stays although it has the page's colour is `mask_unsure_share`."""
+    """Where a plain page seen through the product (loops, handles, spokes) is cut out: `sure` leaves what the network is
+    certain of, as a print of the page's colour looks the same; `all` cuts that out too; `never` leaves it to the network.
+    What stays although it has the page's colour is `mask_unsure_share`."""
 
 
 class MaskNetwork(Config):

@@ -10,8 +10,7 @@ LEAST_PX = 12
 _ALIKE = 4.0  # levels; the page itself
 _NEARLY = 12.0  # levels; what JPEG leaves of a page between two edges
 _NOISIEST = 4.0  # levels; a page with more is a scene
-_BLOWN = 250  # levels; above it a photo's white says little about what was white
-_SURE = 0.9
+_SURE = 0.9  # probability of the product above which the network is certain
 _STEP = 20.0  # levels by which the product differs from the page, within the band's half-width of the hole's edge
 _ENCLOSED = 0.7  # share of that edge; shading that passes through the page's colour has no edge on one side
 _SEEDS_MAX = 40_000  # pixels that the page is fitted to
@@ -32,8 +31,8 @@ def find(image_u8: np.ndarray, probability: np.ndarray, background: np.ndarray, 
     """Regions of the page's colour that the product encloses.
 
     background  bool [H,W], where the network and the band leave no doubt
-    which       `sure`: not where the network is certain of the product and the page is blown out, as a white print on a
-                product is no hole; `all`: those too; `never`: nothing is looked for
+    which       `sure`: not where the network is certain of the product, as a print of the page's colour is no hole;
+                `all`: those too; `never`: nothing is looked for
 
     Page: a plane fitted to each channel of the background; of a background that no plane fits, nothing is opened.
     """
@@ -47,7 +46,6 @@ def find(image_u8: np.ndarray, probability: np.ndarray, background: np.ndarray, 
     sizes = np.bincount(parts[alike], minlength=n + 1)
     outside = np.bincount(parts[background], minlength=n + 1) > 0
     opened, unsure, rim = none.copy(), none.copy(), none.copy()
-    blown = image_u8[background].min(axis=1).mean() > _BLOWN
     for i, window in enumerate(ndimage.find_objects(parts), 1):
         if outside[i] or sizes[i] < LEAST_PX:
             continue
@@ -55,7 +53,7 @@ def find(image_u8: np.ndarray, probability: np.ndarray, background: np.ndarray, 
         region = ndimage.binary_fill_holes(parts[near] == i) & ~background[near]
         seeds = alike[near] & region
         certain = np.median(probability[near][seeds]) > _SURE
-        if _enclosed(region, away[near], band_px) < _ENCLOSED or (certain and blown and which == "sure"):
+        if _enclosed(region, away[near], band_px) < _ENCLOSED or (certain and which == "sure"):
             unsure[near] |= region
             continue
         opened[near] |= seeds
