@@ -206,6 +206,9 @@ def _withdraw(root: Root, arguments: argparse.Namespace) -> None:
         else f"{done.rows} rows {would}taken out of tables/deliveries; feeds: {feeds or 'none'}; {done.may_be_cached} files "
         "may still be cached, and stay until `adbooster vacuum`",
     )
+    if done.failed:
+        named = "; ".join(f"{channel} ({why})" for channel, why in done.failed.items())
+        raise AdboosterError(f"the old feed stays of {named}; run the same command again once that is repaired")
 
 
 def _audit(root: Root, arguments: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Checks of the settings that run before a cluster is used."""
 
 from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.redaction import redact
 from adbooster.deliver.channels import load_channels
 from adbooster.deliver.config import DeliverConfig
 from adbooster.deliver.sources import check_catalog
@@ -21,6 +22,12 @@ def check(config: DeliverConfig) -> None:
         raise ConfigError(
             f"encoding.max_kb {config.encoding.max_kb:g} is less than any picture has; 50 to 300 are usual"
         )
+    for name, address in (("public_base_url", config.public_base_url), ("feeds.catalog_uri", config.feeds.catalog_uri)):
+        if redact(address) != address:
+            raise ConfigError(
+                f"{name} {redact(address)} holds a secret; settings are stored without it and `adbooster withdraw` could not "
+                "use it: give an address without keys, or a path"
+            )
     if config.feeds.catalog_uri:
         check_catalog(config.feeds.catalog_uri)
     if not config.dry_run:

@@ -95,6 +95,9 @@ class DeliverConfig(JobConfig):
     """Actors that crop, encode and read back."""
     max_failed_share: float = Field(default=0.1, ge=0, le=1)
     """With a larger share of renditions that failed (unreadable, crashed, altered), nothing is published."""
+    max_removed_share: float = Field(default=0.5, ge=0, le=1)
+    """Where more of a channel's last feed, and more than 10 entries, would leave it, nothing is published; withdrawals are not
+    counted. 1 allows it."""
     progress_s: float = Field(default=30, gt=0)
     """Seconds between two lines of progress in the log."""
 

@@ -8,7 +8,9 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -19,11 +21,14 @@ from adbooster.contracts.errors import AdboosterError, ConfigError, PublishConfl
 from adbooster.contracts.redaction import redact
 from adbooster.deliver.config import FeedReport
 from adbooster.deliver.feeds import Feed, FeedSettings, FileKind
-from adbooster.storage import lock, tables
+from adbooster.deliver.sources import Sources, State
+from adbooster.storage import lock
 from adbooster.storage.objects import Root
 
+log = logging.getLogger(__name__)
 FORMAT = "adbooster-delivery-1"
 POINTER = "latest.json"
+ATTEMPTS = 5  # of making a feed again that other runs overtake
 
 
 class Difference(NamedTuple):
@@ -101,22 +106,31 @@ class Ready:
     last: dict[str, Any] | None
     report: FeedReport
 
+    @property
+    def entries_before(self) -> int:
+        """Of the last feed."""
+        return len(self.feed.entries) - len(self.differing.added) + len(self.differing.removed)
 
-def read_settings(root: Root) -> list[FeedSettings]:
-    """Of every channel that has a feed, the settings that it was made with.
 
-    raises  ConfigError where another version wrote them and they cannot be read
+def channels(root: Root) -> list[str]:
+    """Every channel that has a feed, or the files of one that a killed run began."""
+    return [name for name in root.folders("delivery") if root.files(folder(name))]
+
+
+def read_settings(root: Root, channel: str) -> FeedSettings:
+    """The settings that a channel's last feed was made with.
+
+    raises  ConfigError where they are gone, or another version wrote them and they cannot be read
     """
-    found = []
-    for name in root.folders("delivery"):
-        if read_pointer(root, name) and (stored := _stored_settings(root, name)):
-            try:
-                found.append(FeedSettings.model_validate(stored))
-            except ValidationError as e:
-                raise ConfigError(
-                    f"{_settings_file(name)} was written by another version; run jobs.deliver for {name} once"
-                ) from e
-    return found
+    stored = _stored_settings(root, channel)
+    if stored is None:
+        raise ConfigError(f"{_settings_file(channel)} is gone; run jobs.deliver for {channel} once")
+    try:
+        return FeedSettings.model_validate(stored)
+    except ValidationError as e:
+        raise ConfigError(
+            f"{_settings_file(channel)} was written by another version; run jobs.deliver for {channel} once"
+        ) from e
 
 
 def _stored_settings(root: Root, channel: str) -> dict[str, Any] | None:
@@ -137,11 +151,7 @@ def ready(root: Root, settings: FeedSettings, feed: Feed) -> Ready:
     raises  AdboosterError for a feed that does not read back
     """
     last = read_pointer(root, settings.channel.name)
-    try:
-        before = parse(root.read(last["feed"]), last["kind"], last["key"]) if last else {}
-    except FileNotFoundError:
-        before = {}
-    differing = difference(before, feed.entries)
+    differing = difference(_entries(root, last), feed.entries)
     left_out = {word: n for word, n in sorted(feed.left_out.items()) if n}
     report = FeedReport(
         entries=len(feed.entries),
@@ -153,11 +163,56 @@ def ready(root: Root, settings: FeedSettings, feed: Feed) -> Ready:
     return Ready(settings, feed, encode(feed), differing, last, report)
 
 
-def publish(root: Root, made: Ready, version: int | None, run_id: str) -> FeedReport:
+def _entries(root: Root, pointer: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """What the feed that a pointer names holds, by id; nothing where it is gone."""
+    try:
+        return parse(root.read(pointer["feed"]), pointer["kind"], pointer["key"]) if pointer else {}
+    except FileNotFoundError:
+        return {}
+
+
+def remade(root: Root, channel: str, sources: Sources) -> Ready:
+    """A channel's feed with the settings of its last one; what a catalog that cannot be read would say is taken from that."""
+    settings = read_settings(root, channel)
+    return ready(root, settings, sources.feed(settings, _entries(root, read_pointer(root, channel))))
+
+
+def renew(root: Root, channel: str, run_id: str, sources_of: Callable[[State], Sources] | None = None) -> FeedReport:
+    """Make a channel's feed again from the tables as they are, without what was withdrawn, until no run overtakes it.
+
+    sources_of  a state; read from the tables if not given
+    raises  PublishConflict if others commit all the time; ConfigError as `read_settings`
+    """
+    for _ in range(ATTEMPTS):
+        state = State.read(root)
+        try:
+            sources = sources_of(state) if sources_of else Sources.of(root, state)
+            return _write(root, remade(root, channel, sources), state, run_id)
+        except PublishConflict as e:
+            log.info("the feed of %s is made again: %s", channel, e)
+    raise PublishConflict(f"{ATTEMPTS} times another run committed while the feed of {channel} was written; try again")
+
+
+def publish(root: Root, made: Ready, state: State, run_id: str) -> FeedReport:
     """Make a feed what the channel fetches; an unchanged one is left as it is.
 
-    version  of tables/deliveries that it was made from
-    raises   PublishConflict if another run has committed since, LockLost if another night runs; the last feed stays then
+    state   that it was made from
+    raises  PublishConflict if anything was committed to deliveries or withdrawn since: the last feed stays, or, where that is
+            noticed too late for it, the feed is made again from the tables as they are; LockLost if another night runs
+    """
+    lock.fence(root)
+    _check_current(root, state)
+    try:
+        return _write(root, made, state, run_id)
+    except PublishConflict:
+        renew(root, made.settings.channel.name, run_id)
+        raise
+
+
+def _write(root: Root, made: Ready, state: State, run_id: str) -> FeedReport:
+    """Write a feed where it differs from what is there.
+
+    raises  PublishConflict if it was overtaken before its pointer, or just after: what channels fetch is to be made again then
     """
     name, kind, last = folder(made.settings.channel.name), made.feed.kind, made.last
     stable, sha256 = f"{name}/feed.{kind}", hashlib.sha256(made.content).hexdigest()
@@ -173,12 +228,14 @@ def publish(root: Root, made: Ready, version: int | None, run_id: str) -> FeedRe
         "fetch": stable,
     }
     settings = redact(made.settings.model_dump(mode="json"))
-    same = last and all(last.get(key) == value for key, value in pointer.items()) and root.exists(stable)
-    if same and _stored_settings(root, made.settings.channel.name) == settings:
+    if _stored_settings(root, made.settings.channel.name) != settings:
+        root.write_json(_settings_file(made.settings.channel.name), settings)
+    named = last is not None and all(last.get(key) == value for key, value in pointer.items())
+    if named and _sha256(root, stable) == sha256:
         return report
-    _check_current(root, version)
-    root.write_json(_settings_file(made.settings.channel.name), settings)
-    if same:
+    if named:  # a killed run left another feed there than the pointer names
+        root.write(stable, made.content)
+        _check_current(root, state)
         return report
     delta = encode(made.feed, made.differing.added + made.differing.changed)
     changes = json.dumps(made.differing._asdict(), indent=1).encode()
@@ -188,7 +245,7 @@ def publish(root: Root, made: Ready, version: int | None, run_id: str) -> FeedRe
         "changes": _named(name, changes, "changes.json"),
         "entries": len(made.feed.entries),
         **{word: len(ids) for word, ids in made.differing._asdict().items()},
-        "deliveries_version": version,
+        "deliveries_version": state.version,
         "run_id": run_id,
         "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -196,7 +253,9 @@ def publish(root: Root, made: Ready, version: int | None, run_id: str) -> FeedRe
     root.write(pointer["delta"], delta)
     root.write(pointer["changes"], changes)
     root.write(stable, made.content)
+    _check_current(root, state)
     root.write(f"{name}/{POINTER}", (json.dumps(pointer, indent=2) + "\n").encode())
+    _check_current(root, state)
     kept = {stable, f"{name}/{POINTER}", *(pointer[key] for key in ("feed", "previous", "delta", "changes"))}
     root.remove(path for file in root.files(name) if (path := f"{name}/{file}") not in kept and _OURS.fullmatch(file))
     return report
@@ -209,10 +268,22 @@ def _named(folder: str, content: bytes, extension: str) -> str:
     return f"{folder}/{hashlib.sha256(content).hexdigest()}.{extension}"
 
 
-def _check_current(root: Root, version: int | None) -> None:
-    lock.fence(root)
-    if tables.version(root, "deliveries") != version:
+def _sha256(root: Root, relative: str) -> str | None:
+    """Of a file's content; None if it is not there."""
+    try:
+        return hashlib.sha256(root.read(relative)).hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def _check_current(root: Root, state: State) -> None:
+    now = State.read(root)
+    if now.withdrawn != state.withdrawn:
         raise PublishConflict(
-            f"tables/deliveries was at version {version} when these feeds were made and another run has committed since; "
-            "run again: files that are made are kept"
+            "something was withdrawn while feeds were written; run again: files that are made are kept"
+        )
+    if now.version != state.version:
+        raise PublishConflict(
+            f"tables/deliveries was at version {state.version} when these feeds were made and another run has committed "
+            "since; run again: files that are made are kept"
         )

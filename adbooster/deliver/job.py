@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adbooster.contracts import schema
-from adbooster.contracts.errors import PublishConflict, TooManyRejects
+from adbooster.contracts.errors import CoverageTooLow, PublishConflict, TooManyRejects
 from adbooster.contracts.settings import code_commit
 from adbooster.deliver import feed_files
 from adbooster.deliver.channels import Channel, load_channels
@@ -16,9 +16,8 @@ from adbooster.deliver.config import ChannelReport, DeliverConfig, DeliverReport
 from adbooster.deliver.feed_files import Ready
 from adbooster.deliver.feeds import FeedSettings
 from adbooster.deliver.plan import LASTING, Plan, known_renditions, plan, staged_folder, with_files
-from adbooster.deliver.sources import Sources
+from adbooster.deliver.sources import Sources, State, read_withdrawn
 from adbooster.deliver.stages import Renderer
-from adbooster.deliver.withdraw import read_withdrawn
 from adbooster.engine import cluster
 from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import dataset, preflight, through
@@ -27,18 +26,19 @@ from adbooster.engine.staging import stage_parts
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
 
+SPARED = 10  # entries that may leave a feed whatever share of it they are
 log = logging.getLogger(__name__)
 
 
 def deliver(config: DeliverConfig) -> DeliverReport:
     """Make the files that are not there yet, then publish all rows in one commit of tables/deliveries, then the feeds.
 
-    raises  TooManyRejects, PublishConflict; nothing of this run is live then, and what was made is kept
+    raises  TooManyRejects, CoverageTooLow, PublishConflict; nothing of this run is live then, and what was made is kept
     """
     started = time.monotonic()
     root, channels = Root(config.root_uri), load_channels(config.channels)
     work = plan(config, root, channels)
-    to_render = work.to_render
+    to_render, planned = work.to_render, pa.concat_tables([work.wanted, work.kept])
     report = DeliverReport(
         run_id=config.run_id,
         dry_run=config.dry_run,
@@ -47,10 +47,10 @@ def deliver(config: DeliverConfig) -> DeliverReport:
         left_out=work.left_out,
         to_render=to_render.num_rows,
         deliveries_version=work.base,
-        channels={channel.name: _channel_report(work.wanted, channel) for channel in channels},
+        channels={channel.name: _channel_report(planned, channel) for channel in channels},
         not_renewed=_not_renewed(root, channels),
     )
-    log.info("%d files for %d slots: %d to make", work.requests.num_rows, work.wanted.num_rows, to_render.num_rows)
+    log.info("%d files for %d slots: %d to make", work.requests.num_rows, planned.num_rows, to_render.num_rows)
     if config.dry_run:
         return report.model_copy(update={"seconds": _since(started)})
 
@@ -58,11 +58,13 @@ def deliver(config: DeliverConfig) -> DeliverReport:
         _render(config, root, to_render)
     known = known_renditions(root, work.live, work.requests["rendition_id"], config.run_id)
     _check_failures(config, work.requests, known)
-    rows = with_files(work.wanted, known)
+    rows = pa.concat_tables([with_files(work.wanted, known), work.kept])
     changed, gone = _changes(work, rows, channels)
     made = _feeds(config, root, rows, channels)
+    _check_removed(config, work, made)
     version = _commit(config, root, work, changed, gone)
-    published = {name: feed_files.publish(root, feed, version, config.run_id) for name, feed in made.items()}
+    state = State(version, work.withdrawn)
+    published = {name: feed_files.publish(root, feed, state, config.run_id) for name, feed in made.items()}
     reports = {c.name: _channel_report(rows, c).model_copy(update={"feed": published[c.name]}) for c in channels}
     filled = rows.filter(pc.is_null(rows["reason"]))
     made_now = known.filter(pc.is_in(known["rendition_id"], to_render["rendition_id"].combine_chunks()))
@@ -137,6 +139,19 @@ def _feeds(config: DeliverConfig, root: Root, rows: pa.Table, channels: tuple[Ch
         settings = FeedSettings(channel=channel, public_base_url=config.public_base_url, feeds=config.feeds)
         made[channel.name] = feed_files.ready(root, settings, sources.feed(settings))
     return made
+
+
+def _check_removed(config: DeliverConfig, work: Plan, made: dict[str, Ready]) -> None:
+    """raises CoverageTooLow if a channel's feed would lose more of its entries than allowed, withdrawals apart"""
+    for name, feed in made.items():
+        gone, before = [key for key in feed.differing.removed if key not in work.withdrawn_from], feed.entries_before
+        if len(gone) > max(SPARED, config.max_removed_share * before):
+            why = Counter(work.left_out) + Counter(feed.report.left_out)
+            said = ", ".join(f"{n} {word}" for word, n in why.most_common()) or "they are not live"
+            raise CoverageTooLow(
+                f"{len(gone)} of {before} entries would leave the feed of {name}, more than max_removed_share "
+                f"{config.max_removed_share:g} (left out: {said}); nothing was published; --max-removed-share 1 allows it"
+            )
 
 
 def _commit(config: DeliverConfig, root: Root, work: Plan, changed: pa.Table, gone: list[str]) -> int | None:

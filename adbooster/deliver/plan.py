@@ -15,7 +15,7 @@ from adbooster.deliver import frames
 from adbooster.deliver.channels import Channel, Slot
 from adbooster.deliver.config import DeliverConfig
 from adbooster.deliver.frames import Framed
-from adbooster.deliver.withdraw import Withdrawn, read_withdrawn
+from adbooster.deliver.sources import Withdrawn, read_withdrawn
 from adbooster.pictures.layout import Box
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
@@ -35,21 +35,24 @@ class Plan:
     base       that version; None if there is no table
     live       its rows (schema.DELIVERIES), those of other channels too
     wanted     what there should be of the run's channels (schema.DELIVERIES), without what only a file can tell
-    requests   files to be made for it, each once (schema.RENDITION_REQUESTS)
+    kept       live rows (schema.DELIVERIES) that stay as they are: the mask for another file is gone with its photo
+    requests   files to be made for `wanted`, each once (schema.RENDITION_REQUESTS)
     known      files that are delivered or staged already (schema.RENDITIONS)
     creatives  how many are live; `left_out` of them by reason
-    withdrawn  what was withdrawn when it was planned
+    withdrawn  what was withdrawn when it was planned; `withdrawn_from` are products and cohorts of which nothing else is live
     """
 
     base: int | None
     live: pa.Table
     wanted: pa.Table
+    kept: pa.Table
     requests: pa.Table
     known: pa.Table
     creatives_version: int | None
     creatives: int
     left_out: dict[str, int]
     withdrawn: Withdrawn
+    withdrawn_from: frozenset[str]
 
     @property
     def to_render(self) -> pa.Table:
@@ -64,12 +67,18 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel]) -> Plan
     creatives = tables.read(root, "creatives", version=version)
     best = creatives.filter(pc.equal(creatives["rank"], 0))
     withdrawn = read_withdrawn(root)
-    groups, left_out = _deliverable(config, root, best, withdrawn)
-    wanted, requests, named = _Rows(schema.DELIVERIES), _Rows(schema.RENDITION_REQUESTS), set()
+    groups, left_out, withdrawn_from = _deliverable(config, root, best, withdrawn)
+    maskless = _maskless(live, groups)
+    wanted, kept, named = _Rows(schema.DELIVERIES), _Rows(schema.DELIVERIES), set()
+    requests = _Rows(schema.RENDITION_REQUESTS)
     slots = [(channel, name, slot) for channel in channels for name, slot in channel.slots.items()]
     for rows in groups:  # so that the files of one creative follow each other
         for channel, name, slot in slots:
             row, request = _slot(config, rows, channel, name, slot)
+            stays = maskless.get(row["delivery_id"])
+            if stays and row["reason"] == "missing_mask" and _still_right(row, stays, slot):
+                kept.add(stays)
+                continue
             wanted.add(row)
             if request and request["rendition_id"] not in named:
                 named.add(request["rendition_id"])
@@ -79,13 +88,28 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel]) -> Plan
         base=base,
         live=live,
         wanted=wanted.table(),
+        kept=kept.table(),
         requests=asked,
         known=known_renditions(root, live, asked["rendition_id"]),
         creatives_version=version,
         creatives=best.num_rows,
         left_out=left_out,
         withdrawn=withdrawn,
+        withdrawn_from=withdrawn_from,
     )
+
+
+def _maskless(live: pa.Table, groups: list[list[dict]]) -> dict[str, dict]:
+    """Live rows with a file, by delivery_id, of creatives whose mask is not known: their product has a new photo."""
+    of = [c["creative_id"] for rows in groups for c in rows if c["mask_uri"] is None]
+    mine = pc.and_(pc.is_in(live["creative_id"], pa.array(of, pa.string())), pc.is_null(live["reason"]))
+    return {row["delivery_id"]: row for row in live.filter(mine).to_pylist()}
+
+
+def _still_right(row: dict, live: dict, slot: Slot) -> bool:
+    """Whether a live row shows the same of the same creative's file as a row that is wanted, within the slot's limit."""
+    same = ("creative_id", "master_sha256", "frame", "width_px", "height_px")
+    return all(row[n] == live[n] for n in same) and live["size_bytes"] <= slot.max_bytes
 
 
 class _Rows:
@@ -108,8 +132,8 @@ class _Rows:
 
 def _deliverable(
     config: DeliverConfig, root: Root, best: pa.Table, withdrawn: Withdrawn
-) -> tuple[list[list[dict]], dict[str, int]]:
-    """Creatives that may be delivered by product and cohort, each with `mask_uri`, and why others may not."""
+) -> tuple[list[list[dict]], dict[str, int], frozenset[str]]:
+    """Creatives that may be delivered by product and cohort, each with `mask_uri`; why others may not; `withdrawn_from`."""
     samples = tables.read(root, "samples", ["product_id", "role", "photo_sha256", "mask_uri", "retired_at"])
     samples = samples.filter(pc.is_valid(samples["photo_sha256"]))
     masks = {(r["product_id"], r["photo_sha256"]): r["mask_uri"] for r in samples.to_pylist() if r["role"] == "main"}
@@ -118,6 +142,7 @@ def _deliverable(
     said = {word: {m["creative_id"] for m in marks if m["mark"] == word} for word in ("approved", "rejected")}
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
     left_out: Counter[str] = Counter()
+    withdrawn_from, others = set(), set()
     columns = ("creative_id", "product_id", "cohort_id", "placement", "prompt", "photo_sha256", "layout")
     columns += ("weights_revision", "fallback", "uri", "sha256", "width", "height")
     for row in best.select(columns).to_pylist():
@@ -132,12 +157,14 @@ def _deliverable(
             word = "rejected"
         elif config.require == "approved" and row["creative_id"] not in said["approved"]:
             word = "not_approved"
+        if word != "original":
+            (withdrawn_from if word == "withdrawn" else others).update((row["product_id"], row["cohort_id"]))
         if word:
             left_out[word] += 1
         else:
             row["mask_uri"] = masks.get((row["product_id"], row["photo_sha256"]))
             groups[row["product_id"], row["cohort_id"]].append(row)
-    return [groups[key] for key in sorted(groups)], dict(left_out)
+    return [groups[key] for key in sorted(groups)], dict(left_out), frozenset(withdrawn_from - others)
 
 
 def _slot(

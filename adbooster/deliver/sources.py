@@ -1,10 +1,11 @@
-"""What feeds are made from: rows of tables/deliveries, the order of a product's creatives, and facts about products."""
+"""What feeds are made from: rows of tables/deliveries, what was withdrawn, the order of a product's creatives, facts on products."""
 
 import csv
 import io
-from collections.abc import Iterator, Set
+import logging
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, NamedTuple, Self
 
 import fsspec
 import pyarrow as pa
@@ -17,8 +18,49 @@ from adbooster.deliver.feeds import CATALOG, Feed, FeedSettings
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
 
+log = logging.getLogger(__name__)
+Kind = Literal["product", "cohort", "creative"]
+KINDS: tuple[Kind, ...] = ("product", "cohort", "creative")
 COLUMNS = ["product_id", "cohort_id", "creative_id", "slot", "uri", "sha256", "width_px", "height_px", "size_bytes"]
 MAX_CELL = 1 << 20  # characters
+
+
+class Withdrawn(NamedTuple):
+    """Ids that were withdrawn, by kind."""
+
+    product: frozenset[str]
+    cohort: frozenset[str]
+    creative: frozenset[str]
+
+    def covers(self, row: dict) -> bool:
+        """Whether a row with product_id, cohort_id and creative_id is withdrawn."""
+        return any(row[f"{kind}_id"] in getattr(self, kind) for kind in KINDS)
+
+    def among(self, rows: pa.Table) -> pa.ChunkedArray:
+        """Whether each of the rows (schema.DELIVERIES) is withdrawn."""
+        product, cohort, creative = (
+            pc.is_in(rows[f"{kind}_id"], pa.array(sorted(getattr(self, kind)), pa.string())) for kind in KINDS
+        )
+        return pc.or_(pc.or_(product, cohort), creative)
+
+    def add(self, kind: Kind, values: list[str]) -> "Withdrawn":
+        return self._replace(**{kind: getattr(self, kind) | set(values)})
+
+
+def read_withdrawn(root: Root) -> Withdrawn:
+    rows = tables.read(root, "withdrawals", ["kind", "value"]).to_pylist()
+    return Withdrawn(*(frozenset(r["value"] for r in rows if r["kind"] == kind) for kind in KINDS))
+
+
+class State(NamedTuple):
+    """What decides which rows feeds may show: the version of tables/deliveries, and what was withdrawn."""
+
+    version: int | None
+    withdrawn: Withdrawn
+
+    @classmethod
+    def read(cls, root: Root) -> Self:
+        return cls(tables.version(root, "deliveries"), read_withdrawn(root))
 
 
 class Sources:
@@ -30,8 +72,18 @@ class Sources:
         self.scores = {c["creative_id"]: _score(c) for c in creatives}
         self.products: dict[str, dict[str, dict[str, str]]] = {}  # by the address of the catalog
 
-    def feed(self, settings: FeedSettings) -> Feed:
-        """The feed of one channel, of the rows that it has."""
+    @classmethod
+    def of(cls, root: Root, state: State) -> Self:
+        """The rows of one state of the tables, without what was withdrawn."""
+        rows = tables.read(root, "deliveries", version=state.version)
+        return cls(root, rows.filter(pc.invert(state.withdrawn.among(rows))))
+
+    def feed(self, settings: FeedSettings, last: Mapping[str, dict] | None = None) -> Feed:
+        """The feed of one channel, of the rows that it has.
+
+        last    its last entries by product_id: their columns CATALOG are taken where the catalog cannot be read
+        raises  ConfigError or what the storage raises for a catalog that cannot be read, without `last`
+        """
         channel, uri = settings.channel, settings.feeds.catalog_uri
         mine = self.rows.filter(pc.equal(self.rows["channel"], channel.name)).select(COLUMNS).to_pylist()
         mine = [
@@ -39,9 +91,24 @@ class Sources:
         ]
         order = list(channel.slots)
         mine.sort(key=lambda row: (-row["score"], row["cohort_id"], order.index(row["slot"]), row["uri"]))
-        if uri not in self.products:
-            self.products[uri] = _products(self.root, uri, set(self.rows["product_id"].to_pylist()))
-        return feeds.build(settings, mine, self.products[uri])
+        return feeds.build(settings, mine, self._products(uri, last))
+
+    def _products(self, uri: str, last: Mapping[str, dict] | None) -> Mapping[str, dict[str, str]]:
+        wanted = set(self.rows["product_id"].to_pylist())
+        if uri in self.products:
+            return self.products[uri]
+        try:
+            self.products[uri] = _products(self.root, uri, wanted)
+        except Exception as e:  # whatever keeps the catalog away: an address, a right, a network, its content
+            if last is None or not uri:
+                raise
+            log.warning("the catalog %s cannot be read; its columns are those of the last feed: %s", uri, e)
+            known = self._products("", None)
+            return {
+                product: facts | {name: last[product][name] for name in CATALOG if last.get(product, {}).get(name)}
+                for product, facts in known.items()
+            }
+        return self.products[uri]
 
 
 def _score(creative: dict) -> float:

@@ -1,42 +1,30 @@
 """A product, cohort or creative out of all feeds at once, without painting or encoding, until that is taken back."""
 
+import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple
+from functools import lru_cache, partial
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from adbooster.contracts import schema
-from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.errors import ConfigError, PublishConflict
 from adbooster.contracts.naming import digest
 from adbooster.deliver import feed_files
 from adbooster.deliver.config import FeedReport
-from adbooster.deliver.feeds import url
-from adbooster.deliver.sources import Sources
+from adbooster.deliver.feeds import FeedSettings, url
+from adbooster.deliver.sources import KINDS as KINDS
+from adbooster.deliver.sources import Kind, Sources, State, read_withdrawn
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
 
-Kind = Literal["product", "cohort", "creative"]
-KINDS: tuple[Kind, ...] = ("product", "cohort", "creative")
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 SHOWN = 1000  # addresses listed; the rest are counted
-
-
-class Withdrawn(NamedTuple):
-    """Ids that were withdrawn, by kind."""
-
-    product: frozenset[str]
-    cohort: frozenset[str]
-    creative: frozenset[str]
-
-    def covers(self, row: dict) -> bool:
-        """Whether a row with product_id, cohort_id and creative_id is withdrawn."""
-        return any(row[f"{kind}_id"] in getattr(self, kind) for kind in KINDS)
-
-
-def read_withdrawn(root: Root) -> Withdrawn:
-    rows = tables.read(root, "withdrawals", ["kind", "value"]).to_pylist()
-    return Withdrawn(*(frozenset(r["value"] for r in rows if r["kind"] == kind) for kind in KINDS))
+ATTEMPTS = 5  # of a commit that other runs overtake
 
 
 class Withdrawal(BaseModel):
@@ -50,9 +38,11 @@ class Withdrawal(BaseModel):
     new: int
     """of them not withdrawn before; of a withdrawal that is taken back, withdrawn before"""
     rows: int
-    """taken out of tables/deliveries"""
+    """taken out of tables/deliveries: what shows anything that is withdrawn"""
     feeds: dict[str, FeedReport]
     """by channel, as they are now"""
+    failed: dict[str, str] = {}
+    """channels whose feed could not be written and is as it was, and why"""
     may_be_cached: int
     """files that no feed names any more: they stay where they are until `adbooster vacuum`, and caches may keep them"""
     addresses: list[str]
@@ -60,42 +50,85 @@ class Withdrawal(BaseModel):
 
 
 def withdraw(root: Root, kind: Kind, values: list[str], run_id: str, dry_run: bool = False) -> Withdrawal:
-    """Take what shows any of these out of tables/deliveries in one commit, and write the feeds without it.
+    """Keep these out of later runs, take what shows anything withdrawn out of tables/deliveries, then out of every feed.
 
-    raises  ConfigError if nothing that is live or delivered has such an id; PublishConflict if another run commits meanwhile
+    Settings, catalogs and feeds are read only after that is stored. A channel that fails stops no other.
+    raises  ConfigError if nothing live, delivered or withdrawn has such an id; PublishConflict if others commit all the time
     """
-    base = tables.version(root, "deliveries")
-    rows = tables.read(root, "deliveries", version=base)
-    _check_known(root, kind, values)
-    hit = pc.is_in(rows[f"{kind}_id"], pa.array(values, pa.string()))
-    gone, kept = rows.filter(hit), rows.filter(pc.invert(hit))
-    sources = Sources(root, kept)
-    made = [feed_files.ready(root, s, sources.feed(s)) for s in feed_files.read_settings(root)]
-    reports = {feed.settings.channel.name: feed.report for feed in made}
-    bases = {feed.settings.channel.name: feed.settings for feed in made}
-    left = set(kept["uri"].to_pylist())
-    files = {
-        (r["channel"], r["uri"]) for r in gone.select(["channel", "uri"]).to_pylist() if r["uri"] not in left | {None}
-    }
+    before = read_withdrawn(root)
+    _check_known(root, kind, values, getattr(before, kind))
+    if dry_run:
+        state = State(tables.version(root, "deliveries"), before.add(kind, values))
+        gone, kept = _parts(root, state)
+        sources = Sources(root, kept)
+        reports, failed = _each_channel(root, lambda channel: feed_files.remade(root, channel, sources).report)
+    else:
+        _retried(lambda: _store(root, kind, values, run_id))  # first: what runs beside this delivers it no more
+        gone, kept = _retried(lambda: _take_out(root, run_id))
+        sources_of = lru_cache(1)(partial(Sources.of, root))
+        reports, failed = _each_channel(root, lambda channel: feed_files.renew(root, channel, run_id, sources_of))
+    left = {*kept["uri"].to_pylist(), None}
+    files = {(r["channel"], r["uri"]) for r in gone.select(["channel", "uri"]).to_pylist() if r["uri"] not in left}
+    bases = {name: base for name in {channel for channel, _ in files} if (base := _base(root, name))}
     addresses = sorted({url(bases[channel], uri) for channel, uri in files if channel in bases})
-    new = [v for v in dict.fromkeys(values) if v not in getattr(read_withdrawn(root), kind)]
-    if not dry_run:
-        _store(root, kind, values, run_id)  # first: what runs beside this delivers it no more
-        version = base
-        if gone.num_rows:
-            metadata, ids = {"run_id": run_id, "job": "withdraw"}, gone["delivery_id"].to_pylist()
-            version = tables.merge(root, "deliveries", rows.slice(0, 0), "delivery_id", base, metadata, delete=ids)
-        reports = {f.settings.channel.name: feed_files.publish(root, f, version, run_id) for f in made}
     return Withdrawal(
         dry_run=dry_run,
         kind=kind,
         values=values,
-        new=len(new),
+        new=len(set(values) - getattr(before, kind)),
         rows=gone.num_rows,
         feeds=reports,
+        failed=failed,
         may_be_cached=len({uri for _, uri in files}),
         addresses=addresses[:SHOWN],
     )
+
+
+def _parts(root: Root, state: State) -> tuple[pa.Table, pa.Table]:
+    """Rows of deliveries that show something withdrawn, and the others."""
+    rows = tables.read(root, "deliveries", version=state.version)
+    hit = state.withdrawn.among(rows)
+    return rows.filter(hit), rows.filter(pc.invert(hit))
+
+
+def _take_out(root: Root, run_id: str) -> tuple[pa.Table, pa.Table]:
+    """Remove what shows something withdrawn from tables/deliveries in one commit; returns what is gone and what is left."""
+    state = State.read(root)
+    gone, kept = _parts(root, state)
+    if gone.num_rows:
+        metadata, ids = {"run_id": run_id, "job": "withdraw"}, gone["delivery_id"].to_pylist()
+        nothing = schema.DELIVERIES.empty_table()
+        tables.merge(root, "deliveries", nothing, "delivery_id", state.version, metadata, delete=ids)
+    return gone, kept
+
+
+def _retried(commit: Callable[[], T]) -> T:
+    """A commit of ids, which does not depend on what another run commits meanwhile."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return commit()
+        except PublishConflict as e:
+            log.info("another run committed first, trying again: %s", e)
+    return commit()
+
+
+def _each_channel(root: Root, do: Callable[[str], FeedReport]) -> tuple[dict[str, FeedReport], dict[str, str]]:
+    """What `do` gives for every channel that has a feed, and why it failed for others."""
+    reports, failed = {}, {}
+    for channel in feed_files.channels(root):
+        try:
+            reports[channel] = do(channel)
+        except Exception as e:  # whatever is wrong with one channel, the others' feeds must not keep what is withdrawn
+            log.warning("the feed of %s could not be written", channel, exc_info=True)
+            failed[channel] = f"{type(e).__name__}: {e}"
+    return reports, failed
+
+
+def _base(root: Root, channel: str) -> FeedSettings | None:
+    try:
+        return feed_files.read_settings(root, channel)
+    except (ConfigError, ValueError):
+        return None
 
 
 def take_back(root: Root, kind: Kind, values: list[str], run_id: str, dry_run: bool = False) -> Withdrawal:
@@ -117,13 +150,12 @@ def take_back(root: Root, kind: Kind, values: list[str], run_id: str, dry_run: b
     )
 
 
-def _check_known(root: Root, kind: Kind, values: list[str]) -> None:
+def _check_known(root: Root, kind: Kind, values: list[str], withdrawn: frozenset[str]) -> None:
     name = f"{kind}_id"
-    known = {
-        value for table in ("creatives", "deliveries") for value in tables.read(root, table, [name])[name].to_pylist()
-    }
+    found = (tables.read(root, table, [name])[name].to_pylist() for table in ("creatives", "deliveries"))
+    known = withdrawn.union(*found)
     if unknown := [value for value in values if value not in known]:
-        raise ConfigError(f"no {kind} {unknown[0]!r} is live or delivered below {root.uri}")
+        raise ConfigError(f"no {kind} {unknown[0]!r} is live, delivered or withdrawn below {root.uri}")
 
 
 def _store(root: Root, kind: Kind, values: list[str], run_id: str) -> int:

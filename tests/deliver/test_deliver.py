@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from adbooster.contracts import schema
-from adbooster.contracts.errors import ConfigError, PublishConflict, TooManyRejects
+from adbooster.contracts.errors import ConfigError, CoverageTooLow, PublishConflict, TooManyRejects
 from adbooster.deliver.checks import check
 from adbooster.deliver.config import DeliverConfig
 from adbooster.deliver.job import deliver
@@ -228,6 +228,48 @@ def test_a_creative_without_a_mask_or_file_is_a_row_with_a_reason(root, small, r
     assert report.failures == {"missing_image": 1}
     again = deliver(config(root, small("tiktok"), run_id="d2"))
     assert again.to_render == 1  # a file that was not there may be there tomorrow
+
+
+def test_a_product_with_a_new_photo_keeps_what_is_delivered(root, small, rendered):
+    """Its creative is live until it is painted again, and its mask went with the photo it was painted from."""
+    publish(root, products=("P1", "P2"))
+    deliver(config(root, small("tiktok")))
+    before, feed = delivered(root), root.read("delivery/tiktok/feed.tsv")
+    samples = tables.read(root, "samples").to_pylist()
+    rows = pa.Table.from_pylist([samples[0] | {"photo_sha256": "new"}, samples[1]], schema.SAMPLES)
+    tables.merge(root, "samples", rows, "sample_id", tables.version(root, "samples"), {})
+    report = deliver(config(root, small("tiktok"), run_id="d2"))
+    assert (report.changed, report.removed, report.channels["tiktok"].filled) == (0, 0, 2)
+    assert (delivered(root), root.read("delivery/tiktok/feed.tsv")) == (before, feed)
+    assert deliver(config(root, small("tiktok"), run_id="d3", dry_run=True)).channels["tiktok"].filled == 2
+
+
+def test_a_run_that_would_empty_a_feed_publishes_nothing_unless_allowed(root, small, rendered):
+    creatives = publish(root, products=tuple(f"P{i:02}" for i in range(24)), cohorts=("c1", "c2"))[::2]
+    values = [
+        {"withdrawal_id": value, "kind": kind, "value": value} for kind, value in (("cohort", "c2"), ("product", "P12"))
+    ]
+    withdrawn = [pa.Table.from_pylist([row(schema.WITHDRAWALS, **value)], schema.WITHDRAWALS) for value in values]
+    tables.merge(root, "withdrawals", withdrawn[0], "withdrawal_id", None, {})
+    channels = small("tiktok")
+    deliver(config(root, channels))
+    before = (tables.version(root, "deliveries"), root.stats("delivery"))
+    for creative in creatives[:11]:
+        mark(root, creative["creative_id"], "approved")
+    with pytest.raises(
+        CoverageTooLow, match=r"13 of 24 entries .* tiktok, .* 0.5 \(left out: 24 withdrawn, 13 not_approved\)"
+    ):
+        deliver(config(root, channels, run_id="d2", require="approved"))
+    assert (tables.version(root, "deliveries"), root.stats("delivery")) == before
+    tables.merge(root, "withdrawals", withdrawn[1], "withdrawal_id", 0, {})
+    report = deliver(config(root, channels, run_id="d3", require="approved"))
+    assert report.channels["tiktok"].feed.removed == 13
+    for creative in creatives[:11]:
+        mark(root, creative["creative_id"], "rejected")
+    with pytest.raises(CoverageTooLow, match="11 of 11"):
+        deliver(config(root, channels, run_id="d4"))
+    report = deliver(config(root, channels, run_id="d5", require="approved", max_removed_share=1))
+    assert report.channels["tiktok"].feed.entries == 0
 
 
 def test_too_many_failures_publish_nothing(root, small, rendered):

@@ -8,7 +8,8 @@ from adbooster.cli.console import main
 from adbooster.contracts.errors import PublishConflict
 from adbooster.deliver import feed_files, job
 from adbooster.deliver.job import deliver
-from adbooster.deliver.withdraw import read_withdrawn, withdraw
+from adbooster.deliver.sources import read_withdrawn
+from adbooster.deliver.withdraw import withdraw
 from adbooster.storage import tables
 from tests.deliver.conftest import config
 from tests.deliver.pictures import publish
