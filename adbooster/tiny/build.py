@@ -1,5 +1,5 @@
-"""Make the embedded models again: `python -m adbooster.tiny.build --work <folder>` (about two hours on two cores;
-with `--device cuda --workers 16` about a quarter of an hour on one large GPU).
+"""Make the embedded models again: `python -m adbooster.tiny.build --work <folder>` (about five hours on two cores;
+with `--device cuda --workers 16 --pictures 40000 --compile` about a quarter of an hour on one large GPU).
 
 Resumable: every stage leaves a checkpoint in the work folder and continues from it. Each model gets its own budget
 of training minutes; more is better. Results go to `adbooster/tiny/models/`, each with a card.json.
@@ -25,23 +25,23 @@ from adbooster.tiny import nets, texts, train, world
 
 log = logging.getLogger(__name__)
 MODELS = Path(__file__).parent / "models"
-STAGES = ("rank", "judge", "caption", "vae", "decoder", "unet", "scenes")
+STAGES = ("rank", "judge", "caption", "scenes", "vae", "decoder", "unet")
 RATES = {
     "rank": 1e-3,
     "judge": 1.5e-3,
     "caption": 1e-3,
+    "scenes": 2e-3,
     "vae": 2e-3,
     "decoder": 1e-3,
     "unet": 1e-3,
-    "scenes": 2e-3,
 }
 MINUTES = {
-    "cpu": {"rank": 6, "judge": 8, "caption": 10, "vae": 13, "decoder": 5, "unet": 50, "scenes": 3},
-    "cuda": {"rank": 0.6, "judge": 0.8, "caption": 0.8, "vae": 5, "decoder": 1, "unet": 5, "scenes": 0.2},
+    "cpu": {"rank": 8, "judge": 8, "caption": 10, "scenes": 3, "vae": 60, "decoder": 15, "unet": 180},
+    "cuda": {"rank": 0.6, "judge": 0.7, "caption": 0.7, "scenes": 0.2, "vae": 2.5, "decoder": 0.7, "unet": 5},
 }
 BATCH = {
-    "cpu": {"rank": 192, "judge": 192, "caption": 64, "vae": 16, "decoder": 24, "unet": 48, "scenes": 64},
-    "cuda": {"rank": 768, "judge": 768, "caption": 256, "vae": 64, "decoder": 64, "unet": 512, "scenes": 256},
+    "cpu": {"rank": 192, "judge": 192, "caption": 64, "scenes": 64, "vae": 16, "decoder": 24, "unet": 48},
+    "cuda": {"rank": 768, "judge": 768, "caption": 256, "scenes": 256, "vae": 64, "decoder": 64, "unet": 512},
 }
 
 
@@ -104,6 +104,9 @@ class Workshop:
         clip, _, _ = open_clip.create_model_and_transforms(f"local-dir:{self.models / 'rank'}")
         return cast("open_clip.CustomTextCLIP", clip)
 
+    def likeness(self) -> train.Likeness:
+        return train.Likeness(self.rank(), nets.CLIP_MEAN, nets.CLIP_STD, self.device)
+
 
 def build(stage: str, minutes: float, shop: Workshop) -> None:
     """Train one model on the pictures and write it where the library's tiny preset finds it."""
@@ -133,7 +136,7 @@ def build(stage: str, minutes: float, shop: Workshop) -> None:
 def build_vae(minutes: float, size: int, shop: Workshop) -> dict:
     vae = nets.new_vae()
     _prepare(shop, vae.encoder, vae.decoder)
-    loss = train.vae_loss(vae, shop.pictures, shop.device, size)
+    loss = train.vae_loss(vae, shop.pictures, shop.device, size, shop.likeness())
     vae, state = shop.fit("vae", vae, loss, minutes)
     nets.narrow_posterior(vae)
     vae.save_pretrained(shop.work / "vae")
@@ -149,7 +152,7 @@ def build_decoder(minutes: float, size: int, shop: Workshop) -> dict:
     assert vae.post_quant_conv is not None
     _prepare(shop, vae.decoder)
     half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
-    loss = train.decoder_loss(vae, shop.pictures, shop.device, size)
+    loss = train.decoder_loss(vae, shop.pictures, shop.device, size, shop.likeness())
     _, state = shop.fit("decoder", half, loss, minutes, ema_decay=0.99)
     vae.save_pretrained(shop.work / "vae")
     return state
@@ -229,11 +232,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the training set and the checkpoints")
     parser.add_argument("--models", type=Path, default=MODELS, help="folder for the finished models")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile VAE and UNet: worth its one to two minutes in long training only",
-    )
+    parser.add_argument("--compile", action="store_true", help="compile VAE and UNet (a GPU's first minute goes to it)")
     parser.add_argument("--pictures", type=int, default=20000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=STAGES, default=STAGES)

@@ -26,7 +26,7 @@ from adbooster.tiny import nets, world
 
 MODELS = Path(__file__).parent / "models"
 FIRST_SEED = 2 * 10**6
-SIDE_PX, PAINT_PX = 512, 128
+SIDE_PX, PAINT_PX = 512, 256
 SCENES = list(world.SCENES)
 
 
@@ -125,9 +125,13 @@ def measure(threads: int, quick: bool) -> list[tuple[str, float, float]]:
     packshots = (world.packshot(p, SIDE_PX) for p in list(world.PRODUCTS)[:: 3 if quick else 1])
     scenes = ((i, m) for i, m, _, _ in pictures(list(world.PRODUCTS), 72 // few, SIDE_PX, 4 * 10**4))
     return [
-        ("VAE PSNR, dB, held-out pictures", vae_psnr(outpainter, 200 // few), 26.0),
+        ("VAE PSNR, dB, held-out pictures", vae_psnr(outpainter, 200 // few), 22.5),
         (f"scene of {len(painted)} paintings named right by judge", scene_named_right(judge, painted), 0.85),
-        (f"scene of {len(painted)} paintings named right by a classifier", scene_classified_right(painted), 0.95),
+        (
+            f"scene of {len(painted)} paintings named right by the scene classifier",
+            scene_classified_right(painted),
+            0.95,
+        ),
         ("caption names product and scene, seen products", captions_right(blip, world.SEEN, 280 // few, True), 0.90),
         ("caption names the scene, held-out products", captions_right(blip, world.HELD_OUT, 120 // few, False), 0.90),
         ("retrieval top-1 of rank, 420 captions", retrieval(rank, 420 // few), 0.95),

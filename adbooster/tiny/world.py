@@ -12,8 +12,14 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw, ImageFilter
 
+from adbooster.tiny import textures
+
 _HERE = resources.files("adbooster.tiny")
 RENDER_PX = 256
+FAR_BLUR, NEAR_BLUR = 0.011, 0.0065  # shares of the side: what stands far is the more out of focus
+HAZE = 0.2
+AIR_SIZE, FAR_SIZE, FAR_PROPS = (0.1, 0.17), (0.28, 0.42), (3, 5)
+NEAR_PROPS, NEAR_DEPTH, NEAR_GROWTH = (4, 7), 0.3, 0.3
 WHITE = "on a white background"
 
 
@@ -38,6 +44,7 @@ class Scene:
     contexts: tuple[str, ...]
     words: tuple[str, ...]
     colours: tuple[str, str, str, str]
+    textures: tuple[str, str]
     horizon: tuple[str, ...]
     ground: tuple[str, ...]
     air: tuple[str, ...]
@@ -90,8 +97,6 @@ def compose(
     """
     rng = np.random.default_rng(seed)
     canvas = backdrop(SCENES[scene], side_px, rng)
-    blur_px = side_px * rng.uniform(0.015, 0.022)
-    canvas = canvas.filter(ImageFilter.GaussianBlur(blur_px))
     item = render("products", product, min(RENDER_PX, round(side_px * rng.uniform(0.38, 0.6))))
     if hue or turn:
         item = _turn_hue(item, turn or int(rng.integers(256)))
@@ -117,20 +122,35 @@ def packshot(
 
 
 def backdrop(scene: Scene, side_px: int, rng: np.random.Generator) -> Image.Image:
-    """The scene without a product, still sharp."""
-    horizon = round(side_px * rng.uniform(0.55, 0.68))
+    """The scene without a product: textured ground and sky, and props that are the more out of focus the farther."""
+    horizon = rng.uniform(0.55, 0.68)
+    sky_px = round(side_px * horizon)
     sky_top, sky_low, far, near = (_jitter(c, rng) for c in scene.colours)
-    rows = np.concatenate([np.linspace(sky_top, sky_low, horizon), np.linspace(far, near, side_px - horizon)])
-    canvas = Image.fromarray(np.repeat(rows[:, None].clip(0, 255).astype(np.uint8), side_px, 1))
+    ground, sky = scene.textures
+    rows = [
+        textures.sky(sky, sky_top, sky_low, (side_px, sky_px), rng),
+        textures.ground(ground, far, near, (side_px, side_px - sky_px)),
+    ]
+    canvas = Image.fromarray(np.concatenate(rows).clip(0, 255).astype(np.uint8))
+    canvas.paste(canvas.filter(ImageFilter.GaussianBlur(FAR_BLUR / 2 * side_px)), mask=_depth(side_px, sky_px))
     for x in _spread(rng, len(scene.air) + int(rng.integers(2, 4))):
-        _put(canvas, _pick(scene.air, rng), x, rng.uniform(0.2, 0.36), rng.uniform(0.11, 0.18))
-    far_props = int(rng.integers(2, 4))
-    for x in _spread(rng, far_props):
-        _put(canvas, _pick(scene.horizon, rng), x, horizon / side_px + 0.03, rng.uniform(0.3, 0.44))
-    near_props = [(horizon / side_px + rng.uniform(0.06, 0.3), x) for x in _spread(rng, int(rng.integers(3, 5)))]
+        at = (x, rng.uniform(0.2, 0.36))
+        _put(canvas, _pick(scene.air, rng), at, rng.uniform(*AIR_SIZE), FAR_BLUR, (HAZE, sky_low))
+    for x in _spread(rng, int(rng.integers(*FAR_PROPS))):
+        at = (x, horizon + 0.03)
+        _put(canvas, _pick(scene.horizon, rng), at, rng.uniform(*FAR_SIZE), FAR_BLUR, (HAZE, sky_low))
+    near_props = [(rng.uniform(0.05, NEAR_DEPTH), x) for x in _spread(rng, int(rng.integers(*NEAR_PROPS)))]
     for y, x in sorted(near_props):
-        _put(canvas, _pick(scene.ground, rng), x, y, 0.08 + 0.42 * (y - horizon / side_px + 0.08))
+        blur, size = FAR_BLUR + (NEAR_BLUR - FAR_BLUR) * y / NEAR_DEPTH, 0.07 + NEAR_GROWTH * y
+        _put(canvas, _pick(scene.ground, rng), (x, horizon + y), size, blur, (HAZE / 2, sky_low), standing=True)
     return canvas
+
+
+def _depth(side_px: int, sky_px: int) -> Image.Image:
+    """How far the ground is out of focus: wholly at the horizon, not at all from a third of the way on."""
+    t = (np.arange(side_px) - sky_px) / (side_px - sky_px)
+    share = np.clip(1 - 3 * t, 0, 1) * (t > 0)
+    return Image.fromarray(np.repeat((255 * share).astype(np.uint8)[:, None], side_px, 1))
 
 
 def _pick(keys: tuple[str, ...], rng: np.random.Generator) -> str:
@@ -142,10 +162,32 @@ def _spread(rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.permutation((np.arange(n) + rng.uniform(0.1, 0.9, n)) / n)
 
 
-def _put(canvas: Image.Image, prop: str, x: float, base_y: float, size: float) -> None:
-    side_px = canvas.width
-    item = render("props", prop, max(4, round(side_px * size)))
-    canvas.paste(item, (round(x * side_px - item.width / 2), round(base_y * side_px - item.height)), item)
+def _put(
+    canvas: Image.Image,
+    prop: str,
+    at: tuple[float, float],
+    size: float,
+    blur: float,
+    haze: tuple[float, np.ndarray],
+    standing: bool = False,
+) -> None:
+    """Paste a prop with its middle and lower edge `at`, out of focus by `blur`, mixed with a share of the air's colour."""
+    side_px, (x, base_y), (share, colour) = canvas.width, at, haze
+    item, margin_px = _soft_prop(prop, max(4, round(side_px * size)), round(side_px * blur, 1))
+    if standing:
+        width_px = item.width - 2 * margin_px
+        _shadow(canvas, round(x * side_px - width_px / 2), round(base_y * side_px), width_px, dark=70)
+    item = _lit(item, "#%02x%02x%02x" % tuple(colour.clip(0, 255).astype(int)), share)
+    canvas.paste(item, (round(x * side_px - item.width / 2), round(base_y * side_px) - item.height + margin_px), item)
+
+
+@lru_cache(maxsize=8192)
+def _soft_prop(prop: str, size_px: int, blur_px: float) -> tuple[Image.Image, int]:
+    """A prop as a lens out of focus shows it, and the transparent margin that this took."""
+    item, margin_px = render("props", prop, size_px), round(3 * blur_px) + 1
+    wide = Image.new("RGBA", (item.width + 2 * margin_px, item.height + 2 * margin_px))
+    wide.paste(item, (margin_px, margin_px))
+    return wide.convert("RGBa").filter(ImageFilter.GaussianBlur(blur_px)).convert("RGBA"), margin_px
 
 
 def _stand(canvas: Image.Image, item: Image.Image, x: int, y: int) -> tuple[np.ndarray, np.ndarray]:
@@ -155,11 +197,14 @@ def _stand(canvas: Image.Image, item: Image.Image, x: int, y: int) -> tuple[np.n
     return np.asarray(canvas), np.asarray(mask)
 
 
-def _shadow(canvas: Image.Image, x: int, base_y: int, width: int) -> None:
-    layer = Image.new("L", canvas.size)
-    high = max(2, width // 9)
-    ImageDraw.Draw(layer).ellipse([x + width * 0.06, base_y - high * 0.75, x + width * 0.94, base_y + high * 0.5], 110)
-    canvas.paste((12, 12, 24), mask=layer.filter(ImageFilter.GaussianBlur(width / 22)))
+def _shadow(canvas: Image.Image, x: int, base_y: int, width: int, dark: int = 110) -> None:
+    """A soft contact shadow under what stands at `x` on `base_y`, `width` wide."""
+    high, margin = max(2, width // 9), width // 6 + 2
+    layer = Image.new("L", (width + 2 * margin, 2 * high + 2 * margin))
+    top = margin + high
+    oval = [margin + width * 0.06, top - high * 0.75, margin + width * 0.94, top + high * 0.5]
+    ImageDraw.Draw(layer).ellipse(oval, fill=dark)
+    canvas.paste((12, 12, 24), (x - margin, base_y - top), layer.filter(ImageFilter.GaussianBlur(width / 22)))
 
 
 def _jitter(colour: str, rng: np.random.Generator) -> np.ndarray:

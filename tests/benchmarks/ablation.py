@@ -26,15 +26,16 @@ from adbooster.prepare.config import PrepareConfig
 from adbooster.tiny import world
 from tests.benchmarks import paper
 
+STEPS = 120
 WAYS: dict[str, dict] = {
     "plain": {},
-    "product_weight 0": {"product_weight": 0.0},
-    "border_weight 8": {"border_weight": 8.0},
+    "all": {"product_weight": 0.0, "border_weight": 8.0, "keep_base": 4.0, "prior": 0.3},
     "keep_base 2": {"keep_base": 2.0},
     "prior 0.5": {"prior": 0.5},
+    "border_weight 8": {"border_weight": 8.0},
+    "product_weight 0": {"product_weight": 0.0},
     "a rate of 5e-5, ema_decay 0.98": {"learning_rate": 5e-5, "ema_decay": 0.98},
     "lora rank 16, rate 1e-3": {"lora": {"rank": 16}, "learning_rate": 1e-3},
-    "all": {"product_weight": 0.0, "border_weight": 8.0, "keep_base": 4.0, "prior": 0.3},
 }
 SHOWN = {
     "judge_score": "judge",
@@ -51,7 +52,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="*", default=list(WAYS), help="some of the ways")
     parser.add_argument("--also", type=json.loads, default={}, help="JSON: further ways, settings of finetune by name")
-    parser.add_argument("--cohorts", type=int, default=10)
+    parser.add_argument("--cohorts", type=int, default=8)
     parser.add_argument("--candidates", type=int, default=2)
     given = parser.parse_args()
     work = given.work.absolute()
@@ -64,7 +65,13 @@ def main() -> None:
     for name, values in ({n: WAYS[n] for n in given.only if n in WAYS} | given.also).items():
         flags = ["--config", str(paper.TINY / "paper.yaml"), "--root-uri", str(train), "--run-id", "finetune"]
         config = load(FinetuneConfig, flags)
-        plain = {"ema_decay": 0.95, "aspects": (1.0,), **dict.fromkeys(("border_weight", "product_weight"), 1.0)}
+        plain = {
+            "steps": STEPS,
+            "latents": {"placements": 6, "encode": {"batch": 32}},
+            "ema_decay": 0.95,
+            "aspects": (1.0,),
+            **dict.fromkeys(("border_weight", "product_weight"), 1.0),
+        }
         plain |= {
             "keep_base": 0.0,
             "prior": 0.0,

@@ -58,7 +58,7 @@ def stock(root: Root, products: list[str], scenes_each: int, first_seed: int) ->
 def settings(root: Root, steps: int, **changes) -> FinetuneConfig:
     values = {
         **{"root_uri": root.uri, "run_id": "r", "base": str(MODELS / "outpaint"), "device": "cpu", "threads": 2},
-        **{"size_px": 128, "aspects": (1.0,), "steps": steps, "batch": 16, "learning_rate": 1.5e-4},
+        **{"size_px": 256, "aspects": (1.0,), "steps": steps, "batch": 16, "learning_rate": 1.5e-4},
         **{"ema_decay": 0.0, "panel": {"pictures": 16, "paintings": 0, "every": 0}},
     }
     return FinetuneConfig.model_validate(values | changes)
@@ -127,7 +127,7 @@ def main() -> None:
     if args.gain:
         sys.exit(finetune_gain.main(stock, settings, args.steps or 160, args.pairs, args.work))
     steps = args.steps or (25 if args.quick else 100)
-    print(f"tiny UNet (10.7 M), 128 px, batch 16, {steps} steps, bfloat16 autocast, 2 threads")
+    print(f"tiny UNet (11.3 M), 256 px, batch 16, {steps} steps, bfloat16 autocast, 2 threads")
     ratio = compare(steps, 2)
     ray.shutdown()
     print(f"bar: Ray Train at least {BAR} of the plain loop")

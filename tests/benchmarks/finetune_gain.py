@@ -31,7 +31,7 @@ from adbooster.storage.objects import Root
 from adbooster.tiny import world
 
 MODELS = Path(world.__file__).parent / "models"
-PAINT_PX, SIDE_PX, FIRST_SEED, DRAWS = 128, 256, 5 * 10**6, 4
+PAINT_PX, SIDE_PX, FIRST_SEED, DRAWS = 256, 256, 5 * 10**6, 4
 
 
 def losses(weights: str, unseen: Root, config: FinetuneConfig) -> np.ndarray:

@@ -42,7 +42,7 @@ from adbooster.tiny import world
 MODELS = Path(world.__file__).parent / "models"
 LOOP_BAR, ENGINE_BAR = 1.5, 0.9
 SIDE_PX = 512
-RECIPE = Recipe(candidates=4, num_inference_steps=10, guidance_scale=3.0, size_px=SIDE_PX, paint_px=128)
+RECIPE = Recipe(candidates=4, num_inference_steps=10, guidance_scale=3.0, size_px=SIDE_PX, paint_px=256)
 CHEAP = Recipe(candidates=1, num_inference_steps=1, guidance_scale=1.0, size_px=128, paint_px=64, max_rounds=1)
 
 

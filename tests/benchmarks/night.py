@@ -36,7 +36,7 @@ OVER = 1.1  # a batch may take longer than the longest before it
 
 
 def settings(root: str, feed: Path, run_id: str, **limits) -> NightlyConfig:
-    recipe = {"candidates": 2, "num_inference_steps": 8, "guidance_scale": 3.0, "size_px": 256, "paint_px": 128}
+    recipe = {"candidates": 2, "num_inference_steps": 8, "guidance_scale": 3.0, "size_px": 256, "paint_px": 256}
     return NightlyConfig.model_validate(
         {
             "root_uri": root,

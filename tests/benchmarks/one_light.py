@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--pictures", type=int, default=24)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--paint-px", type=int, default=128)
+    parser.add_argument("--paint-px", type=int, default=256)
     parser.add_argument("--blind", action="store_true", help="write a sheet for people too")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The paper's experiment on the tiny world: 30 profiles x 16 products, K = 4, base and fine-tuned weights.
+"""The paper's experiment on the tiny world: 15 profiles x 16 products, K = 4, base and fine-tuned weights.
 
     python -m tests.benchmarks.paper --work paper-root
     python -m tests.benchmarks.paper --llm-base-url http://localhost:8000/v1 --llm-model some-instruct-model
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument(
         "--products", type=int, default=16, help="up to 20; the embedded models have seen the last four"
     )
+    parser.add_argument("--cohorts", type=int, default=15, help="of the 30 profiles, chosen by a hash of their names")
     parser.add_argument("--quick", action="store_true", help="3 products, 6 profiles, K = 2")
     parser.add_argument("--llm-base-url", help="an OpenAI-compatible endpoint: prompts of style llm are compared too")
     parser.add_argument("--llm-model", default="")
@@ -145,7 +146,7 @@ def _config(given: argparse.Namespace, feed: Path, weights: str) -> EvaluateConf
     ids = {Path(row["image_link"]).stem: row["id"] for row in _rows(feed)}
     order = (*world.HELD_OUT, *(p + OTHER_COLOUR for p in world.HELD_OUT), *MORE)
     chosen = [ids[name] for name in order[: given.products]]
-    values = config.model_dump() | {"trials": trials, "panel": {"product_ids": chosen}}
+    values = config.model_dump() | {"trials": trials, "panel": {"product_ids": chosen, "cohorts": given.cohorts}}
     if given.quick:
         values["panel"] = {"product_ids": chosen[:3], "cohorts": 6}
         values["recipe"] |= {"candidates": 2, "num_inference_steps": 4}

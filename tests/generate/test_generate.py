@@ -320,7 +320,7 @@ def test_the_dry_run_says_what_a_night_will_cost(warm_ray, stocked):
         ({"recipe": RECIPE | {"keep": 3}}, "recipe.keep 3 is more than recipe.candidates 2"),
         ({"recipe": RECIPE | {"gates": {"max_expansion_share": 0.2}}}, "needs --mask-model"),
         ({"recipe": RECIPE | {"scheduler": "Nothing"}}, "no scheduler 'Nothing'"),
-        ({"recipe": RECIPE | {"paint_px": 66}}, "multiples of 4"),
+        ({"recipe": RECIPE | {"paint_px": 66}}, "multiples of 8"),
         ({"adapters": [{"uri": str(MODELS / "rank" / "open_clip_config.json")}]}, "not a .safetensors file"),
         ({"targeting": {"rule": "table"}}, "needs targeting.table_uri"),
         ({"root_uri": "/proc/nowhere"}, "cannot be written"),
