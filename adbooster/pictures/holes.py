@@ -42,7 +42,8 @@ def find(image_u8: np.ndarray, probability: np.ndarray, background: np.ndarray, 
         return Open(none, none, none)
     away, noise = page
     alike = away <= _ALIKE + 2 * noise
-    parts, n = ndimage.label(away <= _NEARLY + 2 * noise)
+    parts = np.zeros(away.shape, np.int32)
+    n = int(ndimage.label(away <= _NEARLY + 2 * noise, output=parts))  # pyright: ignore[reportArgumentType]
     sizes = np.bincount(parts[alike], minlength=n + 1)
     outside = np.bincount(parts[background], minlength=n + 1) > 0
     opened, unsure, rim = none.copy(), none.copy(), none.copy()
@@ -63,11 +64,13 @@ def find(image_u8: np.ndarray, probability: np.ndarray, background: np.ndarray, 
 
 def _enclosed(region: np.ndarray, away: np.ndarray, reach_px: int) -> float:
     """Share of a region's edge from which the colour goes `_STEP` away from the page's within `reach_px` outward."""
-    distance, nearest = ndimage.distance_transform_edt(~region, return_indices=True)
+    distance, nearest = np.zeros(region.shape), np.zeros((2, *region.shape), np.int32)
+    ndimage.distance_transform_edt(~region, return_indices=True, distances=distance, indices=nearest)
     outside = (distance > 0) & (distance <= reach_px)
     step = np.full(region.shape, -1.0)
     np.maximum.at(step, tuple(n[outside] for n in nearest), away[outside])
-    return float((step[step >= 0] > _STEP).mean())
+    edge = step[step >= 0]
+    return float((edge > _STEP).mean()) if len(edge) else 0.0
 
 
 def _page(image_u8: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, float] | None:
@@ -80,6 +83,7 @@ def _page(image_u8: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, flo
     high, wide = background.shape
     terms = np.stack([np.ones(len(ys)), ys / high, xs / wide], 1)
     seen, kept = image_u8[ys, xs].astype(float), np.ones(len(ys), bool)
+    plane, noise = np.zeros((3, 3)), 0.0
     for _ in range(3):  # the product's shadow on the page is left out
         plane = np.linalg.lstsq(terms[kept], seen[kept], rcond=None)[0]
         apart = np.abs(seen - terms @ plane).max(1)

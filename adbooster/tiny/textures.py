@@ -53,15 +53,12 @@ def _lights(sky_HW3: np.ndarray, stars: bool, rng: np.random.Generator) -> np.nd
         draw = ImageDraw.Draw(layer)
         alpha = int(rng.uniform(120, 220) if stars else rng.uniform(35, 80))
         draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=alpha)
-        box = [
-            int(max(0, x - 2 * radius - 3)),
-            int(max(0, y - 2 * radius - 3)),
-            int(x + 2 * radius + 4),
-            int(y + 2 * radius + 4),
-        ]
-        part = layer.crop(tuple(box)).filter(ImageFilter.GaussianBlur(wide * 0.0025))
+        left, top = int(max(0, x - 2 * radius - 3)), int(max(0, y - 2 * radius - 3))
+        part = layer.crop((left, top, int(x + 2 * radius + 4), int(y + 2 * radius + 4))).filter(
+            ImageFilter.GaussianBlur(wide * 0.0025)
+        )
         colour = "#fff8e0" if stars else LIGHTS[int(rng.integers(len(LIGHTS)))]
-        picture.paste(Image.new("RGB", part.size, colour), tuple(box[:2]), part)
+        picture.paste(Image.new("RGB", part.size, colour), (left, top), part)
     return np.asarray(picture).astype(float)
 
 

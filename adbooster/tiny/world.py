@@ -177,7 +177,7 @@ def _put(
     if standing:
         width_px = item.width - 2 * margin_px
         _shadow(canvas, round(x * side_px - width_px / 2), round(base_y * side_px), width_px, dark=70)
-    item = _lit(item, "#%02x%02x%02x" % tuple(colour.clip(0, 255).astype(int)), share)
+    item = _lit(item, "#" + bytes(colour.clip(0, 255).astype(np.uint8)).hex(), share)
     canvas.paste(item, (round(x * side_px - item.width / 2), round(base_y * side_px) - item.height + margin_px), item)
 
 
