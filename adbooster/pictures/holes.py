@@ -68,7 +68,7 @@ def _enclosed(region: np.ndarray, away: np.ndarray, reach_px: int) -> float:
     ndimage.distance_transform_edt(~region, return_indices=True, distances=distance, indices=nearest)
     outside = (distance > 0) & (distance <= reach_px)
     step = np.full(region.shape, -1.0)
-    np.maximum.at(step, tuple(n[outside] for n in nearest), away[outside])
+    np.maximum.at(step, (nearest[0, outside], nearest[1, outside]), away[outside])
     edge = step[step >= 0]
     return float((edge > _STEP).mean()) if len(edge) else 0.0
 
