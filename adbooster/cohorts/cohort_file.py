@@ -10,7 +10,7 @@ from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest
 from adbooster.contracts.settings import Config
-from adbooster.contracts.text import clean, shown
+from adbooster.contracts.text import clean, first_error
 from adbooster.contracts.yaml_text import parse_yaml
 from adbooster.storage.inputs import read_input
 
@@ -48,9 +48,7 @@ def read_cohorts(uri: str, signing_key_env: str = "") -> pa.Table:
     try:
         cohorts = [Cohort.model_validate(entry) for entry in entries]
     except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "an entry"
-        raise ConfigError(f"{uri}: {where} {shown(first.get('input'))}: {first['msg']}") from e
+        raise ConfigError(f"{uri}: {first_error(e, 'an entry')}") from e
     repeated = [name for name, n in Counter(c.id for c in cohorts).items() if n > 1]
     if repeated:
         raise ConfigError(f"{uri}: the cohort id {repeated[0]!r} appears more than once")

@@ -5,6 +5,8 @@ import reprlib
 import unicodedata
 from typing import Any
 
+from pydantic import ValidationError
+
 
 def clean(text: str) -> str:
     """One line without control characters or repeated spaces: text from feeds and files is data."""
@@ -50,6 +52,13 @@ def shown(value: Any, most: int = 100) -> str:
     how.maxstring = how.maxother = how.maxlong = most
     how.maxlevel = how.maxdict = how.maxlist = how.maxtuple = 2
     return how.repr(value)
+
+
+def first_error(error: ValidationError, whole: str = "it", most: int = 100) -> str:
+    """The first thing that is wrong with a file's content: where, the value, and why; `whole` names it where no part is."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or whole
+    return f"{where} {shown(first['input'], most)}: {first['msg']}"
 
 
 # What spreadsheets take for a formula at the start of a cell.

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.recipe import Range
 from adbooster.contracts.settings import Config
-from adbooster.contracts.text import shown
+from adbooster.contracts.text import first_error
 from adbooster.contracts.yaml_text import parse_yaml
 
 PRESETS = Path(__file__).parents[1] / "presets" / "channels"
@@ -181,8 +181,4 @@ def _channel(name: str) -> Channel:
     try:
         return Channel.model_validate(content)
     except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise ConfigError(
-            f"the channel {path} cannot be used: {where} {shown(first['input'], 60)}: {first['msg']}"
-        ) from e
+        raise ConfigError(f"the channel {path} cannot be used: {first_error(e, most=60)}") from e

@@ -13,7 +13,7 @@ from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest
 from adbooster.contracts.redaction import redact
-from adbooster.contracts.text import clean, shown
+from adbooster.contracts.text import clean, first_error
 from adbooster.storage import tables
 from adbooster.storage.inputs import Input, read_inputs
 from adbooster.storage.objects import Root
@@ -87,11 +87,7 @@ def _parsed(given: Input) -> _File:
     try:
         return _File.model_validate(json.loads(given.content))
     except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise ConfigError(
-            f"the marks file {given.uri} cannot be used: {where} {shown(first['input'])}: {first['msg']}"
-        ) from e
+        raise ConfigError(f"the marks file {given.uri} cannot be used: {first_error(e)}") from e
     except (ValueError, RecursionError) as e:
         raise ConfigError(f"the marks file {given.uri} is not JSON: {e}") from e
 

@@ -1,6 +1,7 @@
 """Brand rules: the pairs of product and cohort that are never painted, whatever the targeting wants."""
 
 import re
+from abc import abstractmethod
 from collections import Counter
 from contextlib import suppress
 from datetime import date
@@ -118,8 +119,9 @@ class _Rule(Config):
             raise ValueError(f"the reject word {self.reject} means something else already")
         return self
 
+    @abstractmethod
     def forbids(self, products: ProductTexts, cohorts: CohortTexts, day: date) -> Forbidden:
-        raise NotImplementedError
+        """The products and cohorts that the rule keeps apart on a day."""
 
 
 class Never(_Products, _Rule):

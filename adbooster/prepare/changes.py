@@ -19,7 +19,6 @@ from adbooster.storage.objects import Root
 SLICE_ROWS = 65_536
 QUIET_ROWS = 512  # rows a block where little work is expected
 _CODE = {"mask": "2", "caption": "2", "rules": "2"}  # raise a number to make that part of every sample again
-_NONE = object()
 _LATER = {"holes": "sure", "max_unsure_share": 1.0}  # settings that came later: at these values samples keep their name
 _LIVE = ("live_fingerprint", "live_reject")
 
@@ -37,7 +36,7 @@ def made_by(mask_model: str, caption_model: str, masking: BaseModel, captions: B
 
     def mark(what: str, model: str, settings: BaseModel) -> str:
         values = settings.model_dump(mode="json")
-        values = {n: v for n, v in values.items() if _LATER.get(n, _NONE) != v}
+        values = {n: v for n, v in values.items() if (n, v) not in _LATER.items()}
         return digest(what, _CODE[what], model, json.dumps(values, sort_keys=True))[:16]
 
     return MadeBy(mark("mask", mask_model, masking), mark("caption", caption_model, captions), mark("rules", "", rules))

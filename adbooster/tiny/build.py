@@ -1,5 +1,5 @@
 """Make the embedded models again: `python -m adbooster.tiny.build --work <folder>` (about five hours on two cores;
-with `--device cuda --workers 16 --pictures 40000 --compile` about a quarter of an hour on one large GPU).
+with `--device cuda --workers 16` about a quarter of an hour on one large GPU).
 
 Resumable: every stage leaves a checkpoint in the work folder and continues from it. Each model gets its own budget
 of training minutes; more is better. Results go to `adbooster/tiny/models/`, each with a card.json.
@@ -37,7 +37,7 @@ RATES = {
 }
 MINUTES = {
     "cpu": {"rank": 8, "judge": 8, "caption": 10, "scenes": 3, "vae": 60, "decoder": 15, "unet": 180},
-    "cuda": {"rank": 0.6, "judge": 0.7, "caption": 0.7, "scenes": 0.2, "vae": 2.5, "decoder": 0.7, "unet": 5},
+    "cuda": {"rank": 0.6, "judge": 0.7, "caption": 0.7, "scenes": 0.2, "vae": 5, "decoder": 1, "unet": 5},
 }
 BATCH = {
     "cpu": {"rank": 192, "judge": 192, "caption": 64, "scenes": 64, "vae": 16, "decoder": 24, "unet": 48},
@@ -232,7 +232,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the training set and the checkpoints")
     parser.add_argument("--models", type=Path, default=MODELS, help="folder for the finished models")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--compile", action="store_true", help="compile VAE and UNet (a GPU's first minute goes to it)")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile VAE and UNet: worth its one to two minutes in long training only",
+    )
     parser.add_argument("--pictures", type=int, default=20000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=STAGES, default=STAGES)

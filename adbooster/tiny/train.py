@@ -281,7 +281,7 @@ def scene_loss(model: nn.Module, pictures: Pictures, device: str, size: int, sid
         at = rng.integers(len(pictures.scenic), size=size)
         x_BCHW = _turned(pictures.batch(pictures.scenic[at], device))
         x_BCHW = F.interpolate(x_BCHW, side_px, mode="bilinear", antialias=True)
-        if rng.uniform() < 0.5:
+        if rng.uniform() < 0.5:  # generated pictures are softer than composed ones
             x_BCHW = F.avg_pool2d(x_BCHW, 3, 1, 1, count_include_pad=False)
         with torch.autocast(device, torch.bfloat16):
             return F.cross_entropy(model(x_BCHW).float(), truth_N[_index(at, device)], label_smoothing=0.05)

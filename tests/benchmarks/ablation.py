@@ -10,7 +10,6 @@ intervals over products. A killed run goes on where it was.
 """
 
 import argparse
-import csv
 import json
 from pathlib import Path
 
@@ -71,8 +70,6 @@ def main() -> None:
             "ema_decay": 0.95,
             "aspects": (1.0,),
             **dict.fromkeys(("border_weight", "product_weight"), 1.0),
-        }
-        plain |= {
             "keep_base": 0.0,
             "prior": 0.0,
             "learning_rate": 1.5e-4,
@@ -88,8 +85,7 @@ def main() -> None:
 
 
 def _evaluated(root: Path, feed: Path, trials: list[dict], given: argparse.Namespace) -> Evaluation:
-    with feed.open() as f:
-        ids = {Path(row["image_link"]).stem: row["id"] for row in csv.DictReader(f, delimiter="\t")}
+    ids = paper.product_ids(feed)
     flags = ["--config", str(paper.TINY / "paper.yaml"), "--root-uri", str(root), "--run-id", "evaluate"]
     values = load(EvaluateConfig, flags).model_dump()
     values |= {"trials": trials, "panel": {"product_ids": [ids[p] for p in world.HELD_OUT], "cohorts": given.cohorts}}

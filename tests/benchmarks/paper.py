@@ -90,6 +90,11 @@ def _rows(feed: Path) -> list[dict]:
         return list(csv.DictReader(f, delimiter="\t"))
 
 
+def product_ids(feed: Path) -> dict[str, str]:
+    """By what each main picture is called."""
+    return {Path(row["image_link"]).stem: row["id"] for row in _rows(feed)}
+
+
 def _turned(row: dict, product: str, number: int, folder: Path) -> dict:
     """The product in its opposite colour, as another product: a packshot and two pictures in scenes, as the catalog has."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +148,7 @@ def _config(given: argparse.Namespace, feed: Path, weights: str) -> EvaluateConf
         for style, prompts in styles.items()
         for kind, uri in kinds.items()
     ]
-    ids = {Path(row["image_link"]).stem: row["id"] for row in _rows(feed)}
+    ids = product_ids(feed)
     order = (*world.HELD_OUT, *(p + OTHER_COLOUR for p in world.HELD_OUT), *MORE)
     chosen = [ids[name] for name in order[: given.products]]
     values = config.model_dump() | {"trials": trials, "panel": {"product_ids": chosen, "cohorts": given.cohorts}}

@@ -1,5 +1,7 @@
 """The job: what is planned, made once, published in one commit, and what a second run does not do again."""
 
+from contextlib import contextmanager
+
 import pyarrow as pa
 import pytest
 
@@ -116,18 +118,26 @@ def test_other_settings_make_other_files(root, small, rendered):
     assert provenance.read(root.read(delivered(root)[0]["uri"])).prompt == "a scene for c1"
 
 
-def test_a_killed_run_is_gone_on_with(root, small, rendered, monkeypatch):
-    """What it made is not made again, by whichever run comes next; what failed is tried again."""
-    publish(root, products=("P1", "P2"))
-    channels = small("tiktok")
+@contextmanager
+def killed_at(function, monkeypatch):
+    """What runs inside ends, as if killed, where it calls this function."""
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("adbooster.storage.tables.merge", killed)
+        patch.setattr(function, killed)
         with pytest.raises(KeyboardInterrupt):
-            deliver(config(root, channels))
+            yield
+
+
+def test_a_killed_run_is_gone_on_with(root, small, rendered, monkeypatch):
+    """What it made is not made again, by whichever run comes next; what failed is tried again."""
+    publish(root, products=("P1", "P2"))
+    channels = small("tiktok")
+
+    with killed_at("adbooster.storage.tables.merge", monkeypatch):
+        deliver(config(root, channels))
     assert not root.stats("delivery")
     report = deliver(config(root, channels, run_id="d2"))
     assert (report.to_render, len(rendered)) == (0, 1)
@@ -138,13 +148,8 @@ def test_a_run_killed_before_its_feeds_is_made_whole_by_the_next(root, small, re
     publish(root)
     channels = small("tiktok", "web")
 
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("adbooster.deliver.feed_files.publish", killed)
-        with pytest.raises(KeyboardInterrupt):
-            deliver(config(root, channels))
+    with killed_at("adbooster.deliver.feed_files.publish", monkeypatch):
+        deliver(config(root, channels))
     assert not root.stats("delivery")
     report = deliver(config(root, channels, run_id="d2"))
     assert (report.to_render, report.changed) == (0, 0)
