@@ -98,8 +98,9 @@ def keep_candidates(root: Root, rows: pa.Table) -> None:
     previews = [images.decode(plate(c)) for c in ((20, 20, 60), (200, 120, 40), (30, 90, 50))]
     for i, made in enumerate(rows.to_pylist()):
         seeds = [made["seed"] or 11, 12 + i, 13 + i]
-        seen = candidates.of_round(range(3), seeds, previews, np.float32([0.6, 0.5, 0.2]))
-        seen[1].inspected(WORDS[i % 4], {"expansion_share": 0.31})
+        words, figures = (None, WORDS[i % 4], None), ({}, {"expansion_share": 0.31}, {})
+        facts = zip(range(3), seeds, (0.6, 0.5, 0.2), previews, words, figures, strict=True)
+        seen = [candidates.candidate(*one) for one in facts]
         winners = {} if made["fallback"] else {0: previews[0]}
         candidates.write(root, made["run_id"], {"request_id": made["request_id"], "round": 0}, seen, winners, 0.3)
 

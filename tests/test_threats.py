@@ -35,7 +35,7 @@ def test_no_name_in_the_storage_comes_from_a_feed_or_a_cohort(root, packshot):
     tables.merge(root, "cohorts", pa.Table.from_pylist([cohort], schema.COHORTS), "cohort_id", None, {})
     before = {p for p in Path(root.uri).parent.rglob("*") if Path(root.uri) not in p.parents}
     stage = painter(root)
-    stage.ranker = Stub([0.4, 0.9], own=0.1)
+    stage.painter.ranker = Stub([0.4, 0.9], own=0.1)
     done = stage(requests(root)).to_pylist()
     assert [r["reject"] for r in done] == [None]
     assert done[0]["product_id"] == HOSTILE

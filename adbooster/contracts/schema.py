@@ -219,6 +219,62 @@ LIGHT = pa.struct(
         ("clash", pa.float32()),  # 0-1, the worst of what does not agree
     ]
 )
+# Between placing and painting: a request, where its product may stand, and what it competes with.
+_PLACE = pa.struct(
+    [
+        ("number", pa.int32()),  # among the recipe's layouts
+        ("layout", LAYOUT),
+        ("width_px", pa.int32()),  # of the arrays: the size that is painted
+        ("height_px", pa.int32()),
+        ("premultiplied", pa.binary()),  # uint8 [h,w,3], the product's colours times alpha
+        ("alpha", pa.binary()),  # uint8 [h,w]
+        ("light_deg", pa.float64()),  # on the product
+        ("light_confidence", pa.float64()),
+    ]
+)
+PLACED = _schema(
+    REQUESTS,
+    places=pa.list_(_PLACE),
+    own_pixels=pa.list_(pa.binary()),  # of the product's own pictures, uint8 in the rank model's size, main one first
+)
+
+# Between painting and finishing: what was decided, and the paintings that won.
+_PICK = pa.struct(
+    [
+        ("number", pa.int32()),  # among the candidates of all rounds
+        ("score", pa.float64()),
+        ("layout", LAYOUT),
+        ("width_px", pa.int32()),
+        ("height_px", pa.int32()),
+        ("painted", pa.binary()),  # uint8 [h,w,3]
+        ("gates", GATES),
+        ("light", LIGHT),
+        ("phash", pa.string()),
+        ("simhash", pa.string()),
+    ]
+)
+_SHOWN = pa.struct(
+    [
+        ("number", pa.int32()),
+        ("score", pa.float64()),
+        ("word", pa.string()),
+        ("figures", pa.string()),  # JSON
+        ("width_px", pa.int32()),
+        ("height_px", pa.int32()),
+        ("preview", pa.binary()),  # uint8 [h,w,3]
+    ]
+)
+PAINTED = _schema(
+    pa.schema([f for f in REQUESTS if f.name != "reject"]),
+    own_scores=pa.list_(pa.float64()),
+    candidate_scores=pa.list_(pa.float32()),
+    candidate_rejects=_TEXTS,
+    picks=pa.list_(_PICK),  # best first; none: the product's own picture is the creative
+    shown=pa.list_(_SHOWN),  # all candidates, of requests that the page shows; else null
+    gpu_s=pa.float32(),
+    paint_batch=pa.int32(),
+    reject=pa.string(),
+)
 CREATIVES = _schema(
     creative_id=pa.string(),
     request_id=pa.string(),

@@ -85,6 +85,8 @@ class Pool(Config):
 
     actors: int = Field(default=1, ge=1)
     """Processes that run the stage."""
+    max_actors: int | None = Field(default=None, ge=1)
+    """How many there may be while work waits for them; null: no more than `actors`."""
     cpus: float = Field(default=1, ge=0)
     """Logical CPUs each of them reserves."""
     gpus: float = Field(default=0, ge=0)
@@ -95,3 +97,5 @@ class Pool(Config):
     """Seconds that one row may take, loading models aside; then its process is replaced and the row rejected (`timed_out`)."""
     max_row_gib: float = Field(default=8, gt=0)
     """Memory in GiB that a row may need on top of the models; above it the row is rejected (`too_large`)."""
+    niceness: int = Field(default=0, ge=0, le=19)
+    """By how much the processes give way to others of their node."""

@@ -13,5 +13,6 @@ __all__ = [
     "pools",
     "progress",
     "stage_process",
+    "stage_times",
     "staging",
 ]

@@ -106,7 +106,7 @@ class Metered:
         requests = rows["request_id"].to_pylist()
         if ray.get(self.meter.try_begin.remote(self.painter, self.seconds, requests)):
             self.seconds = None
-            return _left(rows)
+            return _left(rows, self.stage.out)
         self.stage.build()
         started = time.monotonic()
         painted = self.stage(rows)
@@ -114,8 +114,8 @@ class Metered:
         return painted
 
 
-def _left(rows: pa.Table) -> pa.Table:
+def _left(rows: pa.Table, out: pa.Schema) -> pa.Table:
     marked = rows.set_column(
         rows.schema.get_field_index("reject"), "reject", pa.array([LEFT] * rows.num_rows, pa.string())
     )
-    return schema.fill(marked, schema.STAGED)
+    return schema.fill(marked, out)

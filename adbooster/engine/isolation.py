@@ -29,6 +29,7 @@ from adbooster.engine.stage_process import Failure
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
+NETWORK_S = stage_process.NETWORK_S
 CRASHED, TIMED_OUT, TOO_LARGE = "crashed", "timed_out", "too_large"
 DEATHS = 2  # of a process with one row alone in hand, until that row is to blame
 SAME = 32  # rows that fail with one and the same error, none having succeeded, until it is not the rows' any more
@@ -66,12 +67,15 @@ class Died(NamedTuple):
 class StageProcess:
     """One process for one stage at a time, started when it is needed and again after it died."""
 
-    def __init__(self):
+    def __init__(self, niceness: int = 0):
+        """niceness: by how much it gives way to other processes of its node"""
+        self._niceness = niceness
         self._popen: subprocess.Popen | None = None
         self._seen: psutil.Process | None = None
         self._pipe: Connection | None = None
         self._stage: bytes | None = None
         self.counts: Counter[str] = Counter()  # what stages counted since someone took it
+        self.loading_s = 0.0  # that stages took to be built and to load their models
 
     def build(self, stage: bytes) -> None:
         """Make this process run `stage` (pickled: a class and its arguments); takes as long as its models take to load.
@@ -84,11 +88,13 @@ class StageProcess:
             self._start()
         assert self._pipe is not None
         self._stage = stage
+        began = time.monotonic()
         try:
             self._pipe.send_bytes(stage)
             answer = self._answer()
         except (EOFError, ConnectionError):
             raise RuntimeError(f"a stage could not be built: its process ended with {self._ended()}") from None
+        self.loading_s += time.monotonic() - began
         if not isinstance(answer, Died) and answer[0] == "failed":
             self._stage = None
             raise _with_text(answer[1])
@@ -131,6 +137,8 @@ class StageProcess:
         )
         theirs.close()
         self._seen = psutil.Process(self._popen.pid)
+        if self._niceness:
+            self._seen.nice(min(19, int(self._seen.nice()) + self._niceness))
 
     def _answer(self, seconds: float | None = None, gib: float | None = None) -> tuple | Died:
         assert self._pipe is not None
@@ -141,6 +149,8 @@ class StageProcess:
                 if answer[0] == "count":
                     self.counts[answer[1]] += answer[2]
                 elif answer[0] in ("loading", "loaded"):
+                    if is_loading:
+                        self.loading_s += time.monotonic() - began
                     is_loading = answer[0] == "loading"
                     began, before = time.monotonic(), self._gib()
                 else:
@@ -186,10 +196,11 @@ class Isolated:
         """Load the stage now, where time is not counted."""
         self.process.build(self.stage)
 
-    def take_counts(self) -> Counter[str]:
-        """What the stage counted since the last time, by metric."""
+    def take_counts(self) -> tuple[Counter[str], float]:
+        """What the stage counted since the last time, by metric, and the seconds it took to load."""
         counts, self.process.counts = self.process.counts, Counter()
-        return counts
+        loading_s, self.process.loading_s = self.process.loading_s, 0.0
+        return counts, loading_s
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         first = self._attempt(rows, self._limit_s(rows.num_rows))

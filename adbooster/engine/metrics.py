@@ -5,6 +5,7 @@ adbooster_fallbacks_total    requests answered with the product's own picture   
 adbooster_rejects_total      rows, and candidates that a gate turned down          job, run_id, word
 adbooster_candidates_total   paintings, accepted or not                            job, run_id
 adbooster_gpu_seconds_total  seconds that painters painted                         job, run_id
+adbooster_stage_seconds_total  seconds of stages' actors, by state: network, other, loading, idle  job, run_id, stage, state
 adbooster_queue_depth        rows that a job still has before it                   job, run_id
 """
 
@@ -17,6 +18,8 @@ from functools import cache
 import pyarrow as pa
 import pyarrow.compute as pc
 from ray.util import metrics
+
+from adbooster.engine.stage_times import Call
 
 TAGS = ("job", "run_id")
 SILENT = ("unchanged", "left_for_later")  # reject words of rows without work to do, which are not bad
@@ -57,10 +60,16 @@ def queue(depth: int, tags: dict[str, str]) -> None:
     _gauge("adbooster_queue_depth").set(depth, tags)
 
 
+def stage(name: str, call: Call, tags: dict[str, str]) -> None:
+    """Count what a call of a stage took, and what its actor waited before."""
+    for state in ("network", "other", "loading", "idle"):
+        add("adbooster_stage_seconds_total", getattr(call, f"{state}_s"), tags, stage=name, state=state)
+
+
 def count(rows: pa.Table, tags: dict[str, str]) -> None:
     """Count what a stage returned; takes some microseconds a batch."""
     words = Counter(rows["reject"].drop_null().to_pylist())
-    if "candidate_rejects" in rows.column_names:
+    if "fallback" in rows.column_names:
         painted = rows.filter(pc.is_null(rows["reject"]))
         first = painted.filter(pc.equal(painted["rank"], 0))
         words.update(word for some in first["candidate_rejects"].to_pylist() for word in some or ())

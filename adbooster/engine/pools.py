@@ -12,7 +12,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.settings import Pool
-from adbooster.engine import budget, isolation, metrics
+from adbooster.engine import budget, isolation, metrics, stage_times
 from adbooster.engine.isolation import Failures, Isolated, StageProcess
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ def through(
     out: pa.Schema,
     failures: Failures | None = None,
     meter: budget.Handle | None = None,
+    times: stage_times.Handle | None = None,
     **init,
 ) -> Dataset:
     """Run every usable row of `ds` through a pool of `stage(**init)`.
@@ -35,23 +36,29 @@ def through(
 
     failures  a row that the stage fails, dies or hangs on is rejected and noted there; None: it ends the job
     meter     decides whether a batch is begun at all
+    times     is told what each call took
     """
 
     tags, name, pickled = metrics.tags(), stage.__name__, isolation.pickled(stage, init)
 
     class Actor:
         def __init__(self, process: StageProcess | None = None):
-            self.stage = Isolated(name, pickled, out, pool, failures, process or StageProcess())
+            self.stage = Isolated(name, pickled, out, pool, failures, process or StageProcess(pool.niceness))
             self.run = budget.Metered(self.stage, meter) if meter else self.stage
+            self.clock = stage_times.Clock(name, pool.gpus, times)
 
         def __call__(self, rows: pa.Table) -> pa.Table:
             usable = pc.is_null(rows["reject"])
             skipped = schema.fill(rows.filter(pc.invert(usable)), out)
             if not pc.any(usable).as_py():
                 return skipped
+            self.clock.begin()
             done = self.run(rows.filter(usable))
+            counts, loading_s = self.stage.take_counts()
+            call = self.clock.end(done.num_rows, counts.pop(isolation.NETWORK_S, 0.0), loading_s)
             metrics.count(done, tags)
-            for metric, value in self.stage.take_counts().items():
+            metrics.stage(name, call, tags)
+            for metric, value in counts.items():
                 metrics.add(metric, value, tags)
             return pa.concat_tables([done, skipped])
 
@@ -63,7 +70,7 @@ def _in_actors(ds: Dataset, actor: type, pool: Pool) -> Dataset:
     """The rows of `ds` in batches through a pool of `actor()`; tests replace this by processes that need no start."""
     return ds.map_batches(
         actor,
-        compute=ActorPoolStrategy(size=pool.actors),
+        compute=ActorPoolStrategy(min_size=pool.actors, max_size=max(pool.actors, pool.max_actors or 0)),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
         batch_size=pool.batch,

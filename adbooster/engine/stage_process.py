@@ -29,7 +29,11 @@ _STORAGE = ("s3fs.", "gcsfs.", "adlfs.", "botocore.", "aiobotocore.")
 _GPU = ("OutOfMemoryError", "AcceleratorError", "DeferredCudaCallError")
 _GPU_WORDS = ("CUDA", "cuDNN", "CUBLAS", "NCCL")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EROFS)
+NETWORK_S = "network_s"  # counted by `in_network`; no metric of its own
 _actor: Connection | None = None
+_telling = threading.Lock()  # stages may count from several threads
+_networks = threading.Lock()
+_in_networks, _since = 0, 0.0
 
 
 class Failure(NamedTuple):
@@ -61,9 +65,28 @@ def count(metric: str, value: float) -> None:
     _tell("count", metric, value)
 
 
+@contextmanager
+def in_network() -> Iterator[None]:
+    """Around a network at work: the seconds in which any thread of the stage is inside are its time in networks."""
+    global _in_networks, _since
+    with _networks:
+        if not _in_networks:
+            _since = time.monotonic()
+        _in_networks += 1
+    try:
+        yield
+    finally:
+        with _networks:
+            _in_networks -= 1
+            spent = 0.0 if _in_networks else time.monotonic() - _since
+        if spent:
+            count(NETWORK_S, spent)
+
+
 def _tell(*message: str | float) -> None:
     if _actor is not None:
-        _actor.send(message)
+        with _telling:
+            _actor.send(message)
 
 
 def of_machine(error: BaseException) -> bool:

@@ -1,7 +1,7 @@
 """Rows of a dataset as Parquet parts below a run's folder, each whole when it appears."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import NamedTuple
 
@@ -11,16 +11,18 @@ import pyarrow.parquet as pap
 from ray.data import Dataset
 
 from adbooster.engine.progress import Progress
+from adbooster.engine.stage_times import blocked_s
 from adbooster.storage.objects import Root
 
 _PART = pa.schema([("rows", pa.int64()), ("part", pa.binary())])
 
 
 class Staged(NamedTuple):
-    """What was staged, and Ray Data's account of how."""
+    """What was staged, and Ray Data's account of how; `blocked_s` as of stage_times."""
 
     rows: list[pa.Table]
     stats: str
+    blocked_s: Mapping[str, float] = {}
 
 
 def stage_parts(
@@ -66,4 +68,4 @@ def stage_parts(
                     progress.add(row["rows"])
             if enough and pc.all(pc.is_null(batch["part"])).as_py() and enough(parts):
                 break
-    return Staged(parts, staging.stats())
+    return Staged(parts, staging.stats(), blocked_s(staging))

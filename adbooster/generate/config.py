@@ -1,6 +1,7 @@
 """Settings and report of `jobs.generate`."""
 
 from datetime import date
+from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -81,9 +82,14 @@ class GenerateReport(BaseModel):
     creatives_version: int | None
     gallery_uri: str | None = None
     gpu_s: float = 0.0
+    painter_busy: float | None = None
+    """Share of the painters' time that networks ran, loading aside; all stages are in runs/<run_id>/stages.json."""
     gpu_hours_estimate: float | None = None
     """For what is to be painted, from seconds measured before; null where nothing was."""
     estimated_from: str | None = None
+    suggestion: dict[str, Any] | None = None
+    """Of a dry run: actors so that painters never wait, and the length of the night, from the stage times of the last run
+    (generate.suggestions.Suggestion); null where none was measured."""
     paint_batch: int | None = None
     """Smallest batch painted in; below the setting where memory ran out."""
     seconds: float = 0.0

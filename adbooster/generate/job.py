@@ -12,6 +12,7 @@ from adbooster.generate.config import GenerateConfig, GenerateReport
 from adbooster.generate.plan import NightPlan, cohort_shares, plan_night, without
 from adbooster.generate.publish import Publication, commit, plan_publication
 from adbooster.generate.rounds import Painted, paint
+from adbooster.generate.suggestions import suggest
 from adbooster.report import gallery
 from adbooster.report.page import write_report
 from adbooster.report.uplift import uplift
@@ -32,6 +33,9 @@ def generate(config: GenerateConfig) -> GenerateReport:
     counts = planned.requests, planned.already_live, planned.already_staged, planned.to_paint
     log.info("%d requests: %d live, %d staged, %d to paint", *counts)
     if config.dry_run:
+        if suggestion := suggest(config, root, planned.to_paint):
+            print("\n".join(suggestion.lines(config)), flush=True)
+            planned = planned.model_copy(update={"suggestion": suggestion.model_dump()})
         return planned.model_copy(update={"seconds": _since(started)})
 
     painted = paint(config, night)

@@ -1,9 +1,8 @@
 """Painting in rounds: what is missing, and again what turns out to be a duplicate, while time and budget last."""
 
 import logging
-import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 from adbooster.contracts import schema
 from adbooster.contracts.deadline import parse_deadline
 from adbooster.contracts.recipe import Gates
-from adbooster.engine import budget
+from adbooster.engine import budget, stage_times
 from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import dataset, preflight, through
 from adbooster.engine.progress import Progress
@@ -26,8 +25,10 @@ from adbooster.generate.plan import NightPlan, next_round, without
 from adbooster.generate.publish import places
 from adbooster.painting import candidates
 from adbooster.painting.duplicates import Scenes
+from adbooster.painting.finish import Finisher
+from adbooster.painting.painter import Painter
+from adbooster.painting.placing import Placer
 from adbooster.painting.staged_rows import staged_creatives, staged_folder
-from adbooster.painting.stages import Painter
 from adbooster.report.contact_sheet import write_contact_sheet
 from adbooster.storage.objects import Root
 
@@ -45,6 +46,7 @@ class Painted:
     left          requests that were not painted for that reason
     failures      requests that a painter failed or died on, by reject word
     repainted     requests painted again, as their winner was a duplicate
+    stages        what the stages' actors spent their time on, as of engine.stage_times.write
     """
 
     rows: pa.Table
@@ -56,6 +58,7 @@ class Painted:
     left_uri: str | None = None
     left_by_value: dict[str, int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
+    stages: dict[str, dict] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
         """The fields of GenerateReport that painting decides."""
@@ -75,6 +78,7 @@ class Painted:
             "candidate_rejects": dict(Counter(words)),
             "repainted_duplicates": self.repainted,
             "published": self.rows.num_rows,
+            "painter_busy": self.stages.get("Painter", {}).get("network_share"),
             "gpu_s": round(pc.sum(self.first_ranks["gpu_s"]).as_py() or 0.0, 1),
             "paint_batch": pc.min(self.first_ranks["paint_batch"]).as_py(),
         }
@@ -85,10 +89,13 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
     root, missing, to_paint = Root(config.root_uri), night.missing, night.to_paint
     meter = _budget(config, night.staged)
     todo = priority.by_value(to_paint, night.live) if meter else to_paint
-    repainted, first_round, failures = 0, True, Counter()
+    repainted, first_round, times = 0, True, stage_times.start()
+    failures, blocked = Counter[str](), []
     while True:
         if todo.num_rows:
-            failures += _stage(config, root, night, todo, meter)
+            words, held_back_s = _stage(config, root, night, todo, meter, times)
+            failures += words
+            blocked.append(held_back_s)
         stopped = budget.exhausted_by(meter) if meter else None
         staged = staged_creatives(root, config.run_id, night.recipe_id)
         staged = staged.filter(pc.is_in(staged["request_id"], missing["request_id"]))
@@ -98,6 +105,7 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
         todo, first_round = next_round(night.requests, again), False
         repainted += todo.num_rows
         log.info("%d winners duplicate others; their requests are painted again", todo.num_rows)
+    stages = stage_times.write(root, config.run_id, "generate", times, blocked) if to_paint.num_rows else {}
     painted = Painted(
         rows=rows,
         first_ranks=staged.filter(pc.equal(staged["rank"], 0)),
@@ -106,6 +114,7 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
         stopped=stopped,
         repainted=repainted,
         failures=dict(failures),
+        stages=stages,
         **(_write_left(config, root, night, without(missing, rows), stopped) if stopped else {}),
     )
     smallest = painted.figures()["paint_batch"]
@@ -171,32 +180,41 @@ def _write_left(
 
 
 def _stage(
-    config: GenerateConfig, root: Root, night: NightPlan, rows: pa.Table, meter: budget.Handle | None
-) -> Counter[str]:
-    """Run requests through the painters; their rows are staged as they are finished. Returns the reject words of the others."""
-    preflight({"paint": config.paint})
-    whole = config.paint_batch // math.gcd(config.paint_batch, config.recipe.candidates)  # requests that fill passes
-    pool = config.paint.model_copy(update={"batch": -(-config.paint.batch // whole) * whole})
+    config: GenerateConfig,
+    root: Root,
+    night: NightPlan,
+    rows: pa.Table,
+    meter: budget.Handle | None,
+    times: stage_times.Handle,
+) -> tuple[Counter[str], Mapping[str, float]]:
+    """Run requests through the painters; their rows are staged as they are finished.
+
+    returns  the reject words of the others, and the seconds that stages were held back
+    """
+    preflight({"place": config.place, "paint": config.paint, "finish": config.finish})
+    batch = _batch(config, rows.num_rows)
+    place, paint = (p.model_copy(update={"batch": batch}) for p in (config.place, config.paint))
     if meter:
         budget.begin_round(meter)
-    ds = through(
-        dataset(rows, pool.batch),
-        Painter,
-        pool,
-        schema.STAGED,
-        Failures(root, config.run_id, "failed_paint"),
-        meter,
-        root=root,
-        config=config,
-        recipe_id=night.recipe_id,
-        weights_revision=night.weights_revision,
-        shown_up_to=candidates.shown_up_to(night.requests["request_id"], config.gallery),
-    )
+    failures, shared = Failures(root, config.run_id, "failed_paint"), {"times": times, "config": config}
+    shown = candidates.shown_up_to(night.requests["request_id"], config.gallery)
+    names = {"recipe_id": night.recipe_id, "weights_revision": night.weights_revision}
+    ds = through(dataset(rows, batch), Placer, place, schema.PLACED, failures, root=root, **shared)
+    ds = through(ds, Painter, paint, schema.PAINTED, failures, meter, shown_up_to=shown, **shared)
+    ds = through(ds, Finisher, config.finish, schema.STAGED, failures, root=root, **names, **shared)
     with Progress("generate", rows.num_rows, config.progress_s, root) as progress:
         folder = staged_folder(config.run_id, night.recipe_id)
         enough = partial(budget.settled, meter) if meter else None
         staged = stage_parts(ds, root, folder, budget.LEFT, enough, progress, _FirstSheet(root, config.run_id))
-    return Counter(word for part in staged.rows for word in part["reject"].drop_null().to_pylist())
+    words = Counter(word for part in staged.rows for word in part["reject"].drop_null().to_pylist())
+    return words, staged.blocked_s
+
+
+def _batch(config: GenerateConfig, requests: int) -> int:
+    """Requests a call of a painter: whole passes, and in a small round few enough that every painter gets some."""
+    whole = config.requests_a_pass
+    share = min(config.paint.batch, -(-requests // (2 * config.paint.actors)))
+    return -(-share // whole) * whole
 
 
 class _FirstSheet:

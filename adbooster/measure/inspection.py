@@ -1,6 +1,6 @@
 """All that is measured on one finished picture: by two CLIPs, a salient-object model and, if there is one, an Inception."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from adbooster.models.clip import Clip
 from adbooster.models.inception import Inception
 from adbooster.models.saliency import SaliencyNet
 from adbooster.painting.gates import Inspector
+from adbooster.painting.placing import read_cutout
 from adbooster.pictures import compositing, cutouts, images, layout, proof, quality, scenes
 from adbooster.storage.mask_models import mask_model
 from adbooster.storage.model_store import local_copy
@@ -31,7 +32,7 @@ class PictureMeasurer:
         self.inspector = Inspector(everything, self.judge, net, None)
         path = config.inception_model
         self.inception = Inception(local_copy(path), device, threads) if path else None
-        self.cutout = lru_cache(32)(self._cutout)
+        self.cutout = lru_cache(32)(partial(read_cutout, root))
         self.own = lru_cache(4096)(self._own)
         self.on_white = lru_cache(4096)(self._on_white)
 
@@ -64,7 +65,7 @@ class PictureMeasurer:
         alpha[box.slices] = cutout.scaled(box.width_px, box.height_px).alpha
         scene = scenes.scene_only(picture_u8, alpha)
         vector = self.judge.embed_images([scene])[0]
-        _, figures = self.inspector.inspect(picture_u8, alpha, vector, text)
+        _, figures = self.inspector.inspect([picture_u8], [alpha], [vector], [text])[0]
         figures["text_in_scene"] = figures.pop("text", None)
         phash, simhash = scenes.marks(scene, vector)
         figures |= proof.identity(picture_u8, cutout, box) | quality.light(picture_u8, alpha)
@@ -91,7 +92,3 @@ class PictureMeasurer:
 
     def _both(self, picture_u8: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.rank.embed_images([picture_u8])[0], self.judge.embed_images([picture_u8])[0]
-
-    def _cutout(self, photo_uri: str, mask_uri: str) -> cutouts.Cutout:
-        photo = images.decode(self.root.read(photo_uri))
-        return cutouts.cut(photo, images.decode_mask(self.root.read(mask_uri)))

@@ -13,7 +13,8 @@ from adbooster.measure.inspection import PictureMeasurer
 from adbooster.models.outpainter import Painting
 from adbooster.painting import finish
 from adbooster.painting.config import PaintingConfig
-from adbooster.painting.stages import Painter, Request, Setting
+from adbooster.painting.painter import Conditions, load_outpainter
+from adbooster.painting.placing import Place, Placer
 from adbooster.pictures import images, layout
 from adbooster.storage.objects import Root
 
@@ -51,35 +52,44 @@ class Evaluator:
         return scores | self.measurer.figures(picture, cutout, layout.Box(**row["layout"]), row["text"])
 
 
-class TrialPainter(Painter):
+class TrialPainter:
     """Paints K candidates a request, scores them all as finished pictures, and measures the one that `rank` prefers."""
 
     def __init__(self, root: Root, config: TrialsConfig, trial: Trial):
         shared = {name: getattr(config, name) for name in PaintingConfig.model_fields if hasattr(config, name)}
-        # Without a mask model no gate is computed: what gates check is measured instead.
-        shared |= {"weights": trial.weights, "adapters": trial.adapters, "mask_model": ""}
-        super().__init__(root, PaintingConfig(**shared), "", "")
-        self.measurer = PictureMeasurer(root, config, self.ranker)
+        painting = PaintingConfig(**shared | {"weights": trial.weights, "adapters": trial.adapters})
+        self.recipe, self.placer = config.recipe, Placer(root, painting)
+        self.outpainter = load_outpainter(painting)
+        self.conditions = Conditions(self.outpainter)
+        self.measurer = PictureMeasurer(root, config)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         started = time.monotonic()
-        asked = rows.to_pylist()
-        places = [self._settings(Request(row, np.zeros(0), [], 0)) for row in asked]
+        asked, k = rows.to_pylist(), self.recipe.candidates
+        places = [self._places(row) for row in asked]
         painted = self.outpainter.paint(
             [
-                Painting(place.condition, row["prompt"], row["negative_prompt"], seed_of(_noise(row, self.recipe), i))
+                Painting(
+                    self.conditions.of(row, place),
+                    row["prompt"],
+                    row["negative_prompt"],
+                    seed_of(_noise(row, self.recipe), i),
+                )
                 for row, some in zip(asked, places, strict=True)
                 for i, place in enumerate(some)
             ]
         )
-        k = self.recipe.candidates
         each = [painted[i * k : (i + 1) * k] for i in range(len(asked))]
         measured = [self._measure_request(*request) for request in zip(asked, places, each, strict=True)]
         spent = (time.monotonic() - started) / len(asked)
         return pa.Table.from_pylist([row | {"gpu_s": spent} for row in measured], schema.LOOKS)
 
-    def _measure_request(self, row: dict, places: list[Setting], painted: list[np.ndarray]) -> dict:
-        cutout, size = self.cutout(row["photo_uri"], row["mask_uri"]), self.recipe.size(row["placement"])
+    def _places(self, row: dict) -> list[Place]:
+        there = {place.number: place for place in self.placer.places(row)}
+        return [there[i % self.recipe.layouts] for i in range(self.recipe.candidates)]
+
+    def _measure_request(self, row: dict, places: list[Place], painted: list[np.ndarray]) -> dict:
+        cutout, size = self.measurer.cutout(row["photo_uri"], row["mask_uri"]), self.recipe.size(row["placement"])
         pictures = [
             finish.finish(p, cutout, place.box, size, self.recipe) for p, place in zip(painted, places, strict=True)
         ]

@@ -7,6 +7,7 @@ probabilities. Add a network as a file of its own; files.py checks what a folder
 __all__ = [
     "blip",
     "clip",
+    "clip_input",
     "files",
     "inception",
     "outpainter",

@@ -11,8 +11,9 @@ __all__ = [
     "duplicates",
     "finish",
     "gates",
+    "painter",
+    "placing",
     "requests",
     "staged_rows",
-    "stages",
     "targeting",
 ]

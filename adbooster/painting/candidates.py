@@ -6,7 +6,6 @@ changes no request's name and no creative.
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -31,9 +30,6 @@ class Candidate:
     word: str | None = None
     figures: dict = field(default_factory=dict)
 
-    def inspected(self, word: str | None, figures: dict) -> None:
-        self.word, self.figures = word, {k: v for k, v in figures.items() if v is not None}
-
 
 def shown_up_to(request_ids: pa.ChunkedArray, most: int) -> str:
     """The highest name among the `most` lowest of these requests; "" for none.
@@ -48,12 +44,11 @@ def shown_up_to(request_ids: pa.ChunkedArray, most: int) -> str:
     return request_ids[lowest[-1].as_py()].as_py()
 
 
-def of_round(
-    numbers: Iterable[int], seeds: Iterable[int], previews: Sequence[np.ndarray], scores: np.ndarray
-) -> list[Candidate]:
-    """The candidates of a round as they were scored; previews uint8 [H,W,3]"""
-    facts = zip(numbers, seeds, previews, scores, strict=True)
-    return [Candidate(n, str(seed), round(float(s), 4), _thumb(p, THUMB_PX)) for n, seed, p, s in facts]
+def candidate(
+    number: int, seed: int, score: float, preview_u8: np.ndarray, word: str | None, figures: dict
+) -> Candidate:
+    """A candidate as it was scored; preview_u8 uint8 [H,W,3]"""
+    return Candidate(number, str(seed), round(score, 4), _thumb(preview_u8, THUMB_PX), word, figures)
 
 
 def write(

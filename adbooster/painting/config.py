@@ -1,5 +1,6 @@
 """Settings of whatever paints: models, device, batches, recipe; and which cohorts a product is painted for, or never."""
 
+import math
 from datetime import date
 from typing import Literal
 
@@ -35,10 +36,19 @@ class PaintingConfig(JobConfig):
     """CPU threads a painting actor."""
     paint: Pool = Pool(batch=8)
     """Actors that paint and score; `batch` counts requests, rounded up so that paintings fill whole passes."""
+    place: Pool = Pool()
+    """Actors that cut products out and place them, for the painters; they take batches as the painters do."""
+    finish: Pool = Pool(batch=4, niceness=5)
+    """Actors that finish, prove and store what the painters chose."""
     paint_batch: int = Field(default=16, ge=1)
     """Paintings in one pass of the network; always filled, so that a picture does not depend on its neighbours."""
     recipe: Recipe = Recipe()
     """What decides the pixels."""
+
+    @property
+    def requests_a_pass(self) -> int:
+        """Requests whose candidates fill whole passes of the network."""
+        return self.paint_batch // math.gcd(self.paint_batch, self.recipe.candidates)
 
 
 class Targeting(Config):

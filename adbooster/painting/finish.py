@@ -1,16 +1,35 @@
-"""From a painting to the file that is published: upscaled, shaded, the product put back, encoded and proven."""
+"""From a painting to the file that is published: upscaled, shaded, the product put back, encoded and proven.
 
+`Finisher` is the stage after painting: it decides nothing, and needs no network.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
+import pyarrow as pa
 from scipy import ndimage
 
+from adbooster.contracts import schema
 from adbooster.contracts.errors import AdboosterError
+from adbooster.contracts.naming import digest, seed_of
 from adbooster.contracts.recipe import LOSSLESS, Recipe
+from adbooster.painting import candidates
+from adbooster.painting.config import PaintingConfig
+from adbooster.painting.placing import read_cutout
 from adbooster.pictures import compositing, grounding, images, lighting, proof, toning
 from adbooster.pictures.cutouts import ON, Cutout
 from adbooster.pictures.layout import Box
+from adbooster.storage.objects import Root
 
+IO_THREADS = 4
+SHARED = (
+    *("request_id", "product_id", "cohort_id", "placement", "prompt", "negative_prompt", "prompt_style"),
+    *("text", "photo_sha256", "candidate_scores", "candidate_rejects", "round", "gpu_s", "paint_batch"),
+)
+_FIGURES = dict.fromkeys(field.name for field in schema.GATES)
 SHADOW = 0.45  # share of the light that the darkest part of a contact shadow removes
 ALREADY_DARK = 0.82  # a scene this much darker under the product than beside it has its own shadow
 
@@ -89,3 +108,85 @@ def encode(picture_u8: np.ndarray, cutout: Cutout, box: Box, recipe: Recipe) -> 
     if difference:
         raise AdboosterError(f"the stored picture alters the product by up to {difference} levels; nothing is kept")
     return File(content, extension, difference, None)
+
+
+class Finisher:
+    """Finishes and stores what won, proven on the bytes: schema.PAINTED to schema.STAGED.
+
+    When it returns the files of its rows are in the storage, and nothing names them yet.
+    """
+
+    def __init__(self, root: Root, config: PaintingConfig, recipe_id: str, weights_revision: str):
+        self.root, self.recipe = root, config.recipe
+        self.names = {"recipe_id": recipe_id, "weights_revision": weights_revision, "run_id": config.run_id}
+        self.cutout = lru_cache(8)(partial(read_cutout, root))
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        with ThreadPoolExecutor(IO_THREADS) as pool:
+            finished = [row for some in pool.map(self._finished, rows.to_pylist()) for row in some]
+        return pa.Table.from_pylist(finished, schema.STAGED)
+
+    def _finished(self, row: dict) -> list[dict]:
+        """The rows of a request's creatives, best first; their files are stored."""
+        shared = {name: row[name] for name in SHARED} | self.names
+        shared |= {"neutral_score": row["own_scores"][0], "reject": None}
+        winners = [self._winner(row, pick) for pick in row["picks"]]
+        if row["shown"] is not None:
+            self._show(row, {p["number"]: picture for p, (_, picture) in zip(row["picks"], winners, strict=True)})
+        if not winners:
+            return [shared | self._original(row)]
+        return [shared | values | {"rank": rank} for rank, (values, _) in enumerate(winners)]
+
+    def _winner(self, row: dict, pick: dict) -> tuple[dict, np.ndarray]:
+        """A winner's row and its picture, uint8 [H,W,3]."""
+        box = Box(**pick["layout"])
+        painted = np.frombuffer(pick["painted"], np.uint8).reshape(pick["height_px"], pick["width_px"], 3)
+        product = self.cutout(row["photo_uri"], row["mask_uri"]).scaled(box.width_px, box.height_px)
+        picture = finish(painted, product, box, self.recipe.size(row["placement"]), self.recipe)
+        file = encode(picture, product, box, self.recipe)
+        proven = {"product_max_diff": file.product_max_diff, "psnr_db": file.psnr_db}
+        values = _file(self.root.put(file.content, file.extension), len(file.content), picture) | {
+            "creative_id": digest(row["request_id"], str(pick["number"]))[:16],
+            "seed": seed_of(row["request_id"], pick["number"]),
+            "layout": pick["layout"],
+            "clip_score": pick["score"],
+            "margin": pick["score"] - max(row["own_scores"]),
+            "gates": pick["gates"] | proven,
+            "light": pick["light"],
+            "fallback": False,
+            "background_phash": pick["phash"],
+            "background_simhash": pick["simhash"],
+        }
+        return values, picture
+
+    def _original(self, row: dict) -> dict:
+        """No painting passes and beats the product's own best picture, so that is the creative."""
+        best = int(np.argmax(row["own_scores"]))
+        uri = row["own_photo_uris"][best]
+        content = self.root.read(uri)
+        return _file(uri, len(content), images.decode(content)) | {
+            "creative_id": digest(row["request_id"], "original")[:16],
+            "rank": 0,
+            "seed": 0,
+            "clip_score": row["own_scores"][best],
+            "margin": 0.0,
+            "gates": _FIGURES | {"product_max_diff": 0},
+            "fallback": True,
+            "fallback_reason": row["candidate_rejects"][-1] if row["candidate_rejects"] else "below_original",
+        }
+
+    def _show(self, row: dict, winners: dict[int, np.ndarray]) -> None:
+        """Keep small pictures of all candidates for the page."""
+        painted = []
+        for c in row["shown"]:
+            preview = np.frombuffer(c["preview"], np.uint8).reshape(c["height_px"], c["width_px"], 3)
+            seed = seed_of(row["request_id"], c["number"])
+            figures = json.loads(c["figures"])
+            painted.append(candidates.candidate(c["number"], seed, c["score"], preview, c["word"], figures))
+        candidates.write(self.root, self.names["run_id"], row, painted, winners, max(row["own_scores"]))
+
+
+def _file(uri: str, size_bytes: int, picture_u8: np.ndarray) -> dict:
+    high, wide = picture_u8.shape[:2]
+    sha256 = uri.rsplit("/", 1)[-1].split(".")[0]
+    return {"uri": uri, "sha256": sha256, "width": wide, "height": high, "size_bytes": size_bytes}

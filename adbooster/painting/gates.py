@@ -2,6 +2,7 @@
 unsafe scenes."""
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -55,22 +56,31 @@ class Inspector:
         self.gates, self.ranker, self.net, self.safety = gates, ranker, net, safety
 
     def inspect(
-        self, picture_u8: np.ndarray, alpha_u8: np.ndarray, scene_vector: np.ndarray, text: str
-    ) -> tuple[str | None, dict]:
-        """The reject word of the first gate that fails (None: all pass), and the figures of all gates that are set.
+        self,
+        pictures_u8: Sequence[np.ndarray],
+        alphas_u8: Sequence[np.ndarray],
+        scene_vectors: Sequence[np.ndarray] | np.ndarray,
+        texts: Sequence[str],
+    ) -> list[tuple[str | None, dict]]:
+        """Of each picture the reject word of the first gate that fails (None: all pass), and the figures of all gates
+        that are set; networks see all pictures in one pass.
 
-        picture_u8    uint8 [H,W,3]; alpha_u8 uint8 [H,W], the product in it
-        scene_vector  CLIP unit vector of the picture without its product
-        text          the cohort's, which may ask for people
+        pictures_u8    uint8 [H,W,3] of any sizes; alphas_u8 uint8 [H,W], the products in them
+        scene_vectors  CLIP unit vectors of the pictures without their products
+        texts          the cohorts', which may ask for people
         """
+        shapes = self._shapes(pictures_u8, alphas_u8)
+        given = zip(pictures_u8, scene_vectors, texts, shapes, strict=True)
+        return [self._verdict(*one) for one in given]
+
+    def _verdict(
+        self, picture_u8: np.ndarray, scene_vector: np.ndarray, text: str, figures: dict
+    ) -> tuple[str | None, dict]:
         gates, word = self.gates, None
-        figures: dict = {}
-        if self.net and (gates.max_expansion_share is not None or gates.max_copy_similarity is not None):
-            figures |= self._shapes(picture_u8, alpha_u8)
-            if _over(figures["copy_similarity"], gates.max_copy_similarity):
-                word = "second_copy"
-            elif _over(figures["expansion_share"], gates.max_expansion_share):
-                word = "product_expanded"
+        if _over(figures.get("copy_similarity"), gates.max_copy_similarity):
+            word = "second_copy"
+        elif _over(figures.get("expansion_share"), gates.max_expansion_share):
+            word = "product_expanded"
         if gates.max_people is not None and not asks_for_people(text):
             figures["people"] = self.ranker.probability(scene_vector, PEOPLE, NO_PEOPLE)
             word = word or ("people_not_asked" if _over(figures["people"], gates.max_people) else None)
@@ -82,14 +92,20 @@ class Inspector:
             word = word or ("unsafe" if figures["unsafe"] else None)
         return word, figures
 
-    def _shapes(self, picture_u8: np.ndarray, alpha_u8: np.ndarray) -> dict:
-        assert self.net is not None
-        product = images.resize(alpha_u8, INSPECT_PX, INSPECT_PX) > 127
-        salient = self.net.probabilities(images.resize(picture_u8, INSPECT_PX, INSPECT_PX)) > 0.5
-        return {
-            "expansion_share": expansion_share(product, salient),
-            "copy_similarity": self._copy_similarity(picture_u8, product, salient),
-        }
+    def _shapes(self, pictures_u8: Sequence[np.ndarray], alphas_u8: Sequence[np.ndarray]) -> list[dict]:
+        """Figures of the products' shapes; empty where no gate asks for them."""
+        asked = self.gates.max_expansion_share is not None or self.gates.max_copy_similarity is not None
+        if not (self.net and asked and len(pictures_u8)):
+            return [{} for _ in pictures_u8]
+        small = [images.resize(p, INSPECT_PX, INSPECT_PX) for p in pictures_u8]
+        out = []
+        for picture, alpha, found in zip(pictures_u8, alphas_u8, self.net.probabilities_of(small), strict=True):
+            product, salient = images.resize(alpha, INSPECT_PX, INSPECT_PX) > 127, found > 0.5
+            expansion = expansion_share(product, salient)
+            out.append(
+                {"expansion_share": expansion, "copy_similarity": self._copy_similarity(picture, product, salient)}
+            )
+        return out
 
     def _copy_similarity(self, picture_u8: np.ndarray, product: np.ndarray, salient: np.ndarray) -> float | None:
         """Cosine between the product and the most similar other salient thing over a tenth of its size; None: alone."""

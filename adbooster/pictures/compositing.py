@@ -13,22 +13,30 @@ GREY = 127
 
 @dataclass(frozen=True)
 class Overlay:
-    """The product as the model sees it, and what pastes it back on a painting of that size.
+    """A product at the size that is painted, and what follows from it.
 
-    image           uint8 [h,w,3], the product on grey
-    product_mask    uint8 [h,w], 0 or 255 = product
-    premultiplied   float32 [h,w,3], the product's colours times alpha
-    alpha           float32 [h,w,1], 0-1
+    premultiplied   uint8 [h,w,3], the product's colours times alpha
+    alpha           uint8 [h,w]
     """
 
-    image: np.ndarray
-    product_mask: np.ndarray
     premultiplied: np.ndarray
     alpha: np.ndarray
 
+    @property
+    def image(self) -> np.ndarray:
+        """What the model sees: the product on grey, uint8 [h,w,3]."""
+        share = self.alpha[..., None] / np.float32(255)
+        return (self.premultiplied + GREY * (1 - share)).clip(0, 255).round().astype(np.uint8)
+
+    @property
+    def product_mask(self) -> np.ndarray:
+        """uint8 [h,w], 0 or 255 = product"""
+        return np.where(self.alpha > ON, 255, 0).astype(np.uint8)
+
     def paste(self, painted_u8: np.ndarray) -> np.ndarray:
         """The product before a painting, both uint8 [h,w,3]: a preview; the stored picture is composed at full size."""
-        return (painted_u8 * (1 - self.alpha) + self.premultiplied).clip(0, 255).round().astype(np.uint8)
+        share = self.alpha[..., None] / np.float32(255)
+        return (painted_u8 * (1 - share) + self.premultiplied).clip(0, 255).round().astype(np.uint8)
 
 
 def overlay(cutout: Cutout, box: Box, size: tuple[int, int], paint_size: tuple[int, int]) -> Overlay:
@@ -38,10 +46,7 @@ def overlay(cutout: Cutout, box: Box, size: tuple[int, int], paint_size: tuple[i
     alpha, colours = np.zeros((high, wide), np.uint8), np.zeros((high, wide, 3), np.uint8)
     alpha[box.slices] = product.alpha
     colours[box.slices] = (product.colours * (product.alpha[..., None] / np.float32(255))).round().astype(np.uint8)
-    small = resize(alpha, *paint_size)
-    share, premultiplied = small[..., None] / np.float32(255), resize(colours, *paint_size).astype(np.float32)
-    image = (premultiplied + GREY * (1 - share)).clip(0, 255).round().astype(np.uint8)
-    return Overlay(image, np.where(small > ON, 255, 0).astype(np.uint8), premultiplied, share)
+    return Overlay(resize(colours, *paint_size), resize(alpha, *paint_size))
 
 
 def placed_alpha(cutout: Cutout, box: Box, size: tuple[int, int]) -> np.ndarray:

@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
-from adbooster.engine.stage_process import loading
+from adbooster.engine.stage_process import in_network, loading
 from adbooster.storage.objects import Root
 
 ROWS = pa.schema([("n", pa.int64()), ("reject", pa.string())])
+NICED = pa.schema([*ROWS, ("niceness", pa.int64())])
 MARKED = pa.schema([*ROWS, ("process", pa.int64()), ("call", pa.int64())])
 
 
@@ -35,6 +36,19 @@ class Marker:
         self.call += 1
         n = rows.num_rows
         return schema.extend(rows, MARKED, process=[os.getpid()] * n, call=[self.call] * n)
+
+
+class Networked:
+    """Spends time in a network and besides; adds how much its process gives way to others."""
+
+    def __init__(self, network_s: float, other_s: float):
+        self.network_s, self.other_s = network_s, other_s
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        with in_network():
+            time.sleep(self.network_s)
+        time.sleep(self.other_s)
+        return schema.extend(rows, NICED, niceness=[os.nice(0)] * rows.num_rows)
 
 
 class Uneven:

@@ -18,10 +18,13 @@ from adbooster.generate.job import generate
 from adbooster.generate.plan import NightPlan
 from adbooster.generate.publish import plan_publication
 from adbooster.generate.rounds import Painted
+from adbooster.models.clip_input import read_clip_input
 from adbooster.painting import staged_rows
 from adbooster.painting.config import Targeting
+from adbooster.painting.finish import Finisher
+from adbooster.painting.painter import Painter
+from adbooster.painting.placing import Placer
 from adbooster.painting.requests import plan_requests
-from adbooster.painting.stages import Painter
 from adbooster.pictures import cutouts, images, layout
 from adbooster.prompts.config import Prompting
 from adbooster.storage import tables
@@ -45,8 +48,20 @@ def config(root, run_id="r1", **changes):
     return GenerateConfig(**settings | changes)
 
 
+class Chain:
+    """The three stages of painting one after another in this process; `painter` is the one with the networks."""
+
+    def __init__(self, root, settings, recipe_id="recipe", shown_up_to=""):
+        self.placer = Placer(root, settings)
+        self.painter = Painter(settings, shown_up_to)
+        self.finisher = Finisher(root, settings, recipe_id, "weights")
+
+    def __call__(self, rows):
+        return self.finisher(self.painter(self.placer(rows)))
+
+
 def painter(root, **changes):
-    return Painter(root, config(root, **changes), "recipe", "weights")
+    return Chain(root, config(root, **changes))
 
 
 def requests(root, recipe=None, name="recipe"):
@@ -65,11 +80,14 @@ class Stub:
     def embed_texts(self, texts):
         return np.ones((len(texts), 1), np.float32)
 
-    def embed_images(self, images_u8):
-        small = [images.resize(i, 12, 12).astype(float) for i in images_u8]
-        if len(images_u8) == 1:
-            return np.float32([[self.own]])
-        if len(images_u8) % len(self.scores) == 0 and images_u8[0].shape[0] == RECIPE["paint_px"]:  # previews
+    input = read_clip_input(MODELS / "rank")
+
+    def embed_pixels(self, pixels_u8):
+        pictures = np.asarray(pixels_u8)
+        small = [images.resize(i, 12, 12).astype(float) for i in pictures]
+        if pictures.shape[1] == self.input.height_px:
+            return np.float32([[self.own]] * len(pictures))
+        if pictures.shape[1] == RECIPE["paint_px"]:  # previews
             self.seen = list(zip(small, self.scores * (len(small) // len(self.scores)), strict=True))
             return np.float32([[score] for _, score in self.seen])
         nearest = [min(self.seen, key=lambda known: np.abs(known[0] - s).sum())[1] for s in small]
@@ -79,7 +97,7 @@ class Stub:
 def test_the_stored_products_are_the_photos_pixels(stocked):
     """The first promise, end to end: read every stored creative back and compare it with the packshot."""
     stage = painter(stocked)
-    stage.ranker = Stub([0.4, 0.9], own=0.1)
+    stage.painter.ranker = Stub([0.4, 0.9], own=0.1)
     done = stage(requests(stocked)).to_pylist()
     assert len(done) == 2
     for creative in done:
@@ -100,7 +118,7 @@ def test_the_stored_products_are_the_photos_pixels(stocked):
 
 def test_same_request_same_bytes_in_any_batch(stocked):
     rows, stage = requests(stocked), painter(stocked)
-    stage.ranker = Stub([0.4, 0.9], own=0.1)
+    stage.painter.ranker = Stub([0.4, 0.9], own=0.1)
     together, alone = stage(rows).to_pylist(), stage(rows.slice(1, 1)).to_pylist()
     assert not alone[0]["fallback"]
     assert alone[0]["sha256"] == next(r for r in together if r["request_id"] == alone[0]["request_id"])["sha256"]
@@ -108,19 +126,19 @@ def test_same_request_same_bytes_in_any_batch(stocked):
 
 def test_the_best_by_score_wins_and_ties_go_to_the_first(stocked):
     stage = painter(stocked, recipe=RECIPE | {"keep": 2, "diversity": 0.0})
-    stage.ranker = Stub([0.4, 0.9], own=0.1)
+    stage.painter.ranker = Stub([0.4, 0.9], own=0.1)
     first = stage(requests(stocked).slice(0, 1)).to_pylist()
     assert [r["rank"] for r in first] == [0, 1]
     assert [round(r["clip_score"], 2) for r in first] == [0.9, 0.4]
     assert round(first[0]["margin"], 2) == 0.8
-    stage.ranker = Stub([0.5, 0.5], own=0.1)
+    stage.painter.ranker = Stub([0.5, 0.5], own=0.1)
     tied = stage(requests(stocked).slice(0, 1)).to_pylist()
     assert [r["seed"] for r in tied] == [r["seed"] for r in first][::-1]
 
 
 def test_when_nothing_beats_the_original_it_is_the_creative(stocked):
     stage = painter(stocked)
-    stage.ranker = Stub([0.1, 0.2], own=0.3)
+    stage.painter.ranker = Stub([0.1, 0.2], own=0.3)
     creative = stage(requests(stocked).slice(0, 1)).to_pylist()[0]
     photo_uri = tables.read(stocked, "samples").to_pylist()[0]["photo_uri"]
     assert creative["fallback"]
@@ -245,7 +263,7 @@ def test_what_a_killed_run_staged_is_not_painted_again(warm_ray, stocked):
     whole = config(stocked, "r2")
     recipe = generate(whole.model_copy(update={"dry_run": True})).recipe_id
     wanted = requests(stocked, name=recipe)
-    done = Painter(stocked, config(stocked, "killed"), recipe, "weights")(wanted.slice(0, 1))
+    done = Chain(stocked, config(stocked, "killed"), recipe)(wanted.slice(0, 1))
     stocked.fs.makedirs(stocked.path(staged_rows.staged_folder("killed", recipe)))
     pap.write_table(done, stocked.path(staged_rows.staged_folder("killed", recipe)) + "/part-0.parquet")
     stocked.write(staged_rows.staged_folder("killed", recipe) + "/part-1.parquet", b"PAR1 cut short")

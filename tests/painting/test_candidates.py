@@ -9,13 +9,13 @@ from adbooster.painting import candidates
 from adbooster.pictures import images
 from adbooster.report import gallery
 from tests.generate.test_generate import Stub, painter
-from tests.painting.test_stages import TWO, Verdicts, one
+from tests.painting.test_painter import TWO, Verdicts, one
 
 
 def painted(stocked, *words, shown=True, rows=None):
     stage = painter(stocked, recipe=TWO)
-    stage.shown_up_to = "g" if shown else ""
-    stage.ranker, stage.inspector = Stub([0.4, 0.9], own=0.1), Verdicts(*words)
+    stage.painter.shown_up_to = "g" if shown else ""
+    stage.painter.ranker, stage.painter.inspector = Stub([0.4, 0.9], own=0.1), Verdicts(*words)
     return stage(one(stocked) if rows is None else rows)
 
 

@@ -40,7 +40,7 @@ def scene(*products: tuple[str, int], size: int = 170):
 
 def look(inspector, picture, alpha, text="a beach"):
     vector = inspector.ranker.embed_images([scenes.scene_only(picture, alpha)])[0]
-    return inspector.inspect(picture, alpha, vector, text)
+    return inspector.inspect([picture], [alpha], [vector], [text])[0]
 
 
 def test_expansion_is_the_union_form():

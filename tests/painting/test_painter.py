@@ -17,8 +17,8 @@ class Verdicts:
     def __init__(self, *words):
         self.words = list(words)
 
-    def inspect(self, *_):
-        return (self.words.pop(0) if self.words else None), {}
+    def inspect(self, pictures_u8, *_):
+        return [((self.words.pop(0) if self.words else None), {}) for _ in pictures_u8]
 
 
 def one(stocked):
@@ -27,7 +27,7 @@ def one(stocked):
 
 def staged(stocked, verdicts, scores=(0.4, 0.9), own=0.1, rows=None, **recipe):
     stage = painter(stocked, recipe=TWO | recipe)
-    stage.ranker, stage.inspector = Stub(list(scores), own), Verdicts(*verdicts)
+    stage.painter.ranker, stage.painter.inspector = Stub(list(scores), own), Verdicts(*verdicts)
     return stage(one(stocked) if rows is None else rows).to_pylist()
 
 
@@ -82,8 +82,8 @@ def test_places_are_shared_by_cohorts_and_candidates(stocked):
     """Two cohorts, four candidates, two places: the VAE sees the product twice, not eight times."""
     stage = painter(stocked, recipe=RECIPE | {"candidates": 4, "layouts": 2})
     seen = []
-    encode = stage.outpainter.vae.encode
-    stage.outpainter.vae.encode = lambda x: seen.append(x.shape) or encode(x)
+    encode = stage.painter.outpainter.vae.encode
+    stage.painter.outpainter.vae.encode = lambda x: seen.append(x.shape) or encode(x)
     rows = stage(requests(stocked))
     assert len(seen) == 2
     assert len(set(rows["request_id"].to_pylist())) == 2
@@ -91,11 +91,11 @@ def test_places_are_shared_by_cohorts_and_candidates(stocked):
 
 def test_layouts_make_candidates_differ(stocked):
     stage = painter(stocked, recipe=RECIPE | {"keep": 2, "diversity": 0.0, "layouts": 2})
-    stage.ranker = Stub([0.4, 0.9], own=0.1)
+    stage.painter.ranker = Stub([0.4, 0.9], own=0.1)
     a, b = stage(one(stocked)).to_pylist()
     assert a["layout"] != b["layout"]
     stage = painter(stocked, recipe=RECIPE | {"keep": 2, "diversity": 0.0, "layouts": 1})
-    stage.ranker = Stub([0.4, 0.9], own=0.1)
+    stage.painter.ranker = Stub([0.4, 0.9], own=0.1)
     a, b = stage(one(stocked)).to_pylist()
     assert a["layout"] == b["layout"]
 
@@ -103,7 +103,7 @@ def test_layouts_make_candidates_differ(stocked):
 def test_placements_have_their_sizes(stocked):
     recipe = RECIPE | {"placements": ("square", "story"), "size_px": 256}
     stage = painter(stocked, recipe=recipe)
-    stage.ranker = Stub([0.4, 0.9], own=0.1)
+    stage.painter.ranker = Stub([0.4, 0.9], own=0.1)
     from adbooster.contracts.recipe import Recipe
 
     rows = requests(stocked, Recipe(**recipe))
@@ -135,7 +135,7 @@ def test_the_size_of_a_pass_does_not_choose_the_picture(stocked, batch):
     rows, found = requests(stocked), []
     for size in (4, batch):
         stage = painter(stocked, paint_batch=size)
-        stage.ranker = Stub([0.4, 0.9], own=0.1)
+        stage.painter.ranker = Stub([0.4, 0.9], own=0.1)
         found.append(stage(rows).to_pylist())
     for a, b in zip(*found, strict=True):
         assert (a["seed"], a["layout"]) == (b["seed"], b["layout"])
@@ -151,7 +151,7 @@ CLASH = dict.fromkeys(("scene_light_deg", "product_light_deg"), 90.0) | dict.fro
 def told(monkeypatch, stage, clashes):
     """Agreements as given, by the candidate's own painting, in place of measured ones."""
     order = {}
-    paint = stage.outpainter.paint
+    paint = stage.painter.outpainter.paint
 
     def painting(jobs):
         out = paint(jobs)
@@ -162,14 +162,14 @@ def told(monkeypatch, stage, clashes):
         clash = order[scene_u8.tobytes()]
         return lighting.Agreement(**CLASH, ground_line=0.6, contact_share=1 - clash, clash=clash)
 
-    monkeypatch.setattr(stage.outpainter, "paint", painting)
+    monkeypatch.setattr(stage.painter.outpainter, "paint", painting)
     monkeypatch.setattr(lighting, "agreement", agreement)
 
 
 def test_a_better_scene_may_win_over_a_better_score(stocked, monkeypatch):
     for weight, score in ((0.0, 0.9), (0.4, 0.9), (0.6, 0.4)):
         stage = painter(stocked, recipe=TWO | {"clash_weight": weight})
-        stage.ranker, stage.inspector = Stub([0.4, 0.9], own=0.1), Verdicts()
+        stage.painter.ranker, stage.painter.inspector = Stub([0.4, 0.9], own=0.1), Verdicts()
         with monkeypatch.context() as patch:
             told(patch, stage, [0.0, 1.0])
             best = stage(one(stocked)).to_pylist()[0]
@@ -178,7 +178,7 @@ def test_a_better_scene_may_win_over_a_better_score(stocked, monkeypatch):
 
 def test_a_floating_product_makes_room_for_the_next(stocked, monkeypatch):
     stage = painter(stocked, recipe=TWO | {"gates": {"min_contact_share": 0.5}})
-    stage.ranker, stage.inspector = Stub([0.4, 0.9], own=0.1), Verdicts()
+    stage.painter.ranker, stage.painter.inspector = Stub([0.4, 0.9], own=0.1), Verdicts()
     told(monkeypatch, stage, [0.2, 0.9])
     best = stage(one(stocked)).to_pylist()[0]
     assert (best["candidate_rejects"], round(best["clip_score"], 2)) == (["floating"], 0.4)

@@ -1,0 +1,146 @@
+"""What the actors of a job's stages spend their time on: networks, other work, loading, and waiting for each other."""
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+from uuid import uuid4
+
+import ray
+from ray.data import Dataset
+
+from adbooster.storage.objects import Root
+
+log = logging.getLogger(__name__)
+FILE = "stages.json"
+LEAST_BUSY = 0.7  # share of its time that a GPU stage should be in networks
+LONG_ENOUGH_S = 300.0  # of its actors' time together; shorter nights are mostly their beginning and end
+Handle: TypeAlias = Any
+"""Ray's handle of a StageTimes' actor, which Ray does not type."""
+
+
+class Call(NamedTuple):
+    """One call of a stage in an actor; seconds.
+
+    network_s  in networks; other_s  in the stage besides; loading_s  models; idle_s  since the call before
+    """
+
+    rows: int
+    network_s: float
+    other_s: float
+    loading_s: float
+    idle_s: float
+
+
+class StageTimes:
+    """Adds up the calls of all actors; lives in a Ray actor of its own."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, dict[str, Any]] = {}
+        self.started = time.monotonic()
+
+    def add(self, stage: str, actor: str, gpus: float, calls: list[tuple]) -> None:
+        now = time.monotonic() - self.started
+        known = self.stages.setdefault(stage, {"gpus": gpus, "actors": set(), "calls": 0, "rows": 0})
+        known["actors"].add(actor)
+        known["ended_s"] = now
+        for call in calls:
+            known.setdefault("began_s", now - sum(call[1:3]))
+            known["calls"] += 1
+            for name, value in Call(*call)._asdict().items():
+                known[name] = known.get(name, 0) + value
+
+    def found(self) -> dict[str, dict[str, Any]]:
+        return {name: known | {"actors": len(known["actors"])} for name, known in self.stages.items()}
+
+
+def start() -> Handle:
+    return ray.remote(num_cpus=0, max_restarts=-1)(StageTimes).remote()
+
+
+class Clock:
+    """Of one actor: tells a StageTimes what its calls took."""
+
+    def __init__(self, stage: str, gpus: float, times: Handle | None):
+        self.stage, self.gpus, self.times, self.actor = stage, gpus, times, uuid4().hex
+        self.ended: float | None = None
+
+    def begin(self) -> None:
+        now = time.monotonic()
+        self.idle_s = now - self.ended if self.ended is not None else 0.0
+        self.began = now
+
+    def end(self, rows: int, network_s: float, loading_s: float) -> Call:
+        self.ended = time.monotonic()
+        other_s = max(0.0, self.ended - self.began - loading_s - network_s)
+        call = Call(rows, network_s, other_s, loading_s, self.idle_s)
+        if self.times is not None:
+            self.times.add.remote(self.stage, self.actor, self.gpus, [tuple(call)])
+        return call
+
+
+def write(root: Root, run_id: str, job: str, times: Handle, blocked: Iterable[Mapping[str, float]]) -> dict[str, dict]:
+    """Keep the times of a job's stages as runs/<run_id>/stages.json, beside those of other jobs of the run.
+
+    blocked  as of `blocked_s`, of each dataset that ran
+    returns  by stage: actors, gpus, calls, rows, seconds of all actors together (network_s, other_s, loading_s,
+             input_wait_s, output_wait_s), began_s and ended_s since the job began, network_share of the time but loading,
+             and row_s, seconds a row without waiting
+    """
+    stages, blocked = {}, list(blocked)
+    for name, known in ray.get(times.found.remote()).items():
+        idle_s = known.pop("idle_s")
+        output_s = min(idle_s, sum(b.get(name, 0.0) for b in blocked) * known["actors"])
+        worked = known["network_s"] + known["other_s"]
+        stages[name] = {k: round(v, 3) if isinstance(v, float) else v for k, v in known.items()} | {
+            "input_wait_s": round(idle_s - output_s, 3),
+            "output_wait_s": round(output_s, 3),
+            "network_share": round(known["network_s"] / max(worked + idle_s, 1e-9), 4),
+            "row_s": round(worked / max(known["rows"], 1), 5),
+        }
+    if stages:
+        root.write_json(f"runs/{run_id}/{FILE}", read(root, run_id) | {job: stages})
+    for line in wasted(stages):
+        log.warning(line)
+    return stages
+
+
+def read(root: Root, run_id: str) -> dict[str, dict[str, dict]]:
+    """The times of a run's stages by job; empty where there are none."""
+    try:
+        return json.loads(root.read(f"runs/{run_id}/{FILE}"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+def wasted(stages: dict[str, dict]) -> list[str]:
+    """A sentence for every stage that held a GPU and was not in networks for LEAST_BUSY of its time, and what to change."""
+    lines = []
+    for name, s in stages.items():
+        spent = s["network_s"] + s["other_s"] + s["input_wait_s"] + s["output_wait_s"]
+        if not s["gpus"] or spent < LONG_ENOUGH_S or s["network_share"] >= LEAST_BUSY:
+            continue
+        causes = {"it waited for input: give the stage before it more actors": s["input_wait_s"]}
+        causes["it waited for the stage after it: give that more actors"] = s["output_wait_s"]
+        causes["its own work outside networks: larger batches, or more CPUs an actor"] = s["other_s"]
+        why = max(causes, key=lambda cause: causes[cause])
+        lines.append(
+            f"{name} held GPUs and was in networks for {s['network_share']:.0%} of its time; most of the rest: {why}"
+        )
+    return lines
+
+
+def blocked_s(ds: Dataset) -> dict[str, float]:
+    """Seconds, by stage, in which Ray Data began nothing for lack of room after it; empty where it does not tell."""
+    found: dict[str, float] = {}
+    try:  # no public way in Ray 2.60
+        summary = ds._get_stats_summary()
+        while summary is not None:
+            for operator in summary.operators_stats:
+                name = operator.operator_name.removeprefix("MapBatches(").removesuffix(")")
+                found[name] = float(summary.extra_metrics.get("task_submission_backpressure_time", 0.0))
+            summary = summary.parents[0] if summary.parents else None
+    except (AttributeError, TypeError, IndexError):
+        return {}
+    return found

@@ -1,0 +1,344 @@
+"""The stage that holds the GPU: K candidates a request and round, painted, scored and gated; nothing but networks waits.
+
+While one pass is painted, the candidates of the pass before are judged. What wins leaves as it was painted, and is
+finished elsewhere.
+"""
+
+import json
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from adbooster.contracts import schema
+from adbooster.contracts.naming import seed_of
+from adbooster.engine import stage_process
+from adbooster.engine.stage_process import in_network
+from adbooster.models.clip import Clip
+from adbooster.models.outpainter import Condition, Outpainter, Painting
+from adbooster.models.safety import Safety
+from adbooster.models.saliency import SaliencyNet
+from adbooster.painting.config import PaintingConfig
+from adbooster.painting.finish import finish
+from adbooster.painting.gates import Inspector, clash_word
+from adbooster.painting.placing import Place
+from adbooster.painting.selection import Contest, fitting
+from adbooster.pictures import lighting, scenes
+from adbooster.storage.mask_models import mask_model
+from adbooster.storage.model_store import local_copy
+
+_FIGURES = dict.fromkeys(field.name for field in schema.GATES)  # null unless a gate asks for it
+_LIGHT_SHOWN = ("colour_distance", "light_opposition", "ground_line", "contact_share")  # on the page
+
+
+class Pick(NamedTuple):
+    """A candidate that was looked at: number among all rounds' candidates, its score, painting and figures."""
+
+    number: int
+    score: float
+    place: Place
+    painted: np.ndarray
+    figures: dict
+    agreement: lighting.Agreement
+    marks: tuple[str, str]
+
+    def row(self) -> dict:
+        """As in schema.PAINTED."""
+        high, wide = self.painted.shape[:2]
+        return {
+            "number": self.number,
+            "score": self.score,
+            "layout": vars(self.place.box),
+            "width_px": wide,
+            "height_px": high,
+            "painted": self.painted.tobytes(),
+            "gates": _FIGURES | self.figures,
+            "light": self.agreement.figures(),
+            "phash": self.marks[0],
+            "simhash": self.marks[1],
+        }
+
+
+@dataclass
+class Request:
+    """A request on its way through the rounds."""
+
+    row: dict
+    places: dict[int, Place]
+    text: np.ndarray  # unit vector of the cohort's text
+    own: list[float]  # scores of the product's own pictures, its main one first
+    round: int
+    rejects: list[str] = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)
+    picks: list[Pick] = field(default_factory=list)
+    shown: list[dict] | None = None  # all candidates, where the page shows this request
+
+
+@dataclass
+class Candidates:
+    """The painted candidates of one request and round; what was stopped early is left out.
+
+    numbers  among the candidates of all rounds; paintings and previews uint8 [H,W,3]; scores [n]
+    """
+
+    request: Request
+    numbers: list[int]
+    places: list[Place]
+    painted: list[np.ndarray]
+    previews: list[np.ndarray]
+    scores: np.ndarray
+    agreements: dict[int, lighting.Agreement] = field(default_factory=dict)
+
+    def agreement(self, i: int) -> lighting.Agreement:
+        if i not in self.agreements:
+            place = self.places[i]
+            self.agreements[i] = lighting.agreement(self.painted[i], place.overlay.alpha, place.light, self.previews[i])
+        return self.agreements[i]
+
+
+class Kept(OrderedDict):
+    """The `most` entries that were used last."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most = most
+
+    def use(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self:
+            self[key] = make()
+        self.move_to_end(key)
+        while len(self) > self.most:
+            self.popitem(last=False)
+        return self[key]
+
+
+def load_outpainter(config: PaintingConfig) -> Outpainter:
+    """The outpainter of the config, on its device."""
+    return Outpainter(
+        local_copy(config.weights),
+        config.recipe,
+        config.device,
+        config.dtype,
+        config.paint_batch,
+        [(local_copy(a.uri), a.scale) for a in config.adapters],
+        config.compiled,
+    )
+
+
+class Conditions:
+    """What the network sees of products in their places, shared by all cohorts and candidates: one VAE pass a place."""
+
+    def __init__(self, outpainter: Outpainter):
+        self.outpainter, self.kept = outpainter, Kept(128)
+
+    def of(self, row: dict, place: Place) -> Condition:
+        key = (row["photo_uri"], row["mask_uri"], row["category"], row["placement"], place.number)
+        return self.kept.use(key, partial(self._make, place))
+
+    def _make(self, place: Place) -> Condition:
+        with in_network():
+            return self.outpainter.condition(place.overlay.image, place.overlay.product_mask)
+
+
+class Painter:
+    """Paints requests, scores the previews, and decides which candidates win: schema.PLACED to schema.PAINTED.
+
+    Models come with the device of the config; pictures depend on request, recipe and models alone.
+    shown_up_to  of requests named up to here, which the page shows, previews of all candidates are passed on
+    """
+
+    def __init__(self, config: PaintingConfig, shown_up_to: str = ""):
+        torch.set_num_threads(config.threads)
+        self.recipe, device = config.recipe, config.device
+        self.shown_up_to = shown_up_to
+        self.outpainter = load_outpainter(config)
+        self.ranker = Clip(local_copy(config.rank_model), device, config.threads, getattr(torch, config.dtype))
+        masks = mask_model(config.mask_model, config.mask_network) if config.mask_model else None
+        net = SaliencyNet(masks.path, device, config.threads, masks.how) if masks else None
+        safety = Safety(local_copy(config.safety_model), device) if config.safety_model else None
+        self.inspector = Inspector(config.recipe.gates, self.ranker, net, safety)
+        self.at_once, self.device = config.requests_a_pass, device
+        self.conditions, self.own_vectors = Conditions(self.outpainter), Kept(4096)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        started = time.monotonic()
+        requests = self._requests(rows.to_pylist())
+        most = self.recipe.max_rounds
+        waiting = deque(r for r in requests if r.round < most)
+        before: list[Candidates] = []
+        with ThreadPoolExecutor(1) as device:
+            while waiting or before:
+                some = [waiting.popleft() for _ in range(min(self.at_once, len(waiting)))]
+                painting = device.submit(self._paint, some) if some else None
+                waiting.extend(r for r in self._judge(before) if r.round < most)
+                before = painting.result() if painting else []
+        shared = {"gpu_s": (time.monotonic() - started) / len(requests), "paint_batch": self.outpainter.batch}
+        return pa.Table.from_pylist([_row(r) | shared for r in requests], schema.PAINTED)
+
+    def _requests(self, rows: list[dict]) -> list[Request]:
+        with in_network():
+            texts = self.ranker.embed_texts([row["text"] for row in rows])
+        own_vectors = self._own_vectors(rows)
+        out = []
+        for row, text, own in zip(rows, texts, own_vectors, strict=True):
+            places = {p.number: p for p in map(Place.read, row["places"])}
+            rejects = ["duplicate_background"] if row["round"] else []
+            shown = [] if row["request_id"] <= self.shown_up_to else None
+            scores = [float(v @ text) for v in own]
+            out.append(Request(row, places, text, scores, row["round"] or 0, rejects, shown=shown))
+        return out
+
+    def _own_vectors(self, rows: list[dict]) -> list[list[np.ndarray]]:
+        """Unit vectors of the products' own pictures, each embedded once while it is in use."""
+        asked = [list(zip(row["own_photo_uris"], row["own_pixels"], strict=True)) for row in rows]
+        new = {uri: pixels for own in asked for uri, pixels in own if uri not in self.own_vectors}
+        if new:
+            shape = self.ranker.input.height_px, self.ranker.input.width_px, 3
+            pixels = np.stack([np.frombuffer(p, np.uint8).reshape(shape) for p in new.values()])
+            with in_network():
+                new = dict(zip(new, self.ranker.embed_pixels(pixels), strict=True))
+        return [[self.own_vectors.use(uri, lambda u=uri: new[u]) for uri, _ in own] for own in asked]
+
+    def _paint(self, requests: list[Request]) -> list[Candidates]:
+        """The next K candidates of each request, painted and scored as previews."""
+        k = self.recipe.candidates
+        jobs = [
+            (r, n, r.places[n % self.recipe.layouts]) for r in requests for n in range(r.round * k, (r.round + 1) * k)
+        ]
+        paintings = [
+            Painting(
+                self.conditions.of(r.row, place),
+                r.row["prompt"],
+                r.row["negative_prompt"],
+                seed_of(r.row["request_id"], n),
+            )
+            for r, n, place in jobs
+        ]
+        with in_network():
+            painted = self.outpainter.paint(paintings)
+            previews, vectors = self._previews([place for _, _, place in jobs], painted)
+        stage_process.count("adbooster_candidates_total", len(painted))
+        out = []
+        for i, request in enumerate(requests):
+            window = slice(i * k, (i + 1) * k)
+            numbers, places = [n for _, n, _ in jobs[window]], [place for _, _, place in jobs[window]]
+            scores = np.stack(vectors[window]) @ request.text
+            request.scores = [float(s) for s in scores]
+            out.append(Candidates(request, numbers, places, painted[window], previews[window], scores))
+        return out
+
+    @torch.inference_mode()
+    def _previews(self, places: Sequence[Place], painted: Sequence[np.ndarray]) -> tuple[list, list]:
+        """The products before their paintings, composed on the device, and the pictures' unit vectors."""
+        previews: list = [None] * len(painted)
+        vectors: list = [None] * len(painted)
+        for shape in dict.fromkeys(p.shape for p in painted):
+            at = [i for i, p in enumerate(painted) if p.shape == shape]
+            scene, colours, alpha = (
+                torch.from_numpy(np.stack(arrays)).to(self.device)
+                for arrays in (
+                    [painted[i] for i in at],
+                    [places[i].overlay.premultiplied for i in at],
+                    [places[i].overlay.alpha for i in at],
+                )
+            )
+            mixed = (scene * (1 - alpha[..., None] / 255) + colours).clamp(0, 255).round().to(torch.uint8)
+            for i, preview, vector in zip(at, mixed.cpu().numpy(), self.ranker.embed_pixels(mixed), strict=True):
+                previews[i], vectors[i] = preview, vector
+        return previews, vectors
+
+    def _judge(self, painted: list[Candidates]) -> list[Request]:
+        """Decide a pass; returns the requests that go on to another round."""
+        running = [(c, self._contest(c)) for c in painted]
+        while looked := [(c, contest, i) for c, contest in running if (i := contest.next()) is not None]:
+            for (c, contest, i), (pick, word) in zip(looked, self._look([(c, i) for c, _, i in looked]), strict=True):
+                if c.request.shown is not None:
+                    _inspected(c.request.shown[i - len(c.numbers)], word, pick)
+                if word:
+                    c.request.rejects.append(word)
+                    contest.turn_down()
+                else:
+                    contest.choose(i)
+                    c.request.picks.append(pick)
+        for c, _ in running:
+            c.request.round += 1
+        return [c.request for c, contest in running if contest.again]
+
+    def _contest(self, c: Candidates) -> Contest:
+        recipe, request = self.recipe, c.request
+        if request.shown is not None:
+            request.shown += [_shown(*one) for one in zip(c.numbers, c.scores, c.previews, strict=True)]
+        vectors = np.zeros((len(c.scores), 1))
+        if recipe.keep > 1:
+            scene = [scenes.scene_only(v, p.overlay.alpha) for v, p in zip(c.previews, c.places, strict=True)]
+            vectors = self._embedded(scene)
+        wanted = c.scores
+        if recipe.clash_weight:
+            wanted = fitting(wanted, [c.agreement(i).clash for i in range(len(wanted))], recipe.clash_weight)
+        return Contest(c.scores, wanted, vectors, max(request.own), recipe.keep, recipe.diversity)
+
+    def _look(self, some: list[tuple[Candidates, int]]) -> list[tuple[Pick, str | None]]:
+        """Candidates with the reject word of the first gate that each fails; None: all pass."""
+        previews = [self._finished(c, i) for c, i in some]
+        alphas = [c.places[i].overlay.alpha for c, i in some]
+        scene = [scenes.scene_only(p, a) for p, a in zip(previews, alphas, strict=True)]
+        vectors = self._embedded(scene)
+        with in_network():
+            verdicts = self.inspector.inspect(previews, alphas, vectors, [c.request.row["text"] for c, _ in some])
+        out = []
+        for (c, i), s, v, (word, figures) in zip(some, scene, vectors, verdicts, strict=True):
+            agreement = c.agreement(i)
+            marks = scenes.marks(s, v)
+            pick = Pick(c.numbers[i], float(c.scores[i]), c.places[i], c.painted[i], figures, agreement, marks)
+            out.append((pick, word or clash_word(self.recipe.gates, agreement)))
+        return out
+
+    def _finished(self, c: Candidates, i: int) -> np.ndarray:
+        """A candidate as it would be published, at the size that was painted: with its shadow and tones, uint8 [H,W,3]."""
+        product, box = c.places[i].small()
+        painted = c.painted[i]
+        return finish(painted, product, box, (painted.shape[1], painted.shape[0]), self.recipe)
+
+    def _embedded(self, pictures_u8: list[np.ndarray]) -> np.ndarray:
+        """Unit vectors [n,D] of pictures of any sizes, each size in one pass."""
+        out: list = [None] * len(pictures_u8)
+        for shape in dict.fromkeys(p.shape for p in pictures_u8):
+            at = [i for i, p in enumerate(pictures_u8) if p.shape == shape]
+            with in_network():
+                vectors = self.ranker.embed_pixels(np.stack([pictures_u8[i] for i in at]))
+            for i, vector in zip(at, vectors, strict=True):
+                out[i] = vector
+        return np.stack(out)
+
+
+def _row(request: Request) -> dict:
+    """As in schema.PAINTED."""
+    kept = {name: request.row[name] for name in schema.REQUESTS.names if name not in ("round", "reject")}
+    return kept | {
+        "round": max(request.round - 1, request.row["round"] or 0),
+        "own_scores": request.own,
+        "candidate_scores": request.scores,
+        "candidate_rejects": request.rejects,
+        "picks": [p.row() for p in sorted(request.picks, key=lambda p: (-p.score, p.number))],
+        "shown": request.shown,
+        "reject": None,
+    }
+
+
+def _shown(number: int, score: float, preview_u8: np.ndarray) -> dict:
+    high, wide = preview_u8.shape[:2]
+    arrays = {"width_px": wide, "height_px": high, "preview": preview_u8.tobytes()}
+    return {"number": number, "score": float(score), "word": None, "figures": "{}"} | arrays
+
+
+def _inspected(shown: dict, word: str | None, pick: Pick) -> None:
+    light = pick.agreement.figures()
+    figures = pick.figures | {name: light[name] for name in _LIGHT_SHOWN}
+    shown |= {"word": word, "figures": json.dumps({k: v for k, v in figures.items() if v is not None})}
