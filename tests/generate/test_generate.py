@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError, CoverageTooLow
 from adbooster.contracts.recipe import Recipe
-from adbooster.generate import marks
+from adbooster.generate import marks, rounds
 from adbooster.generate.checks import check as check_generate
 from adbooster.generate.config import GenerateConfig
 from adbooster.generate.job import generate
@@ -347,3 +347,9 @@ def test_the_dry_run_says_what_a_night_will_cost(warm_ray, stocked):
 def test_what_cannot_work_is_one_sentence_before_anything_starts(stocked, changes, said):
     with pytest.raises(ConfigError, match=said):
         check_generate(config(stocked, **changes))
+
+
+def test_a_small_round_is_split_finer_than_a_large_one(root):
+    """Every painter gets some, in whole passes of the network."""
+    settings = config(root, paint_batch=16, recipe={"candidates": 4}, paint={"actors": 3, "batch": 20})
+    assert [rounds._batch(settings, n) for n in (1, 24, 60, 10_000)] == [4, 4, 12, 20]

@@ -1,10 +1,13 @@
 import json
+import time
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from adbooster.contracts import schema
+from adbooster.painting.painter import Kept
+from adbooster.painting.selection import Contest
 from adbooster.pictures import images, lighting
 from tests.generate.test_generate import RECIPE, Stub, painter, requests
 
@@ -191,3 +194,67 @@ def test_the_figures_of_light_are_stored(stocked):
     assert 0 <= light["clash"] <= 1
     assert 0 < light["colour_distance"] < 120
     assert staged(stocked, [], own=0.95)[0]["light"] is None
+
+
+def test_a_pass_is_judged_while_the_next_one_is_painted(stocked):
+    """Eight requests in four passes: what the painter does besides networks costs the night nothing but the last pass."""
+    rows = pa.concat_tables([requests(stocked)] * 4)
+    stage = painter(stocked, recipe=TWO | {"max_rounds": 1})
+    stage.painter.ranker, stage.painter.inspector = Stub([0.4, 0.9], own=0.1), Verdicts()
+    placed = stage.placer(rows)
+    stage.painter(placed)  # conditions and texts are known from here on
+    pass_s = 0.4
+
+    def slow_paint(jobs, *rest):
+        time.sleep(pass_s)
+        return [np.zeros((64, 64, 3), np.uint8)] * len(jobs)
+
+    def slow_judge(painted):
+        time.sleep(pass_s * bool(painted))
+        return []
+
+    stage.painter.outpainter.paint, stage.painter._judge = slow_paint, slow_judge
+    started = time.monotonic()
+    done = stage.painter(placed)
+    assert time.monotonic() - started < 6.5 * pass_s, (
+        "four passes painted, one judged after them; in turn it were eight"
+    )
+    assert done.num_rows == 8
+
+
+def test_an_error_of_the_device_ends_the_call(stocked):
+    stage = painter(stocked)
+
+    def broken(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    stage.painter.outpainter.paint = broken
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        stage(requests(stocked))
+
+
+def test_only_what_was_used_last_is_kept():
+    kept, made = Kept(2), []
+
+    def use(key):
+        return kept.use(key, lambda: made.append(key) or key.upper())
+
+    assert [use(k) for k in "abaca"] == ["A", "B", "A", "C", "A"]
+    assert made == ["a", "b", "c"]
+    use("b")
+    assert made == ["a", "b", "c", "b"]
+
+
+def test_candidates_win_and_lose_as_the_gates_say():
+    contest = Contest(np.array([0.2, 0.9, 0.5]), np.array([0.2, 0.9, 0.5]), np.zeros((3, 1)), 0.3, 1, 0.0)
+    assert contest.next() == 1
+    contest.turn_down()
+    assert contest.next() == 2
+    contest.choose(2)
+    assert contest.next() is None
+    assert not contest.again
+    hopeless = Contest(np.array([0.2, 0.9]), np.array([0.2, 0.9]), np.zeros((2, 1)), 0.3, 1, 0.0)
+    assert hopeless.next() == 1
+    hopeless.turn_down()
+    assert hopeless.next() is None, "what is below the floor is never looked at"
+    assert hopeless.again

@@ -58,6 +58,7 @@ function headlineFigures(n) {
   if (known(n.published)) add('Published', count(n.published), n.retired ? `${count(n.retired)} retired` : 'tonight');
   if (DATA.live) add('Original picture kept', share(DATA.fallbacks / DATA.live), `${count(DATA.fallbacks)} of ${count(DATA.live)}`);
   if (n.painted) add('Painter time', `${(n.gpu_s / n.painted).toFixed(2)} s`, 'a request');
+  if (known(n.painter_busy)) add('Painters busy', share(n.painter_busy), 'of their time in networks');
   const m = n.marks || {};
   if (m.approved || m.rejected) add('Marks honoured', count(m.approved + m.rejected), `${count(m.approved)} approved, ${count(m.rejected)} rejected${m.unknown ? `, ${count(m.unknown)} unknown` : ''}`);
   return told;
