@@ -220,14 +220,20 @@ LIGHT = pa.struct(
     ]
 )
 # Between placing and painting: a request, where its product may stand, and what it competes with.
+_OVERLAY = pa.struct(
+    [
+        ("width_px", pa.int32()),
+        ("height_px", pa.int32()),
+        ("premultiplied", pa.binary()),  # uint8 [h,w,3], the product's colours times alpha
+        ("alpha", pa.binary()),  # uint8 [h,w]
+    ]
+)
 _PLACE = pa.struct(
     [
         ("number", pa.int32()),  # among the recipe's layouts
         ("layout", LAYOUT),
-        ("width_px", pa.int32()),  # of the arrays: the size that is painted
-        ("height_px", pa.int32()),
-        ("premultiplied", pa.binary()),  # uint8 [h,w,3], the product's colours times alpha
-        ("alpha", pa.binary()),  # uint8 [h,w]
+        ("painted", _OVERLAY),  # at the size that is painted
+        ("judged", _OVERLAY),  # at the size that gates look at; null: the same
         ("light_deg", pa.float64()),  # on the product
         ("light_confidence", pa.float64()),
     ]

@@ -46,6 +46,13 @@ class PaintingConfig(JobConfig):
     """What decides the pixels."""
 
     @property
+    def looks_at_finished(self) -> bool:
+        """Whether a gate looks at candidates as they would be published."""
+        gates = self.recipe.gates
+        asked = gates.max_expansion_share, gates.max_copy_similarity, gates.max_people, gates.max_text
+        return bool(self.safety_model) or any(most is not None for most in asked)
+
+    @property
     def requests_a_pass(self) -> int:
         """Requests whose candidates fill whole passes of the network."""
         return self.paint_batch // math.gcd(self.paint_batch, self.recipe.candidates)

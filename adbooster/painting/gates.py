@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from adbooster.contracts.recipe import Gates
+from adbooster.engine.stage_process import in_network
 from adbooster.models.clip import Clip
 from adbooster.models.safety import Safety
 from adbooster.models.saliency import SaliencyNet
@@ -82,15 +83,20 @@ class Inspector:
         elif _over(figures.get("expansion_share"), gates.max_expansion_share):
             word = "product_expanded"
         if gates.max_people is not None and not asks_for_people(text):
-            figures["people"] = self.ranker.probability(scene_vector, PEOPLE, NO_PEOPLE)
+            figures["people"] = self._probability(scene_vector, PEOPLE, NO_PEOPLE)
             word = word or ("people_not_asked" if _over(figures["people"], gates.max_people) else None)
         if gates.max_text is not None:
-            figures["text"] = self.ranker.probability(scene_vector, TEXT, NO_TEXT)
+            figures["text"] = self._probability(scene_vector, TEXT, NO_TEXT)
             word = word or ("text_in_scene" if _over(figures["text"], gates.max_text) else None)
         if self.safety:
-            figures["unsafe"] = self.safety.unsafe(picture_u8)
+            with in_network():
+                figures["unsafe"] = self.safety.unsafe(picture_u8)
             word = word or ("unsafe" if figures["unsafe"] else None)
         return word, figures
+
+    def _probability(self, vector: np.ndarray, texts: tuple[str, ...], others: tuple[str, ...]) -> float:
+        with in_network():
+            return self.ranker.probability(vector, texts, others)
 
     def _shapes(self, pictures_u8: Sequence[np.ndarray], alphas_u8: Sequence[np.ndarray]) -> list[dict]:
         """Figures of the products' shapes; empty where no gate asks for them."""
@@ -98,8 +104,10 @@ class Inspector:
         if not (self.net and asked and len(pictures_u8)):
             return [{} for _ in pictures_u8]
         small = [images.resize(p, INSPECT_PX, INSPECT_PX) for p in pictures_u8]
+        with in_network():
+            maps = self.net.probabilities_of(small)
         out = []
-        for picture, alpha, found in zip(pictures_u8, alphas_u8, self.net.probabilities_of(small), strict=True):
+        for picture, alpha, found in zip(pictures_u8, alphas_u8, maps, strict=True):
             product, salient = images.resize(alpha, INSPECT_PX, INSPECT_PX) > 127, found > 0.5
             expansion = expansion_share(product, salient)
             out.append(
@@ -119,7 +127,8 @@ class Inspector:
         if not others or not product.any():
             return None
         crops = [_crop(picture_u8, s) for s in [ndimage.find_objects(product.astype(int))[0], *others]]
-        vectors = self.ranker.embed_images(crops)
+        with in_network():
+            vectors = self.ranker.embed_images(crops)
         return float((vectors[1:] @ vectors[0]).max())
 
 

@@ -164,7 +164,9 @@ class Painter:
         net = SaliencyNet(masks.path, device, config.threads, masks.how) if masks else None
         safety = Safety(local_copy(config.safety_model), device) if config.safety_model else None
         self.inspector = Inspector(config.recipe.gates, self.ranker, net, safety)
+        self.looks_at_finished = config.looks_at_finished
         self.at_once, self.device = config.requests_a_pass, device
+        self.beside = ThreadPoolExecutor(1)  # a pass is painted in it while the pass before is judged
         self.conditions, self.own_vectors = Conditions(self.outpainter), Kept(4096)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -173,12 +175,11 @@ class Painter:
         most = self.recipe.max_rounds
         waiting = deque(r for r in requests if r.round < most)
         before: list[Candidates] = []
-        with ThreadPoolExecutor(1) as device:
-            while waiting or before:
-                some = [waiting.popleft() for _ in range(min(self.at_once, len(waiting)))]
-                painting = device.submit(self._paint, some) if some else None
-                waiting.extend(r for r in self._judge(before) if r.round < most)
-                before = painting.result() if painting else []
+        while waiting or before:
+            some = [waiting.popleft() for _ in range(min(self.at_once, len(waiting)))]
+            painting = self.beside.submit(self._paint, some) if some else None
+            waiting.extend(r for r in self._judge(before) if r.round < most)
+            before = painting.result() if painting else []
         shared = {"gpu_s": (time.monotonic() - started) / len(requests), "paint_batch": self.outpainter.batch}
         return pa.Table.from_pylist([_row(r) | shared for r in requests], schema.PAINTED)
 
@@ -287,11 +288,10 @@ class Painter:
     def _look(self, some: list[tuple[Candidates, int]]) -> list[tuple[Pick, str | None]]:
         """Candidates with the reject word of the first gate that each fails; None: all pass."""
         previews = [self._finished(c, i) for c, i in some]
-        alphas = [c.places[i].overlay.alpha for c, i in some]
+        alphas = [c.places[i].judged.alpha for c, i in some]
         scene = [scenes.scene_only(p, a) for p, a in zip(previews, alphas, strict=True)]
         vectors = self._embedded(scene)
-        with in_network():
-            verdicts = self.inspector.inspect(previews, alphas, vectors, [c.request.row["text"] for c, _ in some])
+        verdicts = self.inspector.inspect(previews, alphas, vectors, [c.request.row["text"] for c, _ in some])
         out = []
         for (c, i), s, v, (word, figures) in zip(some, scene, vectors, verdicts, strict=True):
             agreement = c.agreement(i)
@@ -301,10 +301,12 @@ class Painter:
         return out
 
     def _finished(self, c: Candidates, i: int) -> np.ndarray:
-        """A candidate as it would be published, at the size that was painted: with its shadow and tones, uint8 [H,W,3]."""
+        """A candidate as gates look at it, uint8 [H,W,3]: as it would be published, with shadow and tones, where one does."""
+        if not self.looks_at_finished:
+            return c.previews[i]
         product, box = c.places[i].small()
-        painted = c.painted[i]
-        return finish(painted, product, box, (painted.shape[1], painted.shape[0]), self.recipe)
+        high, wide = c.places[i].judged.alpha.shape
+        return finish(c.painted[i], product, box, (wide, high), self.recipe)
 
     def _embedded(self, pictures_u8: list[np.ndarray]) -> np.ndarray:
         """Unit vectors [n,D] of pictures of any sizes, each size in one pass."""

@@ -23,9 +23,21 @@ def scene_only(picture_u8: np.ndarray, alpha_u8: np.ndarray) -> np.ndarray:
     picture = images.resize(picture_u8, *small).astype(np.float32)
     product = ndimage.maximum_filter(images.resize(alpha_u8, *small), 7)  # as far as resampling carries its colours
     weight = (product == 0).astype(np.float32)[..., None]
-    flow = [ndimage.gaussian_filter(a, (SCENE_PX / 12, SCENE_PX / 12, 0)) for a in (picture * weight, weight)]
-    filled = picture * weight + flow[0] / np.maximum(flow[1], 1e-6) * (1 - weight)
+    flow = _blurred(np.concatenate([picture * weight, weight], axis=2))
+    filled = picture * weight + flow[..., :3] / np.maximum(flow[..., 3:], 1e-6) * (1 - weight)
     return filled.clip(0, 255).round().astype(np.uint8)
+
+
+def _blurred(array: np.ndarray) -> np.ndarray:
+    """float32 [h,w,C] through a Gaussian of SCENE_PX / 12, as two matrix products: its kernel is as wide as the picture."""
+    high, wide, channels = array.shape
+    rows = (_gaussian(high) @ array.reshape(high, -1)).reshape(high, wide, channels)
+    return _gaussian(wide) @ rows
+
+
+@cache
+def _gaussian(side_px: int) -> np.ndarray:
+    return ndimage.gaussian_filter1d(np.eye(side_px, dtype=np.float32), SCENE_PX / 12, axis=0)
 
 
 def marks(scene_u8: np.ndarray, vector: np.ndarray) -> tuple[str, str]:

@@ -291,7 +291,7 @@ def production(root: Root, finishers: int) -> GenerateConfig:
     return config(root, PRODUCTION, threads=1).model_copy(
         update={
             "mask_model": str(MODELS / "mask" / "u2netp.onnx"),
-            "paint": Pool(batch=8, cpus=0.5),
+            "paint": Pool(batch=16, cpus=0.5),
             "place": Pool(cpus=0.5),
             "finish": Pool(actors=finishers, batch=2, cpus=0.5, niceness=5),
         }
