@@ -100,6 +100,15 @@ class Harmonise(Config):
     """Strength of the product's mirror image on a glossy ground; 0 is off."""
 
 
+class Halving(Config):
+    """Weaker candidates stop early: they are compared by previews, halfway, and their slots go to other requests'."""
+
+    at: float = Field(default=0, ge=0, lt=1)
+    """Share of the steps after which candidates are compared; 0 is off."""
+    keep: float = Field(default=0.5, gt=0, le=1)
+    """Share of a request's candidates that go on, rounded up."""
+
+
 class Adapter(Config):
     """A LoRA, or a few-step adapter of that form (LCM, Hyper), that is added to the weights."""
 
@@ -128,6 +137,11 @@ class Recipe(Config):
     """Classifier-free guidance; 1 is none and half the cost."""
     guidance_interval: Range = (0.0, 1.0)
     """Share of the steps between which guidance is on; outside it a step costs half."""
+    halving: Halving = Halving()
+    """Which candidates are painted to the end."""
+    cache_every: int = Field(default=1, ge=1, le=10)
+    """Steps from one whole evaluation of the UNet to the next; those between run its outer layers alone, on deep features
+    of the last whole one. 1 is off."""
     scheduler: str = Field(default="", pattern="^[A-Za-z0-9]*$")
     """Name of a diffusers scheduler class; empty: the one that came with the weights."""
     scheduler_options: dict[str, str | int | float | bool] = Field(default_factory=dict)
@@ -180,7 +194,10 @@ class Recipe(Config):
 
 
 # Settings that recipes of earlier versions lack: where they have their defaults they are no part of the name.
-_YOUNGER = {"recipe": ("harmonise", "clash_weight"), "gates": ("min_contact_share", "max_light_opposition")}
+_YOUNGER = {
+    "recipe": ("harmonise", "clash_weight", "halving", "cache_every"),
+    "gates": ("min_contact_share", "max_light_opposition"),
+}
 
 
 def recipe_id(recipe: Recipe, revisions: Iterable[str]) -> str:

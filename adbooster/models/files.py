@@ -1,6 +1,7 @@
 """What a model's folder must hold, checked by its configuration files; nothing is loaded."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,53 +9,121 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.recipe import Recipe
 
 INPAINT_CHANNELS = 9  # noisy latents 4, paint mask 1, masked-image latents 4
-FAMILIES = ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline")
+TRAINABLE = ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline")
+FILL = "FluxFillPipeline"
+FAMILIES = (*TRAINABLE, FILL)
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
 def check_weights(path: Path) -> None:
     """raises ConfigError unless the folder is an inpainting pipeline in diffusers layout; loads nothing"""
-    config = path / "unet" / "config.json"
-    if not config.is_file():
-        raise ConfigError(f"the weights {path} have no unet/config.json; give a folder in diffusers layout")
-    channels = json.loads(config.read_text()).get("in_channels")
-    if channels != INPAINT_CHANNELS:
-        raise ConfigError(f"the UNet of {path} takes {channels} channels; an inpainting UNet takes {INPAINT_CHANNELS}")
-    for part in ("unet", "vae", "text_encoder"):
+    family = _family(path)
+    fills = family == FILL
+    network, encoders = ("transformer" if fills else "unet"), ["text_encoder"]
+    encoders += ["text_encoder_2"] if fills or family == TRAINABLE[1] else []
+    config = _config(path, network)
+    if not config:
+        raise ConfigError(f"the weights {path} have no {network}/config.json; give a folder in diffusers layout")
+    wanted = _fill_channels(_config(path, "vae")) if fills else INPAINT_CHANNELS
+    if (channels := config.get("in_channels")) != wanted:
+        what = "a fill transformer" if fills else "an inpainting UNet"
+        kind = "transformer" if fills else "UNet"
+        raise ConfigError(f"the {kind} of {path} takes {channels} channels; {what} takes {wanted}")
+    for part in (network, "vae", *encoders):
         if not list((path / part).glob("*.safetensors")):
             raise ConfigError(f"the weights {path} have no safetensors in {part}/")
-    for file in ("model_index.json", "scheduler/scheduler_config.json", "vae/config.json", "tokenizer"):
+    tokenizers = [e.replace("text_encoder", "tokenizer") for e in encoders]
+    for file in ("model_index.json", "scheduler/scheduler_config.json", "vae/config.json", *tokenizers):
         if not (path / file).exists():
             raise ConfigError(f"the weights {path} have no {file}; give a whole folder in diffusers layout")
+    if family not in FAMILIES:
+        raise ConfigError(f"the weights {path} are a {family}; painting takes {', '.join(FAMILIES)}")
+    if config.get("time_cond_proj_dim"):
+        raise ConfigError(
+            f"the UNet of {path} takes guidance as an input (time_cond_proj_dim), which is not supported; "
+            "give the plain weights and the few-step adapter made from them"
+        )
 
 
 def check_recipe(recipe: Recipe, path: Path) -> None:
-    """raises ConfigError for a scheduler that diffusers does not have, or a size that the VAE of `path` cannot take"""
+    """raises ConfigError for a recipe that diffusers or the weights of `path` cannot paint by"""
     if recipe.scheduler:
         from adbooster.models.outpainter import scheduler_class
 
         scheduler_class(recipe.scheduler)
-    config = json.loads((path / "vae" / "config.json").read_text())
-    factor = 2 ** (len(config.get("block_out_channels", [0] * 4)) - 1)
+    factor = _factor(_config(path, "vae"))
     for name in recipe.placements:
         wide, high = recipe.paint_size(name)
         if wide % factor or high % factor:
             raise ConfigError(
                 f"paint_px {recipe.paint_px} is {wide} x {high} px in {name}, and the VAE needs multiples of {factor}"
             )
+    _check_halving(recipe)
+    if _family(path) == FILL:
+        _check_fill(recipe, path)
+
+
+def _check_halving(recipe: Recipe) -> None:
+    halving = recipe.halving
+    if halving.at and recipe.num_inference_steps < 2:
+        raise ConfigError(f"halving.at {halving.at} needs num_inference_steps of 2 or more")
+    going = math.ceil(halving.keep * recipe.candidates) if halving.at else recipe.candidates
+    if halving.at and going < recipe.keep:
+        raise ConfigError(
+            f"halving.keep {halving.keep} leaves {going} of {recipe.candidates} candidates; recipe.keep is {recipe.keep}"
+        )
+
+
+def _check_fill(recipe: Recipe, path: Path) -> None:
+    """Guidance is an input of these transformers, or trained into them: there is no second pass to save on."""
+    if recipe.cache_every > 1:
+        raise ConfigError(f"cache_every {recipe.cache_every} is for UNets, and {path} is a {FILL}; set it to 1")
+    if recipe.guidance_interval != (0.0, 1.0):
+        raise ConfigError(f"guidance_interval saves nothing with a {FILL}; leave it at 0.0 to 1.0")
+    if not _config(path, "transformer").get("guidance_embeds") and recipe.guidance_scale != 1:
+        raise ConfigError(f"the transformer of {path} takes no guidance; set guidance_scale to 1")
+    scheduler = recipe.scheduler or _config(path, "scheduler", "scheduler_config.json").get("_class_name", "")
+    if not scheduler.startswith("FlowMatchEuler"):
+        raise ConfigError(f"a {FILL} is painted with FlowMatchEulerDiscreteScheduler, not {scheduler}")
+
+
+def check_negative_prompt(negative_prompt: str, path: Path) -> None:
+    """raises ConfigError for a negative prompt where the weights of `path` take none"""
+    if negative_prompt and _family(path) == FILL:
+        raise ConfigError(
+            f"the weights {path} are a {FILL}, which takes no negative prompt; set prompts.negative_prompt to an empty text"
+        )
 
 
 def check_base(path: Path) -> None:
     """raises ConfigError unless the folder is an inpainting pipeline that can be trained here; loads nothing"""
+    if (family := _family(path)) and family not in TRAINABLE:
+        raise ConfigError(f"the base {path} is a {family}; fine-tuning takes {' or '.join(TRAINABLE)}")
     check_weights(path)
-    family = json.loads((path / "model_index.json").read_text()).get("_class_name")
-    if family not in FAMILIES:
-        raise ConfigError(f"the base {path} is a {family}; fine-tuning takes {' or '.join(FAMILIES)}")
-    prediction = json.loads((path / "scheduler" / "scheduler_config.json").read_text()).get(
-        "prediction_type", "epsilon"
-    )
+    prediction = _config(path, "scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         raise ConfigError(f"the base {path} predicts {prediction!r}; fine-tuning takes {' or '.join(PREDICTIONS)}")
+
+
+def _family(path: Path) -> str:
+    index = path / "model_index.json"
+    return json.loads(index.read_text()).get("_class_name", "") if index.is_file() else ""
+
+
+def _config(path: Path, part: str, file: str = "config.json") -> dict:
+    """A part's configuration; empty where there is none."""
+    config = path / part / file
+    return json.loads(config.read_text()) if config.is_file() else {}
+
+
+def _factor(vae: dict) -> int:
+    """Pixels a latent, on a side."""
+    return 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
+
+
+def _fill_channels(vae: dict) -> int:
+    """Patches of 2 x 2: noisy and masked latents, and the mask's pixels of each latent."""
+    return 4 * (2 * vae.get("latent_channels", 16) + _factor(vae) ** 2)
 
 
 def architecture(path: Path, lora_rank: int, lora_targets: Iterable[str]) -> dict:

@@ -1,11 +1,13 @@
 import json
 import shutil
+from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionInpaintPipeline
-from PIL import Image
+from diffusers import DiffusionPipeline, StableDiffusionInpaintPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import load_file, save_file
 
 from adbooster.contracts.errors import ConfigError
@@ -14,6 +16,7 @@ from adbooster.models.files import check_recipe, check_weights
 from adbooster.models.outpainter import Outpainter, Painting
 from adbooster.pictures import compositing, cutouts, layout
 from adbooster.tiny import world
+from tests import tiny_fill, tiny_xl
 from tests.conftest import MODELS
 
 WEIGHTS = MODELS / "outpaint"
@@ -30,6 +33,16 @@ def painting(outpainter: Outpainter, seed: int, scene: str = "halloween", produc
     seen = overlay(seed, product)
     condition = outpainter.condition(seen.image, seen.product_mask)
     return Painting(condition, world.caption(product, scene), "text", seed)
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory):
+    return tiny_xl.write_pipeline(tmp_path_factory.mktemp("models") / "xl", WEIGHTS / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def fill(tmp_path_factory):
+    return tiny_fill.write_pipeline(tmp_path_factory.mktemp("models") / "fill", WEIGHTS / "tokenizer")
 
 
 @pytest.fixture(scope="module")
@@ -56,29 +69,68 @@ def test_other_seed_other_text_other_picture(outpainter):
     assert np.abs(a.astype(int) - c).mean() > 2
 
 
-def test_it_paints_what_the_stock_pipeline_paints():
-    """The field's own pipeline class, fed the same, is the reference: batches and caches change nothing."""
-    ours = Outpainter(WEIGHTS, RECIPE, "cpu", "float32", batch=1)
-    seen, job = overlay(7), painting(ours, 7)
-    pipe = StableDiffusionInpaintPipeline.from_pretrained(WEIGHTS, torch_dtype=torch.float32, safety_checker=None)
+def stock(path: Path, recipe: Recipe, job: Painting, seen: compositing.Overlay, monkeypatch) -> np.ndarray:
+    """The field's own pipeline class on the same pixels and noise; float [H,W,3] in 0-1."""
+    # It samples the masked picture's latents, we take their mode.
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda latents, *_, **__: latents.mode())
+    pipe = DiffusionPipeline.from_pretrained(path, dtype=torch.float32)
+    if recipe.scheduler:
+        pipe.scheduler = getattr(diffusers, recipe.scheduler).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(job.seed))
-    theirs = pipe(
+    more = {} if "Fill" in type(pipe).__name__ else {"negative_prompt": job.negative_prompt or None}
+    more |= {"max_sequence_length": tiny_fill.TOKENS} if "Fill" in type(pipe).__name__ else {}
+    high, wide = seen.product_mask.shape
+    return pipe(
         job.prompt,
-        image=Image.fromarray(seen.image),
-        mask_image=Image.fromarray(255 - seen.product_mask),
-        negative_prompt=job.negative_prompt,
-        height=128,
-        width=128,
+        image=torch.from_numpy(seen.image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1,
+        mask_image=torch.from_numpy(seen.product_mask < 128).float()[None, None],
+        height=high,
+        width=wide,
         strength=1.0,
-        num_inference_steps=RECIPE.num_inference_steps,
-        guidance_scale=RECIPE.guidance_scale,
-        latents=noise,
-        generator=torch.Generator().manual_seed(0),  # it samples the masked picture's latents, we take their mode
+        num_inference_steps=recipe.num_inference_steps,
+        guidance_scale=recipe.guidance_scale,
+        generator=torch.Generator().manual_seed(job.seed),
         output_type="np",
+        **more,
     ).images[0]
-    difference = np.abs(ours.paint([job])[0] / 255.0 - theirs)
-    assert difference.mean() < 0.01
+
+
+def the_stock_pipeline_paints_the_same(path: Path, recipe: Recipe, negative_prompt: str, monkeypatch) -> None:
+    """Exactly; and a guidance that is off by 0.05 shows."""
+    ours, seen = Outpainter(path, recipe, "cpu", "float32", batch=1), overlay(7)
+    job = Painting(ours.condition(seen.image, seen.product_mask), "a teapot in the snow", negative_prompt, 7)
+    theirs = (stock(path, recipe, job, seen, monkeypatch) * 255).round().astype(np.uint8)
+    assert np.array_equal(ours.paint([job])[0], theirs)
+    if recipe.guidance_scale > 1:
+        ours.recipe = recipe.model_copy(update={"guidance_scale": recipe.guidance_scale + 0.05})
+        ours.family.recipe = ours.recipe
+        assert not np.array_equal(ours.paint([job])[0], theirs)
+
+
+SCHEDULERS = ("", "DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+SCHEDULERS += ("UniPCMultistepScheduler", "HeunDiscreteScheduler", "LCMScheduler")
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_it_paints_what_the_stock_pipeline_paints(scheduler, guidance, monkeypatch):
+    recipe = RECIPE.model_copy(update={"scheduler": scheduler, "guidance_scale": guidance})
+    the_stock_pipeline_paints_the_same(WEIGHTS, recipe, "text", monkeypatch)
+
+
+@pytest.mark.parametrize("negative_prompt", ["", "text"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("scheduler", ["", "DPMSolverMultistepScheduler", "LCMScheduler"])
+def test_sdxl_paints_what_the_stock_pipeline_paints(xl, scheduler, guidance, negative_prompt, monkeypatch):
+    """No negative prompt is zeros, not an empty text."""
+    recipe = RECIPE.model_copy(update={"scheduler": scheduler, "guidance_scale": guidance})
+    the_stock_pipeline_paints_the_same(xl, recipe, negative_prompt, monkeypatch)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0, 30.0])
+def test_a_fill_transformer_paints_what_the_stock_pipeline_paints(fill, guidance, monkeypatch):
+    recipe = RECIPE.model_copy(update={"guidance_scale": guidance})
+    the_stock_pipeline_paints_the_same(fill, recipe, "", monkeypatch)
 
 
 def test_other_weights_other_picture(outpainter, tmp_path):
@@ -150,10 +202,10 @@ class Hungry(torch.nn.Module):
 def test_out_of_memory_halves_the_batch_and_goes_on():
     painter = Outpainter(WEIGHTS, RECIPE, "cpu", "float32", batch=8)
     some = [painting(painter, i) for i in range(3)]
-    painter.unet = Hungry(painter.unet, most=4)  # guidance doubles: four samples are two paintings
+    painter.family.network = Hungry(painter.family.network, most=4)  # guidance doubles: four samples are two paintings
     assert len(painter.paint(some)) == 3
     assert painter.batch == 2
-    painter.unet.most = 1
+    painter.family.network.most = 1
     with pytest.raises(torch.OutOfMemoryError):
         painter.paint(some)
 
@@ -175,7 +227,7 @@ def test_guidance_only_in_its_interval(outpainter):
     calls = []
     half = RECIPE.model_copy(update={"guidance_interval": (0.0, 0.5)})
     stage = Outpainter(WEIGHTS, half, "cpu", "float32", batch=1)
-    stage.unet.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    stage.family.network.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
     changed = stage.paint([painting(stage, 1)])[0]
     assert calls == [2, 2, 1, 1]
     assert np.abs(changed.astype(int) - outpainter.paint([painting(outpainter, 1)])[0]).mean() > 0.1
