@@ -127,6 +127,9 @@ class Outpainter:
         self.family: StableDiffusion = family_of(path)(path, recipe, self.dtype, device)
         _fuse(self.family, adapters)
         self.family.prepare()
+        if device == "cuda" or self.autocast:  # in float32 on a CPU it gains nothing
+            for module in (self.family.network, self.family.vae):
+                module.to(memory_format=torch.channels_last)
         if compiled:
             _compile(self.family.network)
         self.scheduler = self._scheduler()
@@ -136,7 +139,7 @@ class Outpainter:
         self.previews = None
         if recipe.halving.at:
             with torch.inference_mode():
-                self.previews = Previews(self.family, preview)
+                self.previews = Previews(self.family, recipe.halving.preview == "linear", preview)
         self.words: OrderedDict[str, Words] = OrderedDict()
         self.evaluations = 0.0
 

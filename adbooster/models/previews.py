@@ -4,7 +4,7 @@ Shapes: N pictures, C channels, H x W pixels, h x w latents.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,31 +20,33 @@ FITTED_PX, FITTED_ON = 128, 16
 class Previews:
     """Decodes latents into pictures good enough to compare candidates with.
 
-    path    folder of a small decoder (diffusers' AutoencoderTiny, as TAESD is); None: each latent becomes one pixel by a
-            linear map, fitted to the VAE of the family when this is made
-    raises  ConfigError if the decoder is made for other latents
+    linear  one pixel a latent by a linear map, fitted to the VAE when this is made; else the VAE on latents of half the
+            side, a quarter of its time
+    path    folder of a small decoder (diffusers' AutoencoderTiny, as TAESD is) that is taken instead
+    raises  ConfigError if that decoder is made for other latents
     """
 
-    def __init__(self, family: StableDiffusion, path: Path | None):
-        self.tiny, self.factor, channels = None, family.factor, family.vae.config.latent_channels
-        if path is None:
-            self.map_1CK = _fitted(family)
-            return
-        self.tiny: Any = AutoencoderTiny.from_pretrained(path, use_safetensors=True).to(family.device).eval()
-        if self.tiny.config.latent_channels != channels:
-            raise ConfigError(
-                f"the preview decoder {path} takes {self.tiny.config.latent_channels} channels; the weights have {channels}"
+    def __init__(self, family: StableDiffusion, linear: bool = False, path: Path | None = None):
+        self.family, self.tiny, channels = family, None, family.vae.config.latent_channels
+        self.map_CK = _fitted(family) if linear and not path else None
+        if path:
+            self.tiny = (
+                cast("Any", AutoencoderTiny.from_pretrained(path, use_safetensors=True)).to(family.device).eval()
             )
+            if (made_for := self.tiny.config.latent_channels) != channels:
+                raise ConfigError(f"the preview decoder {path} takes {made_for} channels; the weights have {channels}")
 
     def __call__(self, x_NChw: torch.Tensor, size: tuple[int, int]) -> list[np.ndarray]:
         """uint8 [H,W,3] of `size` for clean latents in the network's scale."""
         if self.tiny is not None:
-            pixels_N3HW = self.tiny.decode(x_NChw.to(self.tiny.dtype), return_dict=False)[0].float()
+            pixels = self.tiny.decode(x_NChw.to(self.tiny.dtype), return_dict=False)[0]
+        elif self.map_CK is not None:
+            pixels = torch.einsum("nchw,ck->nkhw", F.pad(x_NChw, (0, 0, 0, 0, 0, 1), value=1.0), self.map_CK)
         else:
-            small = torch.einsum("nchw,ck->nkhw", F.pad(x_NChw, (0, 0, 0, 0, 0, 1), value=1.0), self.map_1CK)
-            pixels_N3HW = F.interpolate(small, scale_factor=self.factor, mode="bilinear")
-        pixels = ((pixels_N3HW[..., : size[0], : size[1]] / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        return list(pixels.permute(0, 2, 3, 1).cpu().numpy())
+            pixels = self.family.decode(F.interpolate(x_NChw, scale_factor=0.5, mode="area"))
+        whole = [n * self.family.factor for n in x_NChw.shape[-2:]]
+        pixels = F.interpolate(pixels.float(), size=whole, mode="bilinear")[..., : size[0], : size[1]]
+        return list(((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
 
 
 def _fitted(family: StableDiffusion) -> torch.Tensor:

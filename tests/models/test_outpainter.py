@@ -1,20 +1,25 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionInpaintPipeline
+from diffusers import AutoencoderTiny, DiffusionPipeline, StableDiffusionInpaintPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from adbooster.contracts.errors import ConfigError
-from adbooster.contracts.recipe import Recipe, placements
+from adbooster.contracts.recipe import Halving, Recipe, placements
 from adbooster.models.files import check_recipe, check_weights
-from adbooster.models.outpainter import Outpainter, Painting
+from adbooster.models.outpainter import Outpainter, Painting, stronger
+from adbooster.models.previews import Previews
 from adbooster.pictures import compositing, cutouts, layout
+from adbooster.pictures.images import resize
 from adbooster.tiny import world
 from tests import tiny_fill, tiny_xl
 from tests.conftest import MODELS
@@ -47,7 +52,7 @@ def fill(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outpainter():
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return Outpainter(WEIGHTS, RECIPE, "cpu", "float32", batch=4)
 
 
@@ -158,7 +163,7 @@ def test_weights_that_cannot_inpaint_are_named(tmp_path):
         check_weights(tmp_path)
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps({"in_channels": 4}))
-    with pytest.raises(ConfigError, match="takes 4 channels"):
+    with pytest.raises(ConfigError, match="takes 4 channels; an inpainting UNet takes 9"):
         check_weights(tmp_path)
     (tmp_path / "unet" / "config.json").write_text(json.dumps({"in_channels": 9}))
     with pytest.raises(ConfigError, match="no safetensors"):
@@ -231,6 +236,153 @@ def test_guidance_only_in_its_interval(outpainter):
     changed = stage.paint([painting(stage, 1)])[0]
     assert calls == [2, 2, 1, 1]
     assert np.abs(changed.astype(int) - outpainter.paint([painting(outpainter, 1)])[0]).mean() > 0.1
+
+
+SCENES = ("winter", "summer", "sailing", "desert", "tennis", "winter")
+
+
+def contest(outpainter: Outpainter) -> list[Painting]:
+    """Six candidates, in turn of two requests."""
+    return [replace(painting(outpainter, i, scene), group=i % 2) for i, scene in enumerate(SCENES)]
+
+
+def halving(**changes) -> Recipe:
+    return RECIPE.model_copy(update={"num_inference_steps": 4, "halving": Halving(at=0.5)} | changes)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_survivor_of_halving_is_what_it_would_have_been(scheduler):
+    """The weaker half of each request stops; the others change companions, and not a byte."""
+    painter = Outpainter(WEIGHTS, halving(scheduler=scheduler), "cpu", "float32", batch=2)
+    some = contest(painter)
+    whole = painter.paint(some)
+    in_full, asked = painter.evaluations, []
+
+    def judge(indices, previews):
+        asked.append((indices, [p.shape for p in previews]))
+        return [0, 5, 3, 1, 2, 4]
+
+    halved = painter.paint(some, judge)
+    assert asked == [(list(range(6)), [(128, 128, 3)] * 6)]
+    assert [p is None for p in halved] == [True, False, False, True, False, False]
+    assert all(np.array_equal(a, b) for a, b in zip(halved, whole, strict=True) if a is not None)
+    steps = in_full / 12
+    assert painter.evaluations - in_full == 2 * (6 * (half := round(steps / 2)) + 4 * (steps - half))
+
+
+def test_halving_a_fill_transformer(fill):
+    painter = Outpainter(fill, halving(), "cpu", "float32", batch=4)
+    some = [replace(p, negative_prompt="") for p in contest(painter)]
+    whole, halved = painter.paint(some), painter.paint(some, lambda indices, _: indices)
+    assert [p is None for p in halved] == [True, True, False, False, False, False]
+    assert all(np.array_equal(a, b) for a, b in zip(halved, whole, strict=True) if a is not None)
+
+
+def test_the_better_share_of_each_group_goes_on():
+    assert stronger([1, 9, 2, 8, 3], [0, 1, 0, 1, 0], 0.5) == [1, 2, 4]
+    assert stronger([5, 5, 5, 5], [0, 0, 0, 0], 0.5) == [0, 1], "the earlier ones of equals"
+    assert stronger([0.1], [7], 0.1) == [0]
+
+
+def late_previews(painter: Outpainter) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    seen = []
+    some = contest(painter)
+    painter.paint(some, lambda indices, previews: seen.extend(previews) or indices)
+    return seen, painter.paint(some)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean difference in levels of pictures scaled down: what a preview can be asked for."""
+    return np.abs(resize(a, 16, 16).astype(int) - resize(b, 16, 16)).mean()
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_preview_shows_what_is_coming(scheduler):
+    """Whatever the scheduler's scale and the prediction: late in the steps it is nearer to its own picture."""
+    recipe = halving(scheduler=scheduler, num_inference_steps=8, halving=Halving(at=0.75))
+    previews, pictures = late_previews(Outpainter(WEIGHTS, recipe, "cpu", "float32", batch=2))
+    own = [distance(a, b) for a, b in zip(previews, pictures, strict=True)]
+    others = [distance(a, b) for a, b in zip(previews, pictures[1:] + pictures[:1], strict=True)]
+    assert np.mean(own) < 0.6 * np.mean(others)
+
+
+def test_previews_by_a_small_decoder_and_by_a_linear_map(tmp_path):
+    decoder = AutoencoderTiny(
+        encoder_block_out_channels=(4, 4, 4, 4), decoder_block_out_channels=(4, 4, 4, 4), latent_channels=4
+    )
+    decoder.save_pretrained(tmp_path / "decoder")
+    linear = halving(halving=Halving(at=0.5, preview="linear"))
+    ways = [
+        Outpainter(WEIGHTS, r, "cpu", "float32", 2, preview=p)
+        for r, p in ((halving(), tmp_path / "decoder"), (linear, None))
+    ]
+    (decoded, pictures), (mapped, _) = (late_previews(w) for w in ways)
+    assert [p.shape for p in decoded] == [p.shape for p in mapped] == [p.shape for p in pictures]
+    assert not np.array_equal(decoded, mapped)
+    AutoencoderTiny(latent_channels=16).save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match="takes 16 channels; the weights have 4"):
+        Outpainter(WEIGHTS, halving(), "cpu", "float32", 2, preview=tmp_path / "other")
+
+
+def test_a_linear_map_finds_a_linear_vae():
+    """Where colours are a linear map of latents, that map is what is fitted."""
+    mix = torch.tensor([[0.5, 0.1, 0.0], [0.0, 0.4, 0.2], [0.3, 0.0, 0.6]])
+
+    class Linear:
+        device, factor = "cpu", 8
+        vae = SimpleNamespace(config=SimpleNamespace(latent_channels=3))
+
+        def encode(self, pixels_NCHW):
+            return torch.einsum("nchw,ck->nkhw", F.interpolate(pixels_NCHW, scale_factor=1 / 8, mode="area"), mix) - 0.2
+
+    colours = torch.rand(1, 3, 64, 64) * 2 - 1
+    preview = Previews(Linear(), linear=True)(Linear().encode(colours), (64, 64))[0]
+    wanted = F.interpolate(F.interpolate(colours, scale_factor=1 / 8, mode="area"), size=(64, 64), mode="bilinear")
+    assert np.abs(preview - (wanted[0].permute(1, 2, 0).numpy() / 2 + 0.5) * 255).max() < 1
+
+
+def test_memory_that_runs_out_while_halving_changes_no_picture():
+    painter = Outpainter(WEIGHTS, halving(), "cpu", "float32", batch=2)
+    whole = painter.paint(contest(painter))
+    hungry = Outpainter(WEIGHTS, halving(), "cpu", "float32", batch=4)
+    hungry.family.network = Hungry(hungry.family.network, most=4)
+    halved = hungry.paint(contest(hungry), lambda indices, _: indices)
+    assert hungry.batch == 2
+    assert all(np.array_equal(a, b) for a, b in zip(halved, whole, strict=True) if a is not None)
+
+
+@pytest.mark.parametrize("weights", ["sd", "xl"])
+def test_cached_steps_run_the_outer_layers_alone(weights, xl):
+    """The next picture is near, costs less, and does not depend on its company."""
+    path = {"sd": WEIGHTS, "xl": xl}[weights]
+    recipe = RECIPE.model_copy(update={"num_inference_steps": 8, "guidance_interval": (0.0, 0.6)})
+    plain, cached = (
+        Outpainter(path, recipe.model_copy(update={"cache_every": n}), "cpu", "float32", 2) for n in (1, 2)
+    )
+    middle = []
+    cached.family.network.mid_block.register_forward_pre_hook(lambda _, inputs: middle.append(len(inputs[0])))
+    some = contest(plain)[:3]
+    before, after = plain.paint(some), cached.paint(some)
+    assert middle == 2 * [4, 4, 4, 2, 2], "every other step, and where guidance ends"
+    share = cached.cached_share
+    assert 0 < share < 0.4
+    assert cached.evaluations == pytest.approx(3 * (3 * 2 + 2 * 1 + share * (2 * 2 + 1)))
+    assert plain.evaluations == 3 * (5 * 2 + 3)
+    near = [np.abs(a.astype(int) - b).mean() for a, b in zip(before, after, strict=True)]
+    far = [np.abs(a.astype(int) - b).mean() for a, b in zip(before, before[1:] + before[:1], strict=True)]
+    assert 0 < np.mean(near) < 0.5 * np.mean(far)
+    assert np.array_equal(cached.paint([some[1]])[0], after[1])
+
+
+def test_a_cached_step_after_a_whole_one_on_the_same_input_gives_the_same(outpainter):
+    """What is kept is what the layers in between give."""
+    cached = Outpainter(WEIGHTS, RECIPE.model_copy(update={"cache_every": 2}), "cpu", "float32", 1)
+    with torch.inference_mode():
+        seen, words = torch.randn(2, 9, 16, 16), cached._words(["a", "b"])
+        whole, shallow = (cached.family.predict(seen, torch.tensor(500), words, reuse) for reuse in (False, True))
+        plain = outpainter.family.predict(seen, torch.tensor(500), words, False)
+    assert torch.equal(whole, plain)
+    assert torch.equal(whole, shallow)
 
 
 def lora(path, scale: float):
