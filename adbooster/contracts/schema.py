@@ -300,7 +300,9 @@ CREATIVES = _schema(
     clip_score=pa.float32(),
     neutral_score=pa.float32(),
     margin=pa.float32(),
-    candidate_scores=pa.list_(pa.float32()),  # of all the round's candidates, before gates, in the order of their seeds
+    candidate_scores=pa.list_(
+        pa.float32()
+    ),  # of all the round's candidates, before gates, in the order of their seeds; null: stopped early
     gates=GATES,
     light=LIGHT,  # of the painting; null for an original picture and for creatives of earlier versions
     fallback=pa.bool_(),

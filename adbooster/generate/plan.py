@@ -161,6 +161,7 @@ def revisions(config: GenerateConfig) -> tuple[str, str]:
     models.append(content_hash(local_copy(config.rank_model)))
     models.append(mask_model(config.mask_model, config.mask_network).revision if config.mask_model else "")
     models.append(content_hash(local_copy(config.safety_model)) if config.safety_model else "")
+    models += [content_hash(local_copy(config.preview_model))] if config.preview_model else []
     return weights, recipe_id(config.recipe, [weights, *models])
 
 

@@ -67,7 +67,7 @@ class TrialPainter:
         started = time.monotonic()
         asked, k = rows.to_pylist(), self.recipe.candidates
         places = [self._places(row) for row in asked]
-        painted = self.outpainter.paint(
+        painted = self.outpainter.paint(  # without a judge: every candidate is measured, also where the recipe halves
             [
                 Painting(
                     self.conditions.of(row, place),

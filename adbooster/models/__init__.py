@@ -15,5 +15,4 @@ __all__ = [
     "safety",
     "saliency",
     "settings",
-    "tokenizer",
 ]

@@ -1,8 +1,8 @@
-"""What a model's folder must hold, checked by its configuration files; nothing is loaded."""
+"""What a model's folder must hold, checked by its configuration files, and its tokenizer; no network is loaded."""
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from adbooster.contracts.errors import ConfigError
@@ -131,3 +131,17 @@ def architecture(path: Path, lora_rank: int, lora_targets: Iterable[str]) -> dic
     config = json.loads((path / "unet" / "config.json").read_text())
     shape = {k: v for k, v in config.items() if not k.startswith("_") and k not in ("sample_size", "dropout")}
     return shape | {"lora_rank": lora_rank, "lora_targets": list(lora_targets) if lora_rank else []}
+
+
+def token_counter(path: Path) -> Callable[[str], int]:
+    """Tokens of a word, without marks of start and end, by the tokenizer in a folder.
+
+    raises ConfigError if the folder holds none that transformers can load
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{path} holds no tokenizer that transformers can load: {e}") from e
+    return lambda word: len(tokenizer(word, add_special_tokens=False)["input_ids"])

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import diffusers
 import numpy as np
@@ -94,8 +94,8 @@ def _gathered(values: list, rows: list[int], shape: torch.Size) -> Any:
     first = values[0]
     if isinstance(first, torch.Tensor) and first.shape[1:] == shape:
         return torch.stack([v[row] for v, row in zip(values, rows, strict=True)])
-    if type(first) in (list, tuple):
-        return type(first)(_gathered(list(parts), rows, shape) for parts in zip(*values, strict=True))
+    if isinstance(first, list | tuple):
+        return [_gathered(list(parts), rows, shape) for parts in zip(*values, strict=True)]
     return first
 
 
@@ -135,7 +135,8 @@ class Outpainter:
         self.scheduler = self._scheduler()
         self.vae, self.cached_share = self.family.vae, 0.0
         if self.family.cache:
-            self.cached_share = cached_share(dict(self.family.network.config))  # pyright: ignore[reportArgumentType]
+            network: Any = self.family.network
+            self.cached_share = cached_share(dict(network.config))
         self.previews = None
         if recipe.halving.at:
             with torch.inference_mode():
@@ -164,7 +165,13 @@ class Outpainter:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
             return Condition(self.family.condition(pixels_1CHW, paint_mask_11HW), (high, wide))
 
-    def paint(self, paintings: list[Painting], judge: Judge | None = None) -> list[np.ndarray | None]:
+    @overload
+    def paint(self, paintings: list[Painting]) -> list[np.ndarray]: ...
+
+    @overload
+    def paint(self, paintings: list[Painting], judge: Judge | None) -> list[np.ndarray | None]: ...
+
+    def paint(self, paintings: list[Painting], judge: Judge | None = None) -> Any:
         """Paint every candidate; uint8 [H,W,3] each, in order; None for those that halving stopped.
 
         judge   scores previews of all candidates at the recipe's `halving.at`; the weaker of each group stop there, and
@@ -290,11 +297,15 @@ class Outpainter:
         some = [self.words[t] for t in texts]
         while len(self.words) > max(1, TEXTS_KEPT_BYTES // some[0].size_bytes):
             self.words.popitem(last=False)
-        return Words(*(None if parts[0] is None else torch.stack(parts) for parts in zip(*some, strict=True)))
+        columns: Any = zip(*some, strict=True)
+        stacked: list[Any] = [None if parts[0] is None else torch.stack(parts) for parts in columns]
+        return Words(*stacked)
 
 
 def _joined(a: Words, b: Words) -> Words:
-    return Words(*(None if x is None else torch.cat([x, y]) for x, y in zip(a, b, strict=True)))
+    columns: Any = zip(a, b, strict=True)
+    joined: list[Any] = [None if x is None else torch.cat([x, y]) for x, y in columns]
+    return Words(*joined)
 
 
 def stronger(scores: Sequence[float], groups: Sequence[int], keep: float) -> list[int]:

@@ -30,8 +30,10 @@ class PaintingConfig(JobConfig):
     """Where the models run; never chosen by what is there."""
     dtype: str = Field(default="float16", pattern="^(float32|float16|bfloat16)$")
     """Number format of the outpainter."""
+    preview_model: Uri = ""
+    """Folder of a small decoder (AutoencoderTiny, as TAESD) for the previews of `recipe.halving`; empty: as that says."""
     compiled: bool = False
-    """torch.compile the UNet: minutes a placement at the start of every actor, faster steps after."""
+    """torch.compile the network's repeated blocks: some time at the start of every actor, faster steps after."""
     threads: int = Field(default=1, ge=1)
     """CPU threads a painting actor."""
     paint: Pool = Pool(batch=8)
@@ -54,8 +56,10 @@ class PaintingConfig(JobConfig):
 
     @property
     def requests_a_pass(self) -> int:
-        """Requests whose candidates fill whole passes of the network."""
-        return self.paint_batch // math.gcd(self.paint_batch, self.recipe.candidates)
+        """Requests whose candidates, also those that are left after halving, fill whole passes of the network."""
+        k, halving = self.recipe.candidates, self.recipe.halving
+        left = math.ceil(k * halving.keep) if halving.at else k
+        return math.lcm(*(self.paint_batch // math.gcd(self.paint_batch, n) for n in (k, left)))
 
 
 class Targeting(Config):

@@ -129,6 +129,7 @@ def load_outpainter(config: PaintingConfig) -> Outpainter:
         config.paint_batch,
         [(local_copy(a.uri), a.scale) for a in config.adapters],
         config.compiled,
+        local_copy(config.preview_model) if config.preview_model else None,
     )
 
 
@@ -219,20 +220,30 @@ class Painter:
                 r.row["prompt"],
                 r.row["negative_prompt"],
                 seed_of(r.row["request_id"], n),
+                group=i // k,
             )
-            for r, n, place in jobs
+            for i, (r, n, place) in enumerate(jobs)
         ]
+
+        def fit(indices: list[int], halfway: list[np.ndarray]) -> list[float]:
+            """How well candidates will fit their texts, seen before they are painted to the end."""
+            _, vectors = self._previews([jobs[i][2] for i in indices], halfway)
+            return [float(v @ jobs[i][0].text) for i, v in zip(indices, vectors, strict=True)]
+
         with in_network():
-            painted = self.outpainter.paint(paintings)
-            previews, vectors = self._previews([place for _, _, place in jobs], painted)
-        stage_process.count("adbooster_candidates_total", len(painted))
+            painted = {i: p for i, p in enumerate(self.outpainter.paint(paintings, fit)) if p is not None}
+            previews, vectors = self._previews([jobs[i][2] for i in painted], list(painted.values()))
+        stage_process.count("adbooster_candidates_total", len(paintings))
+        at = {i: n for n, i in enumerate(painted)}
         out = []
         for i, request in enumerate(requests):
-            window = slice(i * k, (i + 1) * k)
-            numbers, places = [n for _, n, _ in jobs[window]], [place for _, _, place in jobs[window]]
-            scores = np.stack(vectors[window]) @ request.text
-            request.scores = [float(s) for s in scores]
-            out.append(Candidates(request, numbers, places, painted[window], previews[window], scores))
+            mine = [j for j in range(i * k, (i + 1) * k) if j in at]
+            scores = np.array([vectors[at[j]] @ request.text for j in mine])
+            known = dict(zip(mine, scores.tolist(), strict=True))
+            request.scores = [known.get(j) for j in range(i * k, (i + 1) * k)]
+            numbers, places = [jobs[j][1] for j in mine], [jobs[j][2] for j in mine]
+            pictures = [painted[j] for j in mine], [previews[at[j]] for j in mine]
+            out.append(Candidates(request, numbers, places, *pictures, scores))
         return out
 
     @torch.inference_mode()

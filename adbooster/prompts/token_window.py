@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from adbooster.models.tokenizer import token_counter
+from adbooster.models.files import token_counter
 from adbooster.prompts.config import Prompting
 from adbooster.storage.model_store import local_copy
 

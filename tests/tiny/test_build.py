@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from adbooster.models.clip import Clip
-from adbooster.models.outpainter import load_pipeline
+from adbooster.models.families import StableDiffusion
 from adbooster.tiny import build, train, world
 
 
@@ -73,7 +73,7 @@ def test_a_model_and_its_card_go_where_they_are_asked_for(shop):
 def test_the_painter_is_made_of_the_stages_before_it(shop):
     for stage in ("rank", "vae", "decoder", "unet"):
         build.build(stage, 0.0, shop)
-    pipe = load_pipeline(shop.models / "outpaint", torch.float32, "cpu")
+    pipe = StableDiffusion.load(shop.models / "outpaint", torch.float32)
     assert pipe.vae.config.scaling_factor == shop.vae().config.scaling_factor
     tower = shop.rank().state_dict()["text.token_embedding.weight"]
     assert torch.equal(pipe.text_encoder.state_dict()["embeddings.token_embedding.weight"], tower)
