@@ -258,3 +258,37 @@ def test_candidates_win_and_lose_as_the_gates_say():
     hopeless.turn_down()
     assert hopeless.next() is None, "what is below the floor is never looked at"
     assert hopeless.again
+
+
+class Brightness:
+    """A ranker that likes bright pictures."""
+
+    input = Stub.input
+
+    def embed_texts(self, texts):
+        return np.ones((len(texts), 1), np.float32)
+
+    def embed_pixels(self, pixels_u8):
+        pictures = np.asarray(pixels_u8)
+        dark = pictures.shape[1] == self.input.height_px  # the product's own pictures
+        return np.float32([[0.0 if dark else p.mean()] for p in pictures])
+
+
+def test_weaker_candidates_stop_early_and_cannot_win(stocked):
+    """Half of them is seen halfway only; of the others one wins, and it is the picture that it would have been anyway."""
+    whole, halved = ({"candidates": 4, "num_inference_steps": 4, "halving": {"at": at}} for at in (0, 0.5))
+    found = []
+    for recipe in (whole, halved):
+        stage = painter(stocked, recipe=RECIPE | recipe)
+        stage.painter.ranker, stage.painter.inspector = Brightness(), Verdicts()
+        asked = stage.painter.outpainter.evaluations
+        found.append((stage(one(stocked)).to_pylist()[0], stage.painter.outpainter.evaluations - asked))
+    (plain, all_cost), (made, cost) = found
+    assert cost == 0.75 * all_cost
+    scores = made["candidate_scores"]
+    assert sum(s is None for s in scores) == 2
+    assert [s for s in scores if s is not None] == [
+        whole for whole, s in zip(plain["candidate_scores"], scores, strict=True) if s is not None
+    ]
+    winner = scores.index(max(s for s in scores if s is not None))
+    assert made["clip_score"] == pytest.approx(plain["candidate_scores"][winner])
