@@ -194,6 +194,7 @@ def _stage(
     preflight({"place": config.place, "paint": config.paint, "finish": config.finish})
     batch = _batch(config, rows.num_rows)
     place, paint = (p.model_copy(update={"batch": batch}) for p in (config.place, config.paint))
+    finish = config.finish.model_copy(update={"batch": min(config.finish.batch, batch)})
     if meter:
         budget.begin_round(meter)
     failures, shared = Failures(root, config.run_id, "failed_paint"), {"times": times, "config": config}
@@ -201,7 +202,7 @@ def _stage(
     names = {"recipe_id": night.recipe_id, "weights_revision": night.weights_revision}
     ds = through(dataset(rows, batch), Placer, place, schema.PLACED, failures, root=root, **shared)
     ds = through(ds, Painter, paint, schema.PAINTED, failures, meter, shown_up_to=shown, **shared)
-    ds = through(ds, Finisher, config.finish, schema.STAGED, failures, root=root, **names, **shared)
+    ds = through(ds, Finisher, finish, schema.STAGED, failures, root=root, **names, **shared)
     with Progress("generate", rows.num_rows, config.progress_s, root) as progress:
         folder = staged_folder(config.run_id, night.recipe_id)
         enough = partial(budget.settled, meter) if meter else None

@@ -150,7 +150,7 @@ class ThreeNodes:
             quiet = {"include_dashboard": False, "object_store_memory": 150 * 2**20}
             self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
             self.processes = multiprocessing.get_context("forkserver")
-            self.processes.set_forkserver_preload(["adbooster.painting.stages", "tests.chaos_driver"])
+            self.processes.set_forkserver_preload(["adbooster.painting.painter", "tests.chaos_driver"])
         self.whole()
 
     def _door(self, of: str) -> FaultyS3:
