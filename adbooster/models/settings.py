@@ -10,7 +10,7 @@ from adbooster.contracts.settings import Config
 class Masking(Config):
     """How masks are made."""
 
-    solve_px: int = Field(default=600_000, ge=10_000)
+    solve_px: int = Field(default=100_000, ge=10_000)
     """Pixels above which matting is solved on a smaller picture and brought back along its edges."""
     refine_px: int | None = Field(default=None, ge=1)
     """Half-width of the band that is refined; null: 1 % of the longer side."""

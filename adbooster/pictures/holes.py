@@ -86,7 +86,7 @@ def _page(image_u8: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, flo
     plane, noise = np.zeros((3, 3)), 0.0
     for _ in range(3):  # the product's shadow on the page is left out
         plane = np.linalg.lstsq(terms[kept], seen[kept], rcond=None)[0]
-        apart = np.abs(seen - terms @ plane).max(1)
+        apart = _largest(np.abs(seen - terms @ plane))
         noise = float(1.48 * np.median(apart[kept]))
         kept = apart <= _ALIKE + 2 * noise
         if kept.mean() < 0.5:
@@ -94,5 +94,10 @@ def _page(image_u8: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, flo
     if noise > _NOISIEST:
         return None
     rows, columns = np.arange(high)[:, None, None] / high, np.arange(wide)[None, :, None] / wide
-    away = np.abs(image_u8 - (plane[0] + rows * plane[1] + columns * plane[2])).max(2)
+    away = _largest(np.abs(image_u8 - (plane[0] + rows * plane[1] + columns * plane[2])))
     return away, noise
+
+
+def _largest(values: np.ndarray) -> np.ndarray:
+    """Over three channels, the last axis; numpy's own `max` takes ten times as long there."""
+    return np.maximum(np.maximum(values[..., 0], values[..., 1]), values[..., 2])

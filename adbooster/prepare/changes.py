@@ -20,6 +20,7 @@ SLICE_ROWS = 65_536
 QUIET_ROWS = 512  # rows a block where little work is expected
 _CODE = {"mask": "2", "caption": "2", "rules": "2"}  # raise a number to make that part of every sample again
 _LATER = {"holes": "sure", "max_unsure_share": 1.0}  # settings that came later: at these values samples keep their name
+_SWAPPED = {("solve_px", 100_000): 600_000, ("solve_px", 600_000): 100_000}  # a default of today, and the former one
 _LIVE = ("live_fingerprint", "live_reject")
 
 
@@ -32,11 +33,14 @@ class MadeBy(NamedTuple):
 
 
 def made_by(mask_model: str, caption_model: str, masking: BaseModel, captions: BaseModel, rules: BaseModel) -> MadeBy:
-    """From the models' content hashes and their settings."""
+    """From the models' content hashes and their settings.
+
+    Masks that a former version made at its defaults have the name of those made at today's: they stay as they are.
+    """
 
     def mark(what: str, model: str, settings: BaseModel) -> str:
         values = settings.model_dump(mode="json")
-        values = {n: v for n, v in values.items() if (n, v) not in _LATER.items()}
+        values = {n: _SWAPPED.get((n, v), v) for n, v in values.items() if (n, v) not in _LATER.items()}
         return digest(what, _CODE[what], model, json.dumps(values, sort_keys=True))[:16]
 
     return MadeBy(mark("mask", mask_model, masking), mark("caption", caption_model, captions), mark("rules", "", rules))

@@ -94,17 +94,16 @@ def unlike_photos() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", ["checkerboard", "stripes", "flat", "noise", "posterized"])
 @pytest.mark.filterwarnings("error")
 def test_matting_ends_on_anything_and_says_how(name, capfd):
-    """The solver took minutes on a checkerboard and raised then; it prints and warns nothing either."""
+    """Without what the network holds a checkerboard has no solution; it prints and warns nothing either."""
     photo, sure = unlike_photos()[name], disc(500)
-    started = time.monotonic()
+    started = time.process_time()
     mask, how, _ = refine(photo, sure, 20)
-    assert time.monotonic() - started < 45
-    assert how == {"checkerboard": "guided", "stripes": "guided", "flat": "matting"}.get(name, how)
+    assert time.process_time() - started < 5
+    assert how == "matting"
     assert mask[250, 250] == 255
     assert mask[0].max() == 0
-    assert iou(mask, (sure * 255).astype(np.uint8)) > 0.75
-    if how == "guided":
-        assert np.array_equal(refine(photo, sure, 20).mask_u8, mask)
+    assert iou(mask, (sure * 255).astype(np.uint8)) > 0.9
+    assert np.array_equal(refine(photo, sure, 20).mask_u8, mask)
     assert capfd.readouterr().out == ""
 
 
@@ -113,7 +112,7 @@ def test_beyond_each_bound_the_edge_is_guided(monkeypatch):
     probability = np.asarray(Image.fromarray(true).resize((64, 64)).resize((256, 256)), np.float32) / 255
     solved, how, _ = refine(photo, probability, 4)
     assert how == "matting"
-    for bound in ("MAX_BAND_PX", "MAX_ITERATIONS", "MAX_BAND_PX_ITERATIONS", "MAX_SOLVER_S", "_FILL"):
+    for bound in ("MAX_BAND_PX", "MAX_ITERATIONS", "MAX_SOLVER_S"):
         with monkeypatch.context() as patched:
             patched.setattr(matting, bound, 1 if bound != "MAX_SOLVER_S" else -1)
             guided, how, _ = refine(photo, probability, 4)

@@ -16,15 +16,15 @@ def net():
 
 
 @pytest.mark.parametrize(
-    ("product", "page", "which"), [("backpack", "grey", "sure"), ("scarf", "cream", "all"), ("scarf", "white", "all")]
+    ("product", "page", "which", "most"),
+    [("backpack", "grey", "sure", 0.9), ("scarf", "cream", "all", 0.2), ("scarf", "white", "all", 0.2)],
 )
-def test_the_page_seen_through_a_loop_is_cut_out(net, product, page, which):
+def test_the_page_seen_through_a_loop_is_cut_out(net, product, page, which, most):
     seen = photo(product, PAGES[page], shadow=False)
     probability = net.probabilities(seen.image)
     filled, opened = (errors(seen, refine(seen.image, probability, BAND_PX, how).mask_u8) for how in ("never", which))
-    assert filled["holes_found_px"] == 0, "the network takes the loop for product"
-    assert opened["holes_found_px"] > 0.8 * opened["holes_px"]
-    assert opened["sad"] < 0.6 * filled["sad"]
+    assert opened["holes_found_px"] > 0.98 * opened["holes_px"] > filled["holes_found_px"]
+    assert opened["sad"] < most * filled["sad"]
     assert opened["product_lost"] <= filled["product_lost"] + 0.002
 
 

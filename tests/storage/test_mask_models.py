@@ -40,10 +40,10 @@ def u2netp(folder):
 
 def named_by(path, **more) -> list[str]:
     """What names masks, measurements and creatives that a mask model had a part in."""
+    masking = {"masking": more.pop("masking")} if "masking" in more else {}
     clip = {"rank_model": str(MODELS / "rank"), "root_uri": "/root", "mask_model": str(path)} | more
-    prepare = PrepareConfig(
-        root_uri="/root", feed_uri="/feed", mask_model=str(path), caption_model=str(MODELS / "caption"), **more
-    )
+    models = {"mask_model": str(path), "caption_model": str(MODELS / "caption")}
+    prepare = PrepareConfig(root_uri="/root", feed_uri="/feed", **models, **masking, **more)
     measure = MeasureConfig(judge_model=str(MODELS / "judge"), **clip)
     generate = GenerateConfig(weights=str(MODELS / "outpaint"), **clip)
     return [made_by(prepare).mask, revision(measure), revisions(generate)[1]]
@@ -57,6 +57,9 @@ def test_what_was_made_before_there_were_sidecars_keeps_its_name(tmp_path):
     assert before[0] == "6e0b914cc936b551"
     path.with_suffix(".json").write_text(json.dumps(U2NET_FILE))
     assert named_by(path) == before
+    others = [named_by(path, masking={"solve_px": px})[0] for px in (100_000, 600_000, 300_000)]
+    assert others[0] == before[0], "at the former default of solve_px as at today's"
+    assert len(set(others)) == 3, "and any other value makes masks again"
 
 
 def test_a_sidecar_and_settings_are_part_of_every_name(tmp_path):
