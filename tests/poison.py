@@ -10,7 +10,7 @@ from tests.engine.stages import Poisoned
 
 @contextmanager
 def poisoned(**deeds: dict[str, str]):
-    """Stages by name do deeds by a part of a row's text: `poisoned(Masker={"killer": "crashes"})`."""
+    """Stages by name do deeds by a part of a row's text: `poisoned(Refiner={"killer": "crashes"})`."""
     jobs = (prepare_job, rounds, measure_run)
     real = rounds.through
 

@@ -124,9 +124,14 @@ FETCHED = _schema(
     kept=pa.bool_(),
     fingerprint=pa.string(),
 )
-MASKED = _schema(FETCHED, **_MASK)
-CAPTIONED = _schema(MASKED, **_CAPTION)
-JUDGED = _schema(CAPTIONED, background=pa.string())
+
+# Pixels in flight: made for the networks' stages, dropped by the stage that has used them.
+_NETWORK_U8 = {"network_u8": pa.binary()}  # the photo as the mask network takes it, uint8 [3,h,w]; null: it has a mask
+SHRUNK = _schema(FETCHED, **_NETWORK_U8, caption_u8=pa.binary())  # uint8 [h,w,3]; null: it has a caption
+CAPTIONED = _schema(FETCHED, **_CAPTION, **_NETWORK_U8)
+SEGMENTED = _schema(FETCHED, **_CAPTION, probability=pa.binary())  # float16 at the network's size, as a .npy file
+MASKED = _schema(FETCHED, **_MASK, **_CAPTION)
+JUDGED = _schema(MASKED, background=pa.string())
 
 # What is staged: tonight's values, without those of an earlier night.
 PREPARED = pa.schema([f for f in JUDGED if f.name != "known"])

@@ -20,11 +20,15 @@ class Blip:
 
     @torch.inference_mode()
     def captions(self, images_u8: list[np.ndarray], how: Captions | None = None) -> list[str]:
-        """uint8 [H,W,3] RGB pictures of any sizes to one line each; greedy, so the same picture has the same words."""
+        """uint8 [H,W,3] RGB pictures of any sizes to one line each; greedy, so the same picture has the same words.
+
+        Scaled and normalized on the device, those of one size together.
+        """
         how = how or Captions()
         text = {"text": [how.prefix] * len(images_u8)} if how.prefix else {}
+        pixels_CHW = [torch.tensor(i).permute(2, 0, 1).to(self.model.device) for i in images_u8]
         inputs = self.processor(
-            images=images_u8,
+            images=pixels_CHW,
             return_tensors="pt",  # pyright: ignore[reportCallIssue]  # every processor takes it
             **text,
         )

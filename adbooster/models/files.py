@@ -8,6 +8,7 @@ from pathlib import Path
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.recipe import Recipe
 
+CAPTION_PX = 384
 INPAINT_CHANNELS = 9  # noisy latents 4, paint mask 1, masked-image latents 4
 TRAINABLE = ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline")
 FILL = "FluxFillPipeline"
@@ -124,6 +125,22 @@ def _factor(vae: dict) -> int:
 def _fill_channels(vae: dict) -> int:
     """Patches of 2 x 2: noisy and masked latents, and the mask's pixels of each latent."""
     return 4 * (2 * vae.get("latent_channels", 16) + _factor(vae) ** 2)
+
+
+def caption_input(path: Path) -> tuple[int, int]:
+    """Height and width in pixels of the pictures that a BLIP folder's processor makes; BLIP's own where it does not say.
+
+    raises  ConfigError if it says something else
+    """
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (path / name).is_file():
+            try:
+                found = json.loads((path / name).read_text())
+                size = found.get("image_processor", found).get("size") or {}
+                return int(size.get("height", CAPTION_PX)), int(size.get("width", CAPTION_PX))
+            except (ValueError, TypeError, AttributeError) as e:
+                raise ConfigError(f"{path / name} should give size as height and width in pixels: {e}") from e
+    return CAPTION_PX, CAPTION_PX
 
 
 def architecture(path: Path, lora_rank: int, lora_targets: Iterable[str]) -> dict:

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image
 from scipy.special import expit
 
 from adbooster.contracts.errors import ConfigError
-from adbooster.models.preprocessing import Preprocessing, prepare, read_preprocessing, sidecar_of
+from adbooster.models.preprocessing import Preprocessing, normalize, prepare, read_preprocessing, shrink, sidecar_of
 from adbooster.models.settings import Masking
-from adbooster.pictures.matting import Refined, refine, refine_large
+from adbooster.pictures.matting import Refined, product_mask, upsampled
 
 _TOLERANCE = 0.05  # by which half precision or an interpolation may leave 0-1
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -54,7 +53,15 @@ class SaliencyNet:
 
     def probabilities_of(self, images_u8: Sequence[np.ndarray]) -> list[np.ndarray]:
         """As `probabilities` for each; in one pass if the graph takes any number, whose last bits may then differ."""
-        x_BCHW = np.stack([prepare(image, self.how, self.size_px) for image in images_u8])
+        maps = self.maps(np.stack([shrink(image, self.how, self.size_px) for image in images_u8]))
+        return [upsampled(m, image.shape[:2]) for m, image in zip(maps, images_u8, strict=True)]
+
+    def maps(self, x_u8: np.ndarray) -> np.ndarray:
+        """Pictures that `preprocessing.shrink` made, uint8 [B,3,h,w], to probabilities at the network's size, float32 [B,h,w].
+
+        raises  as `probabilities`
+        """
+        x_BCHW = normalize(x_u8, self.how)
         any_number = not isinstance(self.input.shape[0], int)
         passes = [x_BCHW] if any_number else [x_BCHW[i : i + 1] for i in range(len(x_BCHW))]
         maps = np.concatenate([self.raw(x) for x in passes])
@@ -67,7 +74,7 @@ class SaliencyNet:
                 f"hold probabilities; of logits set mask_network.activation to sigmoid (or `activation` in the file "
                 f"beside the model), else mask_network.output to another of {', '.join(others)}"
             )
-        return [_resized(m, image.shape[:2]) for m, image in zip(maps, images_u8, strict=True)]
+        return maps
 
     def raw(self, x_BCHW: np.ndarray) -> np.ndarray:
         """The output as the network gives it, float32 [B,h,w].
@@ -84,16 +91,9 @@ class SaliencyNet:
         return out.reshape(len(out), *out.shape[-2:])
 
     def mask(self, image_u8: np.ndarray, how: Masking | None = None) -> Refined:
-        """uint8 [H,W,3] RGB to a mask, uint8 [H,W], 255 = product, its edge refined in a band.
-
-        The band's half-width defaults to 1 % of the longer side, which is what 320 px leave unclear.
-        """
+        """uint8 [H,W,3] RGB to a mask, uint8 [H,W], 255 = product, its edge refined in a band."""
         how = how or Masking()
-        probability = self.probabilities(image_u8)
-        band_px = how.refine_px or max(2, round(max(image_u8.shape[:2]) / 100))
-        if probability.size > how.solve_px:
-            return refine_large(image_u8, probability, band_px, how.solve_px, how.holes)
-        return refine(image_u8, probability, band_px, how.holes)
+        return product_mask(image_u8, self.probabilities(image_u8), how.refine_px, how.solve_px, how.holes)
 
     def _size_px(self) -> tuple[int, int]:
         fixed, given = self.input.shape[2:], self.how.size_px
@@ -138,8 +138,3 @@ def probe(net: SaliencyNet) -> None:
             f"the output {net.output} of the mask model {net.name} holds probabilities ({raw.min():.3g} to "
             f"{raw.max():.3g}) before the sigmoid that is set; set mask_network.activation to none"
         )
-
-
-def _resized(map_HW: np.ndarray, size_px: tuple[int, ...]) -> np.ndarray:
-    height, width = size_px
-    return np.asarray(Image.fromarray(map_HW).resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)

@@ -41,6 +41,28 @@ class _Unsolved(Exception):
     pass
 
 
+def product_mask(
+    image_u8: np.ndarray, map_HW: np.ndarray, refine_px: int | None, solve_px: int, through: Holes = "sure"
+) -> Refined:
+    """The mask of a photo, uint8 [H,W,3], from a network's map of probabilities, float32 of any size.
+
+    refine_px  half-width of the band round the edge that is refined; None: 1 % of the longer side, which is what a
+               network at 320 px leaves unclear
+    solve_px   pixels above which it is refined on a smaller picture; `through` as in holes.find
+    """
+    probability = upsampled(map_HW, image_u8.shape[:2])
+    band_px = refine_px or max(2, round(max(image_u8.shape[:2]) / 100))
+    if probability.size > solve_px:
+        return refine_large(image_u8, probability, band_px, solve_px, through)
+    return refine(image_u8, probability, band_px, through)
+
+
+def upsampled(map_HW: np.ndarray, size_px: tuple[int, ...]) -> np.ndarray:
+    """A map of probabilities, float32, at size_px (H, W), 0-1."""
+    height, width = size_px
+    return np.asarray(Image.fromarray(map_HW).resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
+
+
 def refine(image_u8: np.ndarray, probability: np.ndarray, band_px: int, through: Holes = "sure") -> Refined:
     """Closed-form matting (Levin et al., 2008; pymatting) in the band round the edge; elsewhere 0 or 255.
 

@@ -1,6 +1,7 @@
 """Checks of the settings that run before a cluster is used."""
 
 from adbooster.contracts.errors import ConfigError
+from adbooster.models.files import caption_input
 from adbooster.prepare import addresses, feeds
 from adbooster.prepare.config import PrepareConfig
 from adbooster.storage.mask_models import check_mask_model
@@ -15,6 +16,7 @@ def check(config: PrepareConfig) -> None:
     if config.fetch_credentials.key_env and (other := [store.uri for store in stores if store.scheme != "s3"]):
         raise ConfigError(f"fetch_credentials are for s3://, and {other[0]} is another storage; leave one of them out")
     refuse_pickles(local_copy(config.caption_model))
+    caption_input(local_copy(config.caption_model))
     check_mask_model(config.mask_model, config.mask_network, config.device)
     feeds.check(config.feed_uri, config.feed_format, config.columns)
     if not config.dry_run:

@@ -131,10 +131,14 @@ class PrepareConfig(JobConfig):
     """CPU threads a model actor."""
     fetch: Pool = Pool(batch=32)
     """Actors that fetch photos."""
-    mask: Pool = Pool(batch=8)
-    """Actors that mask."""
+    shrink: Pool = Pool(batch=16)
+    """Actors that decode photos and scale them to what the networks take; they need no GPU."""
     caption: Pool = Pool(batch=16)
     """Actors that caption."""
+    mask: Pool = Pool(batch=8)
+    """Actors of the mask network, which do nothing else."""
+    refine: Pool = Pool(batch=8)
+    """Actors that refine masks at the photo's size; they need no GPU, and some ten to a GPU."""
     judge: Pool = Pool(batch=32)
     """Actors that judge."""
     rules: Rules = Rules()
@@ -155,7 +159,8 @@ class PrepareConfig(JobConfig):
         return stores
 
     def pools(self) -> dict[str, Pool]:
-        return {"fetch": self.fetch, "mask": self.mask, "caption": self.caption, "judge": self.judge}
+        names = ("fetch", "shrink", "caption", "mask", "refine", "judge")
+        return {name: getattr(self, name) for name in names}
 
     def source(self) -> Source:
         """The limit per host is for all fetch actors together: each gets its share."""

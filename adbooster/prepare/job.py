@@ -12,17 +12,19 @@ import pyarrow.compute as pc
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError, TooManyRejects
 from adbooster.contracts.redaction import redact
+from adbooster.engine import stage_times
 from adbooster.engine.isolation import CRASHED, TIMED_OUT, TOO_LARGE, Failures
 from adbooster.engine.pools import Dataset, dataset, dataset_of, fit, preflight, through
 from adbooster.engine.progress import Progress
 from adbooster.engine.staging import Staged, stage_parts
+from adbooster.models.files import caption_input
 from adbooster.prepare import changes, feeds
 from adbooster.prepare.changes import MadeBy
 from adbooster.prepare.config import PrepareConfig, PrepareReport
 from adbooster.prepare.fetch import file_etag
-from adbooster.prepare.stages import UNCHANGED, Captioner, Fetcher, Judge, Masker
+from adbooster.prepare.stages import UNCHANGED, Captioner, Fetcher, Judge, Refiner, Segmenter, Shrinker
 from adbooster.storage import tables
-from adbooster.storage.mask_models import mask_model
+from adbooster.storage.mask_models import mask_input, mask_model
 from adbooster.storage.model_store import content_hash, local_copy
 from adbooster.storage.objects import Root
 
@@ -38,6 +40,8 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     preflight(config.pools())
     staged = _through_stages(plan)
     plan.root.write(f"runs/{config.run_id}/prepare.stats.txt", staged.stats.encode())
+    if plan.times is not None:
+        stage_times.write(plan.root, config.run_id, "prepare", plan.times, [])
     done = plan.changes.named(pa.concat_tables([schema.PREPARED.empty_table(), *staged.rows]))
     finished = pa.concat_tables([done, plan.changes.rejected_by_feed()])
     taken_over = plan.changes.taken_over(finished)
@@ -60,6 +64,7 @@ class _Plan:
 
     def __init__(self, config: PrepareConfig):
         self.config, self.root, self.started = config, Root(config.root_uri), time.monotonic()
+        self.times: stage_times.Handle | None = None
         self.base = tables.version(self.root, "samples")
         self.live = changes.live_samples(self.root, self.base)
         self.feed = feeds.read(config.feed_uri, config.feed_format, config.columns)
@@ -108,26 +113,33 @@ def _through_stages(plan: _Plan) -> Staged:
     if not total:
         return Staged([], "no picture to fetch\n")
     place = {"root": plan.root, "source": config.source(), "rules": config.rules, "made": plan.made}
+    plan.times = stage_times.start()
     blocks, failures = dataset_of(changes_found.blocks(config.fetch.batch)), _failures(plan, "failed_fetch")
-    ds = through(blocks, Fetcher, config.fetch, schema.FETCHED, failures, **place)
+    ds = through(blocks, Fetcher, config.fetch, schema.FETCHED, failures, times=plan.times, **place)
     if changes_found.work_expected():
         return _through_models(plan, ds, total)
     asked = _staged(plan, ds, total, f"runs/{config.run_id}/staged/asked")
     changed = pa.concat_tables(asked.rows) if asked.rows else None
     if changed is None:
         return asked
-    made = _through_models(plan, dataset(changed, config.mask.batch), changed.num_rows)
+    made = _through_models(plan, dataset(changed, config.shrink.batch), changed.num_rows)
     return Staged(made.rows, f"{asked.stats}\n{made.stats}")
 
 
 def _through_models(plan: _Plan, ds: Dataset, total: int) -> Staged:
-    config = plan.config
-    model = {"root": plan.root, "made": plan.made, "runs_on": (config.device, config.threads)}
-    how: dict = {"model": config.mask_model, "how": config.masking, "network": config.mask_network}
-    ds = through(ds, Masker, config.mask, schema.MASKED, _failures(plan, "failed_mask"), **model, **how)
-    how = {"model": config.caption_model, "how": config.captions}
-    ds = through(ds, Captioner, config.caption, schema.CAPTIONED, _failures(plan, "failed_caption"), **model, **how)
-    ds = through(ds, Judge, config.judge, schema.PREPARED, rules=config.rules)
+    """Actors with a GPU run networks and nothing else: decoding and scaling are before them, matting after."""
+    config, mask_failed, times = plan.config, _failures(plan, "failed_mask"), {"times": plan.times}
+    known, runs_on = {"made": plan.made, **times}, {"runs_on": (config.device, config.threads), **times}
+    network = mask_input(mask_model(config.mask_model, config.mask_network))
+    caption_px = caption_input(local_copy(config.caption_model))
+    how: dict = {"root": plan.root, "network": network, "caption_px": caption_px}
+    ds = through(ds, Shrinker, config.shrink, schema.SHRUNK, mask_failed, **known, **how)
+    how = {"model": config.caption_model, "how": config.captions, "caption_px": caption_px, "made": plan.made}
+    ds = through(ds, Captioner, config.caption, schema.CAPTIONED, _failures(plan, "failed_caption"), **runs_on, **how)
+    how = {"model": config.mask_model, "network": config.mask_network}
+    ds = through(ds, Segmenter, config.mask, schema.SEGMENTED, mask_failed, **runs_on, **how)
+    ds = through(ds, Refiner, config.refine, schema.MASKED, mask_failed, **known, root=plan.root, how=config.masking)
+    ds = through(ds, Judge, config.judge, schema.PREPARED, **times, rules=config.rules)
     return _staged(plan, ds, total, changes.staged_folder(config.run_id, plan.base))
 
 

@@ -1,6 +1,10 @@
-"""The stages of a picture: fetched, masked, captioned, judged. Parts with unchanged inputs and models are kept."""
+"""The stages of a picture: fetched, shrunk for the networks, captioned, segmented, refined, judged.
+
+Parts with unchanged inputs and models are kept.
+"""
 
 import hashlib
+import io
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -9,9 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from adbooster.contracts import schema
-from adbooster.engine.stage_process import loading
+from adbooster.engine.stage_process import in_network, loading
+from adbooster.models.preprocessing import Preprocessing, shrink
 from adbooster.models.settings import Captions, Masking, MaskNetwork
 from adbooster.pictures import images
 from adbooster.prepare.changes import MadeBy, fingerprint
@@ -28,9 +34,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 UNCHANGED = "unchanged"  # travels in the reject column to skip the models; never reaches a table
 BY_ALPHA = "source-alpha"  # `mask_by` of a mask that came with the photo
-CAPTION_PX = 1024  # longer side of what a captioner is shown
 _PHOTO = ("photo_uri", "photo_sha256", "width", "height")
-_MASK = schema.MASKED.names[len(schema.FETCHED) :]
+_MASK = [n for n in schema.MASKED.names if n not in schema.CAPTIONED.names]
+_INPUTS = ["photo_uri", "photo_sha256", "known"]
 
 
 class Fetcher:
@@ -99,20 +105,69 @@ class Fetcher:
         return values
 
 
-class Masker:
-    """Product masks into object storage, and their measurements; a photo's own alpha is used before the model."""
+class Shrinker:
+    """What the networks are shown of a photo; nothing of one whose mask, or caption, is known or comes with the photo."""
 
-    def __init__(
-        self,
-        root: Root,
-        model: str,
-        how: Masking,
-        made: MadeBy,
-        runs_on: tuple[str, int],
-        network: MaskNetwork | None = None,
-    ):
-        self.root, self.model, self.how, self.made, self.runs_on = root, model, how, made, runs_on
-        self.network = network or MaskNetwork()
+    def __init__(self, root: Root, network: Preprocessing, caption_px: tuple[int, int], made: MadeBy):
+        """network: with its size; caption_px: height and width"""
+        assert network.size_px is not None
+        self.root, self.network, self.caption_px, self.made = root, network, caption_px, made
+        self.network_px = network.size_px
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        done = [self._shrink(row) for row in rows.select(_INPUTS).to_pylist()]
+        columns = {n: [d.get(n) for d in done] for n in ("reject", "network_u8", "caption_u8")}
+        return schema.extend(rows.drop_columns(["reject"]), schema.SHRUNK, **columns)
+
+    def _shrink(self, row: dict) -> dict:
+        wants_mask, wants_caption = _known_mask(row, self.made) is None, _known_caption(row, self.made) is None
+        if not wants_mask and not wants_caption:
+            return {}
+        try:
+            photo, alpha = images.decode_with_alpha(self.root.read(row["photo_uri"]))
+        except images.UnreadableImage as e:  # stored when the limits were wider
+            log.info("cannot decode %s any more: %s", row["photo_uri"], e)
+            return {"reject": "unreadable_image"}
+        shown = {}
+        if wants_mask and images.informative(alpha) is None:
+            shown["network_u8"] = shrink(photo, self.network, self.network_px).tobytes()
+        if wants_caption:
+            height, width = self.caption_px
+            shown["caption_u8"] = images.resize(photo, width, height, bicubic=True).tobytes()
+        return shown
+
+
+class Captioner:
+    """One line of text a picture."""
+
+    def __init__(self, model: str, how: Captions, made: MadeBy, runs_on: tuple[str, int], caption_px: tuple[int, int]):
+        self.model, self.how, self.made, self.runs_on, self.caption_px = model, how, made, runs_on, caption_px
+
+    @cached_property
+    def net(self) -> "Blip":
+        with loading():
+            from adbooster.models.blip import Blip
+
+            return Blip(local_copy(self.model), *self.runs_on)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        shown = [x and np.frombuffer(x, np.uint8).reshape(*self.caption_px, 3) for x in rows["caption_u8"].to_pylist()]
+        captions = [_known_caption(row, self.made) for row in rows.select(_INPUTS).to_pylist()]
+        missing = [i for i, caption in enumerate(captions) if caption is None]
+        if missing:
+            net = self.net
+            with in_network():
+                new_captions = net.captions([shown[i] for i in missing], self.how)
+            for i, caption in zip(missing, new_captions, strict=True):
+                captions[i] = caption
+        return schema.extend(rows, schema.CAPTIONED, caption=captions, caption_by=[self.made.caption] * len(captions))
+
+
+class Segmenter:
+    """The mask network's maps of probabilities, and nothing but the network."""
+
+    def __init__(self, model: str, network: MaskNetwork, runs_on: tuple[str, int]):
+        self.model, self.network, self.runs_on = model, network, runs_on
 
     @cached_property
     def net(self) -> "SaliencyNet":
@@ -123,63 +178,64 @@ class Masker:
             return SaliencyNet(model.path, *self.runs_on, model.how)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        done = [self._mask(row) for row in rows.select(["photo_uri", "photo_sha256", "known"]).to_pylist()]
+        shown = rows["network_u8"].drop_null()
+        maps = iter(self._maps(shown) if len(shown) else ())
+        found = [next(maps) if there else None for there in pc.is_valid(rows["network_u8"]).to_pylist()]
+        return schema.extend(rows, schema.SEGMENTED, probability=found)
+
+    def _maps(self, shown: pa.ChunkedArray) -> list[bytes]:
+        net = self.net
+        x_u8 = np.stack([np.frombuffer(x.as_buffer(), np.uint8).reshape(3, *net.size_px) for x in shown])
+        with in_network():
+            maps = net.maps(x_u8)
+        return [_to_npy(m) for m in maps.astype(np.float16)]
+
+
+class Refiner:
+    """Product masks at the photo's size into object storage, and their measurements; a photo's own alpha comes first."""
+
+    def __init__(self, root: Root, how: Masking, made: MadeBy):
+        self.root, self.how, self.made = root, how, made
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        done = [self._mask(row) for row in rows.select([*_INPUTS, "probability"]).to_pylist()]
         columns = {n: [d.get(n) for d in done] for n in ["reject", *_MASK]}
         return schema.extend(rows.drop_columns(["reject"]), schema.MASKED, **columns)
 
     def _mask(self, row: dict) -> dict:
-        known = row["known"] or {}
-        same_photo = known.get("mask_uri") and known["photo_sha256"] == row["photo_sha256"]
-        if same_photo and known["mask_by"] in (self.made.mask, BY_ALPHA):
+        if known := _known_mask(row, self.made):
             return {n: known[n] for n in _MASK}
-        from adbooster.pictures.matting import Refined, measure
+        from adbooster.pictures.matting import Refined, measure, product_mask
 
-        try:
-            photo, alpha = images.decode_with_alpha(self.root.read(row["photo_uri"]))
-        except images.UnreadableImage as e:  # stored when the limits were wider
-            log.info("cannot decode %s any more: %s", row["photo_uri"], e)
-            return {"reject": "unreadable_image"}
-        given = images.informative(alpha)
-        mask, how, unsure = self.net.mask(photo, self.how) if given is None else Refined(given, "alpha")
-        made_by = self.made.mask if given is None else BY_ALPHA
+        photo, alpha = images.decode_with_alpha(self.root.read(row["photo_uri"]))
+        if (given := images.informative(alpha)) is not None:
+            made_by, (mask, how, unsure) = BY_ALPHA, Refined(given, "alpha")
+        else:
+            probability = np.load(io.BytesIO(row["probability"])).astype(np.float32)
+            refined = product_mask(photo, probability, self.how.refine_px, self.how.solve_px, self.how.holes)
+            made_by, (mask, how, unsure) = self.made.mask, refined
         uri = self.root.put(images.encode_mask(mask), "png")
         named = {"mask_uri": uri, "mask_by": made_by, "mask_how": how, "mask_unsure_share": unsure}
         return named | measure(photo, mask)
 
 
-class Captioner:
-    """One line of text a picture."""
+def _to_npy(array: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
 
-    def __init__(self, root: Root, model: str, how: Captions, made: MadeBy, runs_on: tuple[str, int]):
-        self.root, self.model, self.how, self.made, self.runs_on = root, model, how, made, runs_on
 
-    @cached_property
-    def net(self) -> "Blip":
-        with loading():
-            from adbooster.models.blip import Blip
+def _known_mask(row: dict, made: MadeBy) -> dict | None:
+    """What is known of a row (schema.KNOWN) if its mask is still valid: of the same photo, by the same maker or its alpha."""
+    known = row["known"] or {}
+    same = known.get("mask_uri") and known["photo_sha256"] == row["photo_sha256"]
+    return known if same and known["mask_by"] in (made.mask, BY_ALPHA) else None
 
-            return Blip(local_copy(self.model), *self.runs_on)
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        todo = rows.select(["photo_uri", "photo_sha256", "known"]).to_pylist()
-        captions = [self._known(row) for row in todo]
-        missing = [i for i, caption in enumerate(captions) if caption is None]
-        if missing:
-            new_captions = self.net.captions([self._shown(todo[i]["photo_uri"]) for i in missing], self.how)
-            for i, caption in zip(missing, new_captions, strict=True):
-                captions[i] = caption
-        return schema.extend(rows, schema.CAPTIONED, caption=captions, caption_by=[self.made.caption] * len(todo))
-
-    def _known(self, row: dict) -> str | None:
-        known = row["known"] or {}
-        same = known.get("photo_sha256") == row["photo_sha256"] and known.get("caption_by") == self.made.caption
-        return known["caption"] if same else None
-
-    def _shown(self, photo_uri: str) -> np.ndarray:
-        photo = images.decode(self.root.read(photo_uri))
-        height, width = photo.shape[:2]
-        scale = min(1.0, CAPTION_PX / max(height, width))
-        return images.resize(photo, max(1, round(width * scale)), max(1, round(height * scale)))
+def _known_caption(row: dict, made: MadeBy) -> str | None:
+    known = row["known"] or {}
+    same = known.get("photo_sha256") == row["photo_sha256"] and known.get("caption_by") == made.caption
+    return known["caption"] if same else None
 
 
 class Judge:

@@ -41,6 +41,26 @@ def mask_model(uri: str, network: MaskNetwork) -> MaskModel:
     return MaskModel(path, preprocessing.read_preprocessing(sidecar or None, network))
 
 
+def mask_input(model: MaskModel) -> Preprocessing:
+    """How its network is fed, with the size that only its graph knows where nothing else says it.
+
+    raises  ConfigError if this machine's CPUs cannot open the graph
+    """
+    if model.how.size_px:
+        return model.how
+    from adbooster.models.saliency import SaliencyNet
+
+    try:
+        return model.how.model_copy(update={"size_px": SaliencyNet(model.path, "cpu", 1, model.how).size_px})
+    except ConfigError:
+        raise
+    except Exception as e:  # onnxruntime's errors have no common base
+        raise ConfigError(
+            f"the size that the mask model {model.path} takes cannot be read on this machine; set "
+            f"mask_network.input_px: {str(e)[:300]}"
+        ) from e
+
+
 def check_mask_model(uri: str, network: MaskNetwork, device: str) -> None:
     """raises ConfigError for what `mask_model` raises, and for a network whose output on a made picture is no mask"""
     model = mask_model(uri, network)

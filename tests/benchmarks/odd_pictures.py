@@ -116,7 +116,7 @@ def by_job(folder: Path, names: list[str], processes: int, minutes: float) -> di
         "mask_model": str(MODELS / "mask" / "u2netp.onnx"),
         "caption_model": str(MODELS / "caption"),
         "device": "cpu",
-        "mask": {"actors": processes, "batch": 8},
+        "refine": {"actors": processes, "batch": 8},
         "rules": {"min_side_px": 16, "max_mb": 64},
         "max_reject_share": 1,
     }

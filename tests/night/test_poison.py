@@ -31,9 +31,9 @@ def test_a_bad_picture_is_one_row_of_the_table_and_is_not_met_again(warm_ray, ro
     for name in (*WORDS, "good"):
         (tiny_feed.parent / f"{name}.png").write_bytes((tiny_feed.parent / "teapot.png").read_bytes())
     with_pictures(tiny_feed, *(f"{name}.png" for name in (*WORDS, "good")))
-    pools = {"mask": {"batch": 8} | STRICT, "max_reject_share": 0.9}
+    pools = {"refine": {"batch": 8} | STRICT, "max_reject_share": 0.9}
     deeds = {"killer": "crashes", "hanger": "hangs", "hog": "swells", "odd": "fails"}
-    with poisoned(Masker=deeds):
+    with poisoned(Refiner=deeds):
         first = prepare(prepare_config(root, tiny_feed, **pools))
         assert first.rejects == dict.fromkeys(WORDS.values(), 1)
         assert {r["image_uri"]: r["reject"] for r in samples(root).values()} == {
@@ -103,7 +103,9 @@ cluster.shutdown()
 def the_two_jobs(root_uri: str, feed: str, poison: bool) -> None:
     """Prepare of the feed, and generate for a hundred requests, timed; run by a driver of its own cluster."""
     root = Root(root_uri)
-    pools = {name: {"actors": 1, "batch": 32} | STRICT for name in ("fetch", "mask", "caption", "judge")}
+    pools = {
+        name: {"actors": 1, "batch": 32} | STRICT for name in ("fetch", "shrink", "caption", "mask", "refine", "judge")
+    }
     deeds = {name: {mark: deed} if poison else {} for name, mark, deed in STAGES}
     began = time.monotonic()
     with poisoned(**deeds):
@@ -121,7 +123,7 @@ def the_two_jobs(root_uri: str, feed: str, poison: bool) -> None:
     (Path(feed).parent / f"{Path(root_uri).name}.json").write_text(json.dumps(seconds | {"failures": report.failures}))
 
 
-STAGES = (("Fetcher", "killer", "crashes"), ("Masker", "hanger", "hangs"), ("Captioner", "hog", "swells"))
+STAGES = (("Fetcher", "killer", "crashes"), ("Segmenter", "hanger", "hangs"), ("Captioner", "hog", "swells"))
 
 
 @pytest.mark.slow

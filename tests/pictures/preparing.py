@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 ENDED = ("crashed", "timed_out")
 TOO_LONG_S = 150  # on a machine that does other things too; what is held to is the processor's time
@@ -90,30 +89,30 @@ def _ask(child: subprocess.Popen, name: str) -> Outcome:
 
 
 def _stages(folder: Path, root_uri: str, network: bool):
-    from adbooster.models.saliency import SaliencyNet
-    from adbooster.models.settings import Masking
+    from adbooster.models.preprocessing import U2NET
+    from adbooster.models.settings import Masking, MaskNetwork
     from adbooster.prepare.changes import MadeBy
     from adbooster.prepare.config import Rules, Source
-    from adbooster.prepare.stages import Fetcher, Judge, Masker
+    from adbooster.prepare.stages import Fetcher, Judge, Refiner, Segmenter, Shrinker
     from adbooster.storage.objects import Root
     from adbooster.tiny import world
 
-    class _Grey(SaliencyNet):
-        def __init__(self):
-            pass
+    class _Grey:
+        size_px = (320, 320)
 
-        def probabilities(self, image_u8: np.ndarray) -> np.ndarray:
-            grey = Image.fromarray(image_u8).convert("L")
-            small = np.asarray(grey.resize((320, 320), Image.Resampling.BILINEAR), np.float32)
-            low, high = np.percentile(small, (5, 95))
-            stretched = 1 - (small - low) / max(float(high - low), 1.0)
-            return np.asarray(Image.fromarray(stretched).resize(grey.size, Image.Resampling.BILINEAR)).clip(0, 1)
+        def maps(self, x_u8: np.ndarray) -> np.ndarray:
+            small = x_u8.mean(1, dtype=np.float32)
+            low, high = np.percentile(small, (5, 95), axis=(1, 2), keepdims=True)
+            return (1 - (small - low) / np.maximum(high - low, 1.0)).clip(0, 1).astype(np.float32)
 
     root, made, rules = Root(root_uri), MadeBy("mask", "caption", "rules"), Rules(min_side_px=16, max_mb=64)
     model = str(Path(world.__file__).parent / "models" / "mask" / "u2netp.onnx")
-    masker = Masker(root, model, Masking(), made, ("cpu", 1))
-    masker.net = SaliencyNet(Path(model), "cpu") if network else _Grey()
-    return Fetcher(root, Source(feed_uri=str(folder / "feed.tsv")), rules, made), masker, Judge(rules)
+    segmenter = Segmenter(model, MaskNetwork(), ("cpu", 1))
+    if not network:
+        segmenter.net = _Grey()
+    shrinker = Shrinker(root, U2NET.model_copy(update={"size_px": (320, 320)}), (96, 96), made)
+    fetcher = Fetcher(root, Source(feed_uri=str(folder / "feed.tsv")), rules, made)
+    return fetcher, shrinker, segmenter, Refiner(root, Masking(), made), Judge(rules)
 
 
 def _prepare(stages, name: str) -> dict:
@@ -121,14 +120,18 @@ def _prepare(stages, name: str) -> dict:
 
     from adbooster.contracts import schema
 
-    fetcher, masker, judge = stages
+    fetcher, shrinker, *mask, judge = stages
     row = dict.fromkeys(schema.PLANNED.names) | {"sample_id": name, "product_id": name, "role": "main"}
     rows = fetcher(pa.Table.from_pylist([row | {"image_uri": name}], schema.PLANNED))
     found = rows.to_pylist()[0]
     if found["reject"] is None:
-        rows = masker(rows)
-        captioned = schema.extend(rows, schema.CAPTIONED, caption=["a thing"], caption_by=["caption"])
-        found = judge(captioned).to_pylist()[0]
+        rows = shrinker(rows)
+        found = rows.to_pylist()[0]
+    if found["reject"] is None:
+        rows = schema.extend(rows, schema.CAPTIONED, caption=["a thing"], caption_by=["caption"])
+        for stage in (*mask, judge):
+            rows = stage(rows)
+        found = rows.to_pylist()[0]
     return {"word": found["reject"], "mask_how": found.get("mask_how")}
 
 

@@ -71,7 +71,7 @@ def test_a_killed_run_is_finished_by_the_next(local_ray, tmp_path, tiny_feed):
         write_png(tiny_feed.parent / f"{n}.png", world.packshot(list(world.PRODUCTS)[n], 256)[0])
         lines.append(f"N{n}\tProduct {n}\t{n}.png\t\tHome")
     tiny_feed.write_text("\n".join(lines) + "\n")
-    small = {"fetch": {"batch": 2}, "mask": {"batch": 2}, "caption": {"batch": 2}, "judge": {"batch": 2}}
+    small = {"fetch": {"batch": 2}, "shrink": {"batch": 2}, "refine": {"batch": 2}, "judge": {"batch": 2}}
     killed, whole = Root(str(tmp_path / "killed")), Root(str(tmp_path / "whole"))
     settings = config(killed, tiny_feed, **small)
     (tmp_path / "prepare.yaml").write_text(json.dumps(settings.model_dump(mode="json")))
@@ -123,7 +123,7 @@ def test_a_catalog_night_by_night(local_ray, root, tiny_feed, caplog):
     assert before["P1", "main"]["background"] == "plain"
     assert before["P1", "lifestyle"]["background"] == "scene"
     told = root.read("runs/r1/prepare.stats.txt").decode()
-    assert all(stage in told for stage in ("Fetcher", "Masker", "Captioner", "Judge"))
+    assert all(stage in told for stage in ("Fetcher", "Shrinker", "Captioner", "Segmenter", "Refiner", "Judge"))
     assert any("prepare: 0 of 4 in" in line for line in caplog.messages), "progress"
 
     again = prepare(config(root, tiny_feed, run_id="r2"))

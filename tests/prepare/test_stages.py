@@ -8,11 +8,14 @@ import pytest
 from PIL import Image
 
 from adbooster.contracts import schema
-from adbooster.models.settings import Captions, Masking
+from adbooster.models import preprocessing
+from adbooster.models.preprocessing import U2NET
+from adbooster.models.saliency import SaliencyNet
+from adbooster.models.settings import Captions, Masking, MaskNetwork
 from adbooster.pictures import images
 from adbooster.prepare import changes
 from adbooster.prepare.config import Rules, Source
-from adbooster.prepare.stages import BY_ALPHA, UNCHANGED, Captioner, Fetcher, Judge, Masker
+from adbooster.prepare.stages import BY_ALPHA, UNCHANGED, Captioner, Fetcher, Judge, Refiner, Segmenter, Shrinker
 from adbooster.tiny import world
 from tests.conftest import MODELS, row, write_png
 from tests.pictures.test_images import odd_pictures
@@ -118,11 +121,71 @@ def test_a_photo_that_moved_is_read_but_not_decoded(root, shop, monkeypatch):
     assert moved["fingerprint"] != first[0]["fingerprint"]
 
 
-def masked(root, photo: bytes, known=None, model="/nowhere.onnx", made=MADE) -> dict:
+NETWORK, CAPTION_PX = U2NET.model_copy(update={"size_px": (320, 320)}), (96, 96)
+MODEL = str(MODELS / "mask" / "u2netp.onnx")
+
+
+def stored(root, photo: bytes, **more) -> dict:
     uri = root.put(photo, "photo")
-    given = row(schema.FETCHED, photo_uri=uri, photo_sha256=uri.split("/")[-1].split(".")[0], known=known)
-    stage = Masker(root, model, Masking(), made, ("cpu", 1))
-    return stage(pa.Table.from_pylist([given], schema.FETCHED)).to_pylist()[0]
+    return row(schema.FETCHED, photo_uri=uri, photo_sha256=uri.split("/")[-1].split(".")[0], **more)
+
+
+def shrunk(root, rows: list[dict], made=MADE) -> pa.Table:
+    return Shrinker(root, NETWORK, CAPTION_PX, made)(pa.Table.from_pylist(rows, schema.FETCHED))
+
+
+def masked(root, photo: bytes, known=None, model="/nowhere.onnx", made=MADE) -> dict:
+    rows = shrunk(root, [stored(root, photo, known=known)], made)
+    if rows["reject"][0].as_py():
+        return schema.fill(rows, schema.MASKED).to_pylist()[0]
+    rows = schema.extend(rows, schema.CAPTIONED, caption=["a thing"], caption_by=["caption-1"])
+    return Refiner(root, Masking(), made)(Segmenter(model, MaskNetwork(), ("cpu", 1))(rows)).to_pylist()[0]
+
+
+def test_networks_are_shown_what_they_take_and_nothing_where_all_is_known(root, packshot):
+    photo, mask = packshot
+    whole = images.encode_lossless(photo)
+    cut_out = io.BytesIO()
+    Image.fromarray(np.dstack([photo, mask])).save(cut_out, "PNG")
+    first = stored(root, whole)
+    known = row(schema.KNOWN, photo_sha256=first["photo_sha256"], mask_uri="m", mask_by=MADE.mask)
+    captioned = known | {"caption": "a known one", "caption_by": MADE.caption}
+    rows = [first, stored(root, cut_out.getvalue()), first | {"known": known}, first | {"known": captioned}]
+    found = shrunk(root, rows).to_pylist()
+    assert [(r["network_u8"] is None, r["caption_u8"] is None) for r in found] == [
+        (False, False),
+        (True, False),
+        (True, False),
+        (True, True),
+    ]
+    assert len(found[0]["caption_u8"]) == 96 * 96 * 3
+    x_u8 = np.frombuffer(found[0]["network_u8"], np.uint8).reshape(1, 3, 320, 320)
+    taken = preprocessing.normalize(x_u8, NETWORK)[0]
+    assert np.array_equal(taken, preprocessing.prepare(photo, NETWORK, (320, 320)))
+
+
+def test_a_mask_through_the_stages_is_the_networks_own(root, packshot):
+    """But for maps in half precision between them."""
+    photo = packshot[0]
+    whole = SaliencyNet(MODELS / "mask" / "u2netp.onnx", "cpu").mask(photo, Masking()).mask_u8
+    found = masked(root, images.encode_lossless(photo), model=MODEL)
+    mask = images.decode_mask(root.read(found["mask_uri"])).astype(int)
+    assert found["mask_how"] == "matting"
+    assert np.abs(mask - whole).max() <= 2
+
+
+def test_pictures_of_a_batch_keep_their_own_masks(root, packshot):
+    photos = [images.encode_lossless(p) for p in (packshot[0], world.packshot("mug", 256)[0], packshot[0][::-1])]
+    rows = shrunk(root, [stored(root, p) for p in photos])
+    hidden = rows["network_u8"].to_pylist()
+    hidden[1] = None
+    rows = rows.set_column(rows.schema.get_field_index("network_u8"), "network_u8", pa.array(hidden, pa.binary()))
+    rows = schema.extend(rows, schema.CAPTIONED, caption=["a"] * 3, caption_by=["b"] * 3)
+    maps = Segmenter(MODEL, MaskNetwork(), ("cpu", 1))(rows)["probability"].to_pylist()
+    assert maps[1] is None
+    upright, turned = (np.load(io.BytesIO(maps[i])) for i in (0, 2))
+    assert upright.dtype == np.float16
+    assert np.abs(upright - turned[::-1]).mean() < 0.02 < np.abs(upright - turned).mean()
 
 
 def test_the_photos_own_alpha_is_the_mask(root, packshot):
@@ -140,8 +203,7 @@ def test_the_photos_own_alpha_is_the_mask(root, packshot):
 
 def test_a_known_mask_is_kept_until_photo_or_model_change(root, packshot):
     photo = images.encode_lossless(packshot[0])
-    model = str(MODELS / "mask" / "u2netp.onnx")
-    first = masked(root, photo, model=model)
+    first = masked(root, photo, model=MODEL)
     known = {n: first.get(n) for n in schema.KNOWN.names}
     assert masked(root, photo, known)["mask_uri"] == first["mask_uri"]
     assert first["mask_how"] == "matting"
@@ -158,13 +220,11 @@ def test_a_stored_photo_beyond_todays_limits_is_a_row(root):
 
 
 def test_a_known_caption_is_kept_until_photo_or_model_change(root, packshot):
-    photo_uri = root.put(images.encode_lossless(packshot[0]), "photo")
-    given = row(schema.MASKED, photo_uri=photo_uri, photo_sha256="a")
-    known = row(schema.KNOWN, photo_sha256="a", caption="a known one", caption_by="caption-1")
+    given = stored(root, images.encode_lossless(packshot[0]))
+    known = row(schema.KNOWN, photo_sha256=given["photo_sha256"], caption="a known one", caption_by="caption-1")
     others = [known, known | {"photo_sha256": "b"}, known | {"caption_by": "old"}, None]
-    stage = Captioner(root, str(MODELS / "caption"), Captions(), MADE, ("cpu", 1))
-    rows = pa.Table.from_pylist([given | {"known": k} for k in others], schema.MASKED)
-    found = stage(rows)["caption"].to_pylist()
+    stage = Captioner(str(MODELS / "caption"), Captions(), MADE, ("cpu", 1), CAPTION_PX)
+    found = stage(shrunk(root, [given | {"known": k} for k in others]))["caption"].to_pylist()
     assert found[0] == "a known one"
     assert len(set(found[1:])) == 1
     assert "teapot" in found[1] or "white background" in found[1]
@@ -197,13 +257,13 @@ FINE = {
     ],
 )
 def test_judge_names_what_is_wrong(changes, reject, background):
-    rows = pa.Table.from_pylist([row(schema.CAPTIONED, **FINE | changes)], schema.CAPTIONED)
+    rows = pa.Table.from_pylist([row(schema.MASKED, **FINE | changes)], schema.MASKED)
     found = Judge(Rules())(rows).to_pylist()[0]
     assert (found["reject"], found["background"]) == (reject, background)
     assert reject is None or reject in schema.REJECTS
 
 
 def test_a_main_photo_with_too_much_that_may_be_a_hole_is_rejected_where_asked():
-    rows = [row(schema.CAPTIONED, **FINE | {"mask_unsure_share": 0.1, "role": r}) for r in ("main", "lifestyle")]
-    found = Judge(Rules(max_unsure_share=0.05))(pa.Table.from_pylist(rows, schema.CAPTIONED))
+    rows = [row(schema.MASKED, **FINE | {"mask_unsure_share": 0.1, "role": r}) for r in ("main", "lifestyle")]
+    found = Judge(Rules(max_unsure_share=0.05))(pa.Table.from_pylist(rows, schema.MASKED))
     assert found["reject"].to_pylist() == ["mask_unsure", None]
