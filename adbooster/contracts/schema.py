@@ -129,7 +129,7 @@ FETCHED = _schema(
 _NETWORK_U8 = {"network_u8": pa.binary()}  # the photo as the mask network takes it, uint8 [3,h,w]; null: it has a mask
 SHRUNK = _schema(FETCHED, **_NETWORK_U8, caption_u8=pa.binary())  # uint8 [h,w,3]; null: it has a caption
 CAPTIONED = _schema(FETCHED, **_CAPTION, **_NETWORK_U8)
-SEGMENTED = _schema(FETCHED, **_CAPTION, probability=pa.binary())  # float16 at the network's size, as a .npy file
+SEGMENTED = _schema(FETCHED, **_CAPTION, probability=pa.binary())  # float32 [h,w] as a .npy file; null as before
 MASKED = _schema(FETCHED, **_MASK, **_CAPTION)
 JUDGED = _schema(MASKED, background=pa.string())
 

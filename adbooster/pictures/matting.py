@@ -233,8 +233,8 @@ def measure(image_u8: np.ndarray, mask_u8: np.ndarray) -> dict[str, float | int]
 def _deviation(image_u8: np.ndarray, where: np.ndarray) -> float:
     """Largest standard deviation of a channel there, from how often each level occurs; 0 if there is no pixel."""
     levels, largest = np.arange(256.0), 0.0
-    for channel in range(3):
-        counts = np.bincount(image_u8[..., channel][where], minlength=256)
+    found = Image.fromarray(image_u8).histogram(Image.fromarray(where.astype(np.uint8) * 255))
+    for counts in np.reshape(found, (3, 256)):
         if counts.any():
             mean = np.average(levels, weights=counts)
             largest = max(largest, float(np.average((levels - mean) ** 2, weights=counts)) ** 0.5)

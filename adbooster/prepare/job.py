@@ -113,7 +113,8 @@ def _through_stages(plan: _Plan) -> Staged:
     if not total:
         return Staged([], "no picture to fetch\n")
     place = {"root": plan.root, "source": config.source(), "rules": config.rules, "made": plan.made}
-    plan.times = stage_times.start()
+    if changes_found.work_expected():
+        plan.times = stage_times.start()
     blocks, failures = dataset_of(changes_found.blocks(config.fetch.batch)), _failures(plan, "failed_fetch")
     ds = through(blocks, Fetcher, config.fetch, schema.FETCHED, failures, times=plan.times, **place)
     if changes_found.work_expected():
@@ -128,6 +129,7 @@ def _through_stages(plan: _Plan) -> Staged:
 
 def _through_models(plan: _Plan, ds: Dataset, total: int) -> Staged:
     """Actors with a GPU run networks and nothing else: decoding and scaling are before them, matting after."""
+    plan.times = plan.times or stage_times.start()
     config, mask_failed, times = plan.config, _failures(plan, "failed_mask"), {"times": plan.times}
     known, runs_on = {"made": plan.made, **times}, {"runs_on": (config.device, config.threads), **times}
     network = mask_input(mask_model(config.mask_model, config.mask_network))

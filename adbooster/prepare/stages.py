@@ -188,7 +188,7 @@ class Segmenter:
         x_u8 = np.stack([np.frombuffer(x.as_buffer(), np.uint8).reshape(3, *net.size_px) for x in shown])
         with in_network():
             maps = net.maps(x_u8)
-        return [_to_npy(m) for m in maps.astype(np.float16)]
+        return [_to_npy(m) for m in maps]
 
 
 class Refiner:
@@ -211,7 +211,7 @@ class Refiner:
         if (given := images.informative(alpha)) is not None:
             made_by, (mask, how, unsure) = BY_ALPHA, Refined(given, "alpha")
         else:
-            probability = np.load(io.BytesIO(row["probability"])).astype(np.float32)
+            probability = np.load(io.BytesIO(row["probability"]))
             refined = product_mask(photo, probability, self.how.refine_px, self.how.solve_px, self.how.holes)
             made_by, (mask, how, unsure) = self.made.mask, refined
         uri = self.root.put(images.encode_mask(mask), "png")
