@@ -2,8 +2,10 @@
 
     python -m tests.benchmarks.cutout_quality               # all 36 products: 216 photos, JPEG at quality 80
     python -m tests.benchmarks.cutout_quality --products bicycle scarf --sheet cutouts.png
+    python -m tests.benchmarks.cutout_quality --side-px 1080    # the products at three quarters of that, edges as sharp
 
-All sides are one run: the network's mask refined with `holes: never`, `sure` and `all`. By photo: IoU of
+All sides are one run: the network's mask as it was refined before matting had a prior (`former`), and as prepare refines it,
+with `holes: never`, `sure` and `all`. By photo: IoU of
 alpha > 127; SAD (thousands), MSE (x 1000) and gradient error (Rhemann et al., 2009: sum of squared differences of
 Gaussian gradients, sigma 1.4, thousands); hole pixels found, of those that the page shows through and the product
 encloses; colour error (levels, mean over the rim) of the cut-out on a dark scene against the true product on it.
@@ -20,9 +22,11 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
 from adbooster.models.saliency import SaliencyNet
+from adbooster.models.settings import Masking
 from adbooster.pictures import cutouts
-from adbooster.pictures.matting import refine
+from adbooster.pictures.matting import product_mask
 from adbooster.tiny import world
+from tests.benchmarks import former_masking
 
 MODEL = Path(world.__file__).parent / "models" / "mask" / "u2netp.onnx"
 SIDE_PX, QUALITY = 512, 80
@@ -38,10 +42,12 @@ class Photo(NamedTuple):
     on_dark: np.ndarray
 
 
-def photo(product: str, page: tuple[int, int, int], shadow: bool) -> Photo:
+def photo(product: str, page: tuple[int, int, int], shadow: bool, side_px: int = SIDE_PX) -> Photo:
     item = world.render("products", product, world.RENDER_PX)
-    x, y = (SIDE_PX - item.width) // 2, (SIDE_PX - item.height) // 2
-    canvas, dark = (Image.new("RGB", (SIDE_PX, SIDE_PX), colour) for colour in (page, DARK))
+    if side_px != SIDE_PX:
+        item = enlarged(item, 0.75 * side_px / max(item.size))
+    x, y = (side_px - item.width) // 2, (side_px - item.height) // 2
+    canvas, dark = (Image.new("RGB", (side_px, side_px), colour) for colour in (page, DARK))
     if shadow:
         layer, wide = Image.new("L", canvas.size), item.width
         base = y + item.height
@@ -56,6 +62,14 @@ def photo(product: str, page: tuple[int, int, int], shadow: bool) -> Photo:
     stored = io.BytesIO()
     canvas.save(stored, "JPEG", quality=QUALITY)
     return Photo(np.asarray(Image.open(stored)), np.asarray(mask), np.asarray(dark))
+
+
+def enlarged(item: Image.Image, times: float) -> Image.Image:
+    """A render scaled up, the slope of its alpha set back to what it was in pixels."""
+    item = item.resize((round(item.width * times), round(item.height * times)), Image.Resampling.BICUBIC)
+    alpha = ((np.asarray(item.getchannel("A"), float) / 255 - 0.5) * times + 0.5).clip(0, 1)
+    item.putalpha(Image.fromarray((alpha * 255).round().astype(np.uint8)))
+    return item
 
 
 def holes(alpha: np.ndarray) -> np.ndarray:
@@ -104,32 +118,39 @@ def summary(rows: list[dict[str, float]]) -> dict[str, float]:
     return out | {"holes": found / there if there else float("nan")}
 
 
-SIDES = {"before": "never", "now": "sure", "all": "all"}
+SIDES = {"former": "sure", "never": "never", "sure": "sure", "all": "all"}
+
+
+def mask_of(side: str, image: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    if side == "former":
+        return former_masking.refined(image, probability, "sure").mask_u8
+    return product_mask(image, probability, None, Masking().solve_px, SIDES[side]).mask_u8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--products", nargs="*", default=list(world.PRODUCTS))
+    parser.add_argument("--side-px", type=int, default=SIDE_PX, help="of the photos")
     parser.add_argument("--sheet", type=Path, help="a sheet of the photo, and both cut-outs on a dark scene")
     given = parser.parse_args()
     net, rows, sheet, started = SaliencyNet(MODEL, "cpu"), [], [], time.monotonic()
     for product in given.products:
         for page, colour in PAGES.items():
             for shadow in (False, True):
-                seen = photo(product, colour, shadow)
+                seen = photo(product, colour, shadow, given.side_px)
                 probability, masks = net.probabilities(seen.image), {}
-                for side, which in SIDES.items():
+                for side in SIDES:
                     began = time.process_time()
-                    masks[side] = refine(seen.image, probability, SIDE_PX // 100, which).mask_u8
+                    masks[side] = mask_of(side, seen.image, probability)
                     found = errors(seen, masks[side]) | {"seconds": time.process_time() - began}
                     rows.append((side, page, shadow, found))
                 if shadow:
                     sheet.append(
-                        np.concatenate([seen.image, *(on_dark(seen.image, masks[s]) for s in ("before", "all"))], 1)
+                        np.concatenate([seen.image, *(on_dark(seen.image, masks[s]) for s in ("never", "all"))], 1)
                     )
         print(product, flush=True)
     print(table(rows))
-    print(f"{len(rows) // len(SIDES)} photos of {SIDE_PX} px, JPEG {QUALITY}, {time.monotonic() - started:.0f} s")
+    print(f"{len(rows) // len(SIDES)} photos of {given.side_px} px, JPEG {QUALITY}, {time.monotonic() - started:.0f} s")
     if given.sheet:
         Image.fromarray(np.concatenate(sheet)).save(given.sheet)
 
@@ -139,12 +160,12 @@ def table(rows: list[tuple[str, str, bool, dict[str, float]]]) -> str:
     lines = [head, ("---",) * len(head)]
     groups = [(page, shadow) for page in PAGES for shadow in (False, True)] + [("all", None)]
     for page, shadow in groups:
-        for side, which in SIDES.items():
+        for side in SIDES:
             some = [f for s, p, w, f in rows if s == side and (shadow is None or (p, w) == (page, shadow))]
             mean = summary(some)
             figures = [f"{mean[k]:.3f}" for k in ("iou", "sad", "mse", "gradient", "holes", "rim", "product_lost")]
             seconds = f"{np.mean([f['seconds'] for f in some]):.2f}"
-            lines.append((page, {True: "yes", False: "no", None: ""}[shadow], which, *figures, seconds))
+            lines.append((page, {True: "yes", False: "no", None: ""}[shadow], side, *figures, seconds))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -1,4 +1,10 @@
+import json
+
+import pytest
+
+from adbooster.contracts.errors import ConfigError
 from adbooster.models.blip import Blip
+from adbooster.models.files import caption_input
 from adbooster.models.settings import Captions
 from adbooster.tiny import world
 from tests.conftest import MODELS
@@ -25,3 +31,13 @@ def test_prefix_length_and_repetition_are_settings():
     assert not blip.captions(picture, Captions(prefix=prefix))[0].startswith(prefix)
     said = blip.captions(picture, Captions(no_repeat_ngram_size=1, max_new_tokens=12))[0].split()
     assert len(said) == len(set(said))
+
+
+def test_pictures_are_of_the_size_that_the_folder_says(tmp_path):
+    assert caption_input(MODELS / "caption") == (96, 96)
+    assert caption_input(tmp_path) == (384, 384), "BLIP's own"
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 224, "width": 320}}))
+    assert caption_input(tmp_path) == (224, 320)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": "large"}}))
+    with pytest.raises(ConfigError, match="should give size as height and width in pixels"):
+        caption_input(tmp_path)

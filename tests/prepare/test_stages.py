@@ -1,6 +1,9 @@
 """The stages on plain tables, without Ray."""
 
 import io
+import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -162,6 +165,31 @@ def test_networks_are_shown_what_they_take_and_nothing_where_all_is_known(root, 
     x_u8 = np.frombuffer(found[0]["network_u8"], np.uint8).reshape(1, 3, 320, 320)
     taken = preprocessing.normalize(x_u8, NETWORK)[0]
     assert np.array_equal(taken, preprocessing.prepare(photo, NETWORK, (320, 320)))
+
+
+WITHOUT_NETWORKS = """
+import pickle, sys
+from pathlib import Path
+for stage, rows in pickle.loads(Path(sys.argv[1]).read_bytes()):
+    print(stage(rows).num_rows, "rows")
+print(sorted({"torch", "onnxruntime", "transformers", "ray"} & set(sys.modules)))
+"""
+
+
+def test_stages_without_a_network_import_no_network_library(root, packshot, tmp_path):
+    """Their processes, of which there are many, would take longer to start and more memory."""
+    fetched_row = stored(root, images.encode_lossless(packshot[0]))
+    out = io.BytesIO()
+    np.save(out, packshot[1].astype(np.float32) / 255)
+    segmented = row(schema.SEGMENTED) | fetched_row | {"probability": out.getvalue()}
+    todo = [
+        (Shrinker(root, NETWORK, CAPTION_PX, MADE), pa.Table.from_pylist([fetched_row], schema.FETCHED)),
+        (Refiner(root, Masking(), MADE), pa.Table.from_pylist([segmented], schema.SEGMENTED)),
+    ]
+    (tmp_path / "todo").write_bytes(pickle.dumps(todo))
+    command = [sys.executable, "-c", WITHOUT_NETWORKS, str(tmp_path / "todo")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.stdout.splitlines() == ["1 rows", "1 rows", "[]"], ran.stderr
 
 
 def test_a_mask_through_the_stages_is_the_networks_own(root, packshot):

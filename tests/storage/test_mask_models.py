@@ -14,7 +14,7 @@ from adbooster.models.settings import MaskNetwork
 from adbooster.prepare.checks import check as check_prepare
 from adbooster.prepare.config import PrepareConfig
 from adbooster.prepare.job import made_by
-from adbooster.storage.mask_models import check_mask_model, mask_model
+from adbooster.storage.mask_models import check_mask_model, mask_input, mask_model
 from adbooster.storage.model_store import content_hash, pull
 from adbooster.storage.objects import Root
 from tests.conftest import MODELS
@@ -113,3 +113,12 @@ def test_what_the_cpus_cannot_run_stops_a_job_on_cpus_and_not_one_on_gpus(tmp_pa
         check_mask_model(str(broken), AS_IT_IS, "cpu")
     check_mask_model(str(broken), AS_IT_IS, "cuda")
     assert "cannot be tried on this machine's CPUs" in caplog.text
+
+
+def test_the_size_that_a_network_is_fed_with_comes_from_its_graph_where_nothing_else_says_it(tmp_path, model):
+    found = mask_input(mask_model(str(u2netp(tmp_path / "m")), AS_IT_IS))
+    assert found == U2NET.model_copy(update={"size_px": (320, 320)})
+    assert mask_input(mask_model(str(model), MaskNetwork(input_px=64))).size_px == (64, 64)
+    model.write_bytes(b"no graph")
+    with pytest.raises(ConfigError, match=r"cannot be read on this machine; set mask_network\.input_px"):
+        mask_input(mask_model(str(model), AS_IT_IS))
