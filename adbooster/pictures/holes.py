@@ -27,20 +27,47 @@ class Open(NamedTuple):
     unsure: np.ndarray
 
 
-def find(image_u8: np.ndarray, probability: np.ndarray, background: np.ndarray, band_px: int, which: Holes) -> Open:
+class Page(NamedTuple):
+    """The colour of a plain page over a picture: a plane for each channel (1, and the shares of height and width), [3,3],
+    and its noise in levels."""
+
+    plane: np.ndarray
+    noise: float
+
+    def part(self, top: float, left: float, high: float, wide: float) -> "Page":
+        """Of a part of the picture, given in shares of it."""
+        level, down, across = self.plane
+        return Page(np.stack([level + top * down + left * across, high * down, wide * across]), self.noise)
+
+    def away(self, image_u8: np.ndarray) -> np.ndarray:
+        """Levels from the page's colour, float [H,W]."""
+        high, wide = image_u8.shape[:2]
+        rows, columns = np.arange(high)[:, None, None] / high, np.arange(wide)[None, :, None] / wide
+        return _largest(np.abs(image_u8 - (self.plane[0] + rows * self.plane[1] + columns * self.plane[2])))
+
+
+def find(
+    image_u8: np.ndarray,
+    probability: np.ndarray,
+    background: np.ndarray,
+    band_px: int,
+    which: Holes,
+    page: Page | None = None,
+) -> Open:
     """Regions of the page's colour that the product encloses.
 
     background  bool [H,W], where the network and the band leave no doubt
+    page        where more of it was seen than is in the picture; None: fitted to the background
     which       `sure`: not where the network is certain of the product, as a print of the page's colour is no hole;
                 `all`: those too; `never`: nothing is looked for
 
-    Page: a plane fitted to each channel of the background; of a background that no plane fits, nothing is opened.
+    Of a background that no plane fits, nothing is opened.
     """
     none = np.zeros(probability.shape, bool)
-    page = None if which == "never" else _page(image_u8, background)
+    page = None if which == "never" else page or fit(image_u8, background)
     if page is None:
         return Open(none, none, none)
-    away, noise = page
+    away, noise = page.away(image_u8), page.noise
     alike = away <= _ALIKE + 2 * noise
     parts = np.zeros(away.shape, np.int32)
     n = int(ndimage.label(away <= _NEARLY + 2 * noise, output=parts))  # pyright: ignore[reportArgumentType]
@@ -73,8 +100,8 @@ def _enclosed(region: np.ndarray, away: np.ndarray, reach_px: int) -> float:
     return float((edge > _STEP).mean()) if len(edge) else 0.0
 
 
-def _page(image_u8: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, float] | None:
-    """Levels from the page's colour, float [H,W], and the page's own noise; None where the background is no plain page."""
+def fit(image_u8: np.ndarray, background: np.ndarray) -> Page | None:
+    """The page of a picture by its background, bool [H,W]; None where that is no plain page."""
     ys, xs = np.nonzero(background)
     if len(ys) < 100:
         return None
@@ -91,11 +118,7 @@ def _page(image_u8: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, flo
         kept = apart <= _ALIKE + 2 * noise
         if kept.mean() < 0.5:
             return None
-    if noise > _NOISIEST:
-        return None
-    rows, columns = np.arange(high)[:, None, None] / high, np.arange(wide)[None, :, None] / wide
-    away = _largest(np.abs(image_u8 - (plane[0] + rows * plane[1] + columns * plane[2])))
-    return away, noise
+    return Page(plane, noise) if noise <= _NOISIEST else None
 
 
 def _largest(values: np.ndarray) -> np.ndarray:

@@ -63,10 +63,17 @@ def upsampled(map_HW: np.ndarray, size_px: tuple[int, ...]) -> np.ndarray:
     return np.asarray(Image.fromarray(map_HW).resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
 
 
-def refine(image_u8: np.ndarray, probability: np.ndarray, band_px: int, through: Holes = "sure") -> Refined:
+def refine(
+    image_u8: np.ndarray,
+    probability: np.ndarray,
+    band_px: int,
+    through: Holes = "sure",
+    page: holes.Page | None = None,
+) -> Refined:
     """Closed-form matting (Levin et al., 2008; pymatting) in the band round the edge; elsewhere 0 or 255.
 
-    Where a plain page shows through the product, it is background, its rim part of the band; `through` as in holes.find.
+    Where a plain page shows through the product, it is background, its rim part of the band; `through` and `page` as in
+    holes.find.
 
     A map with no sure product or no sure background comes back only rounded. A band that is too large or a system
     that does not converge is filled from the probabilities by a guided filter instead.
@@ -75,7 +82,7 @@ def refine(image_u8: np.ndarray, probability: np.ndarray, band_px: int, through:
     background = _distance(probability > 0.1, border=False) > band_px
     if not product.any() or not background.any():
         return Refined((probability * 255).round().astype(np.uint8), "network")
-    seen = holes.find(image_u8, probability, background, band_px, through)
+    seen = holes.find(image_u8, probability, background, band_px, through, page)
     product, background = product & ~(seen.page | seen.rim), (background & ~seen.rim) | seen.page
     trimap = np.where(product, 1.0, np.where(background, 0.0, 0.5))
     weights = np.where(seen.rim, 0.0, _PRIOR)  # about a hole the network is wrong
@@ -172,14 +179,32 @@ def refine_large(
     low = np.maximum(found.min(0) - 4 * band_px, 0)
     high = np.minimum(found.max(0) + 4 * band_px + 4, probability.shape)
     box = slice(low[0], high[0]), slice(low[1], high[1])
+    page = None if through == "never" else _page(image_u8, probability, band_px, solve_px, box)
     photo, probability = image_u8[box], probability[box]
-    scale = min(1.0, (solve_px / probability.size) ** 0.5)
-    height, width = (max(1, round(n * scale)) for n in probability.shape)
-    small = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BOX))
-    rough = np.asarray(Image.fromarray(probability).resize((width, height), Image.Resampling.BILINEAR))
-    solved, how, unsure = refine(small, rough, max(2, round(band_px * scale)), through)
+    small, rough, scale = _scaled(photo, probability, solve_px)
+    solved, how, unsure = refine(small, rough, max(2, round(band_px * scale)), through, page)
     out[box] = solved if scale == 1 else _guided_upsample(photo, small, solved)
     return Refined(out, how, unsure)
+
+
+def _scaled(image_u8: np.ndarray, probability: np.ndarray, most_px: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Photo and map, scaled to so many pixels where they have more; and the scale."""
+    scale = min(1.0, (most_px / probability.size) ** 0.5)
+    height, width = (max(1, round(n * scale)) for n in probability.shape)
+    small = np.asarray(Image.fromarray(image_u8).resize((width, height), Image.Resampling.BOX))
+    return small, np.asarray(Image.fromarray(probability).resize((width, height), Image.Resampling.BILINEAR)), scale
+
+
+def _page(
+    image_u8: np.ndarray, probability: np.ndarray, band_px: int, most_px: int, box: tuple[slice, slice]
+) -> holes.Page | None:
+    """The page as seen in the whole photo, in the product's box: in there a shadow may cover most of it."""
+    small, rough, scale = _scaled(image_u8, probability, most_px)
+    page = holes.fit(small, _distance(rough > 0.1, border=False) > max(2, round(band_px * scale)))
+    height, width = probability.shape
+    rows, columns = box
+    shares = rows.start / height, columns.start / width, (rows.stop - rows.start) / height
+    return page and page.part(*shares, (columns.stop - columns.start) / width)
 
 
 def _guided_upsample(photo_u8: np.ndarray, small_u8: np.ndarray, alpha_u8: np.ndarray, radius: int = 2) -> np.ndarray:

@@ -12,6 +12,7 @@ process whose network is a stand-in that sleeps for 10 ms a picture. Exit code 1
 import argparse
 import io
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -19,6 +20,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # as in Ray's actors; of networks `threads` says how many
 
 import numpy as np
 import pyarrow as pa

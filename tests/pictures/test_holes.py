@@ -3,7 +3,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from adbooster.models.saliency import SaliencyNet
-from adbooster.pictures.matting import refine
+from adbooster.pictures.matting import product_mask, refine
 from tests.benchmarks.cutout_quality import PAGES, errors, photo
 from tests.conftest import MODELS
 
@@ -26,6 +26,14 @@ def test_the_page_seen_through_a_loop_is_cut_out(net, product, page, which, most
     assert opened["holes_found_px"] > 0.98 * opened["holes_px"] > filled["holes_found_px"]
     assert opened["sad"] < most * filled["sad"]
     assert opened["product_lost"] <= filled["product_lost"] + 0.002
+
+
+@pytest.mark.parametrize("page", list(PAGES))
+def test_a_shadow_that_covers_the_page_about_a_product_closes_no_loop(net, page):
+    """The page is seen in the whole photo, not in the product's box alone."""
+    seen = photo("scarf", PAGES[page], shadow=True)
+    found = product_mask(seen.image, net.probabilities(seen.image), None, 100_000, "all").mask_u8
+    assert errors(seen, found)["holes_found_px"] > 0.98 * errors(seen, found)["holes_px"]
 
 
 @pytest.mark.parametrize("page", list(PAGES))
