@@ -11,12 +11,30 @@ from pathlib import Path
 
 import open_clip
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionXLInpaintPipeline,
+    UNet2DConditionModel,
+)
 from open_clip.tokenizer import bytes_to_unicode, default_bpe
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import BlipConfig, BlipForConditionalGeneration, CLIPTextConfig, CLIPTextModel
+from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from adbooster.models.preprocessing import U2NET
 
@@ -100,6 +118,117 @@ def write_pipeline(folder: Path) -> dict[str, float]:
         },
     )
     return sizes
+
+
+def write_xl(folder: Path, whole: bool = True) -> float:
+    """SDXL inpainting, 3.5 billion parameters; returns millions of them.
+
+    whole  False: one transformer layer a block instead of up to ten and two layers an encoder, for machines of 10 GiB;
+           widths, blocks, text encoders, VAE and sizes are the real ones
+    """
+    unet = UNet2DConditionModel(
+        sample_size=128,
+        in_channels=9,
+        out_channels=4,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=2,
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        transformer_layers_per_block=(1, 2, 10) if whole else (1, 1, 1),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+    tokenizer = _clip_tokenizer(folder)
+    pipe = StableDiffusionXLInpaintPipeline(
+        vae=_vae(latent_channels=4, scaling_factor=0.13025, sample_size=1024),
+        text_encoder=CLIPTextModel(_clip_text(768, 12, 12 if whole else 2, "quick_gelu")),
+        text_encoder_2=CLIPTextModelWithProjection(_clip_text(1280, 20, 32 if whole else 2, "gelu")),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        add_watermarker=False,
+    )
+    return _save(pipe, folder)
+
+
+def write_fill(folder: Path) -> float:
+    """FLUX.1 Fill with one layer of each kind (of 19 and 38) and of each text encoder; widths, VAE and channels are real."""
+    letters = [(c, -3.0) for c in "▁abcdefghijklmnopqrstuvwxyz,"]
+    pipe = FluxFillPipeline(
+        vae=_vae(
+            latent_channels=16,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            sample_size=1024,
+        ),
+        text_encoder=CLIPTextModel(_clip_text(768, 12, 1, "quick_gelu")),
+        text_encoder_2=T5EncoderModel(
+            T5Config(
+                vocab_size=32128,
+                d_model=4096,
+                d_kv=64,
+                d_ff=10240,
+                num_layers=1,
+                num_heads=64,
+                feed_forward_proj="gated-gelu",
+            )
+        ),
+        tokenizer=_clip_tokenizer(folder),
+        tokenizer_2=T5TokenizerFast(
+            vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters], extra_ids=0, model_max_length=512
+        ),
+        transformer=FluxTransformer2DModel(
+            in_channels=384, out_channels=64, num_layers=1, num_single_layers=1, guidance_embeds=True
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+    )
+    return _save(pipe, folder)
+
+
+def _vae(**values) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        **values,
+    )
+
+
+def _clip_text(width: int, heads: int, layers: int, act: str) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        hidden_act=act,
+        projection_dim=width,
+        bos_token_id=49406,
+        eos_token_id=49407,
+        pad_token_id=1,
+    )
+
+
+def _clip_tokenizer(folder: Path) -> CLIPTokenizer:
+    _write_clip_tokenizer(folder / "tokenizer")
+    return CLIPTokenizer.from_pretrained(folder / "tokenizer")
+
+
+def _save(pipe, folder: Path) -> float:
+    """As float16 safetensors; returns millions of parameters."""
+    modules = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
+    for module in modules:
+        module.half()
+    pipe.save_pretrained(folder, safe_serialization=True)
+    return sum(millions(m) for m in modules)
 
 
 def _write_text_encoder(folder: Path) -> float:

@@ -31,6 +31,17 @@ class Words(NamedTuple):
     def size_bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in self if t is not None)
 
+    @staticmethod
+    def stacked(some: list["Words"]) -> "Words":
+        """One batch of single texts."""
+        pooled = [w.pooled for w in some if w.pooled is not None]
+        return Words(torch.stack([w.states for w in some]), torch.stack(pooled) if pooled else None)
+
+    def then(self, other: "Words") -> "Words":
+        """One batch of two."""
+        pooled = [w.pooled for w in (self, other) if w.pooled is not None]
+        return Words(torch.cat([self.states, other.states]), torch.cat(pooled) if pooled else None)
+
 
 @dataclass(frozen=True)
 class Condition:

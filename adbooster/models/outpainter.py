@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import diffusers
 import numpy as np
@@ -135,8 +135,7 @@ class Outpainter:
         self.scheduler = self._scheduler()
         self.vae, self.cached_share = self.family.vae, 0.0
         if self.family.cache:
-            network: Any = self.family.network
-            self.cached_share = cached_share(dict(network.config))
+            self.cached_share = cached_share(cast("Any", self.family.network).config)
         self.previews = None
         if recipe.halving.at:
             with torch.inference_mode():
@@ -260,7 +259,7 @@ class Outpainter:
         recipe, family, scheduler, x_NChw = self.recipe, self.family, batch.scheduler, batch.x_NChw
         towards = self._words([p.prompt for p in paintings])
         guides = recipe.guidance_scale > 1 and family.two_passes
-        both = _joined(self._words([p.negative_prompt for p in paintings]), towards) if guides else towards
+        both = self._words([p.negative_prompt for p in paintings]).then(towards) if guides else towards
         condition = torch.stack([p.condition.channels_Chw for p in paintings])
         takes = inspect.signature(scheduler.step).parameters
         options = {"generator": batch.generators} if "generator" in takes else {}
@@ -297,15 +296,7 @@ class Outpainter:
         some = [self.words[t] for t in texts]
         while len(self.words) > max(1, TEXTS_KEPT_BYTES // some[0].size_bytes):
             self.words.popitem(last=False)
-        columns: Any = zip(*some, strict=True)
-        stacked: list[Any] = [None if parts[0] is None else torch.stack(parts) for parts in columns]
-        return Words(*stacked)
-
-
-def _joined(a: Words, b: Words) -> Words:
-    columns: Any = zip(a, b, strict=True)
-    joined: list[Any] = [None if x is None else torch.cat([x, y]) for x, y in columns]
-    return Words(*joined)
+        return Words.stacked(some)
 
 
 def stronger(scores: Sequence[float], groups: Sequence[int], keep: float) -> list[int]:

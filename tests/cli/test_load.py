@@ -89,7 +89,10 @@ def test_a_job_without_a_section_takes_over_what_generate_has(config_class, tmp_
     ("flags", "says"),
     [
         (["--cohorts-uri", "x"], "--root-uri is required"),
-        (["--config", "/nowhere.yaml"], "there is no config file '/nowhere.yaml'; presets, by name: sd15"),
+        (
+            ["--config", "/nowhere.yaml"],
+            "there is no config file '/nowhere.yaml'; presets, by name: flux-fill, sd15, sd15-lcm, sdxl",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_named(flags, says):

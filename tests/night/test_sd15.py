@@ -42,6 +42,25 @@ def test_the_preset_is_a_whole_night_for_gpus(monkeypatch):
     assert night("--generate.weights", "/other").generate.weights == "/other"
 
 
+@pytest.mark.parametrize(
+    ("preset", "weights"),
+    [
+        ("sd15-lcm", "stable-diffusion-inpainting"),
+        ("sdxl", "stable-diffusion-xl-inpainting"),
+        ("flux-fill", "flux-fill"),
+    ],
+)
+def test_the_other_presets_are_whole_nights_too(monkeypatch, preset, weights):
+    monkeypatch.setenv("ADBOOSTER_MODELS", "s3://shop/models")
+    given = ["--root-uri", "/r", "--prepare.feed-uri", "/feed.tsv", "--cohorts.cohorts-uri", "/cohorts.yaml"]
+    config = load(NightlyConfig, ["--config", preset, *given])
+    assert config.generate.weights == f"s3://shop/models/{weights}"
+    assert config.generate.device == "cuda"
+    assert (config.finetune is None) == (preset == "flux-fill"), "which is not trained here"
+    assert bool(config.generate.prompts.negative_prompt) == (preset != "flux-fill"), "which takes none"
+    assert config.generate.recipe.num_inference_steps == {"sd15-lcm": 5, "sdxl": 25, "flux-fill": 28}[preset]
+
+
 def test_the_preset_without_its_variable(monkeypatch):
     monkeypatch.delenv("ADBOOSTER_MODELS", raising=False)
     with pytest.raises(ConfigError, match=r"ADBOOSTER_MODELS, which prepare\.mask_model in .*sd15\.yaml names"):
