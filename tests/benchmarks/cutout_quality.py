@@ -142,7 +142,8 @@ def main() -> None:
                 for side in SIDES:
                     began = time.process_time()
                     masks[side] = mask_of(side, seen.image, probability)
-                    found = errors(seen, masks[side]) | {"seconds": time.process_time() - began}
+                    seconds = time.process_time() - began
+                    found = errors(seen, masks[side]) | {"seconds": seconds}
                     rows.append((side, page, shadow, found))
                 if shadow:
                     sheet.append(
