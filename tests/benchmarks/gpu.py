@@ -16,12 +16,14 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch.utils.flop_counter import FlopCounterMode
 
 from adbooster.contracts.recipe import Recipe
@@ -174,7 +176,7 @@ def table(records: list[dict], peak_tflops: float) -> str:
             lines.append(f"| {r['what']} | {r['engine']} | {r['skipped']} | | | |")
             continue
         cells = [r["what"], r["engine"], f"{r['images_per_s']:.2f}"]
-        cells.append(f"{r['tflops'] / peak_tflops:.1%}" if "tflops" in r else "")
+        cells.append(f"{r['tflops'] / peak_tflops:.1%}" if "tflops" in r and peak_tflops else "")
         cells += [
             f"{r['busy_share']:.0%}" if "busy_share" in r else "",
             f"{r['first_call_s']:.0f}" if "first_call_s" in r else "",
@@ -192,6 +194,7 @@ def main() -> None:
     parser.add_argument("--budget-s", type=float, default=540.0)
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     given = parser.parse_args()
+    diffusers_logging.set_verbosity_error()  # its SDXL pipeline warns at every picture
     started, on_gpu = time.monotonic(), given.device == "cuda"
     scale = WHOLE if on_gpu else TOY
     if not on_gpu:
@@ -216,9 +219,9 @@ def main() -> None:
         else:
             tiny_xl.write_pipeline(weights["SDXL"], TINY / "tokenizer")
         records = []
-        for record in (
-            *finetuning(weights["SD 1.5"], given.device, scale, in_time),
-            *painting(weights, scale, given.device, in_time),
+        for record in chain(
+            finetuning(weights["SD 1.5"], given.device, scale, in_time),
+            painting(weights, scale, given.device, in_time),
         ):
             records.append(record)
             print(json.dumps(record), flush=True)
@@ -231,7 +234,7 @@ def main() -> None:
     found = {"device": device, "shrunk": not on_gpu, "torch": torch.__version__, "seconds": seconds, "rows": records}
     given.out.write_text(json.dumps(found, indent=2) + "\n")
     print(
-        f"\n{device}; torch {torch.__version__}; {scale.steps} steps; {seconds} s\n\n{table(records, given.peak_tflops)}"
+        f"\n{device}; torch {torch.__version__}; {scale.steps} steps; {seconds} s\n\n{table(records, given.peak_tflops if on_gpu else 0)}"
     )
 
 

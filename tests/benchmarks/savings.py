@@ -75,7 +75,8 @@ class Panel:
 
     def __init__(self, n: int, k: int, threads: int, first: Outpainter):
         self.ranker, self.judge = (Clip(MODELS / name, "cpu", threads) for name in ("rank", "judge"))
-        self.k, self.requests = k, [self._request(i, first) for i in range(n)]
+        self.k = k
+        self.requests = [self._request(i, first) for i in range(n)]
         texts = [r.text for r in self.requests]
         self.ranked_by, self.judged_by = self.ranker.embed_texts(texts), self.judge.embed_texts(texts)
 

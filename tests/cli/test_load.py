@@ -91,7 +91,7 @@ def test_a_job_without_a_section_takes_over_what_generate_has(config_class, tmp_
         (["--cohorts-uri", "x"], "--root-uri is required"),
         (
             ["--config", "/nowhere.yaml"],
-            "there is no config file '/nowhere.yaml'; presets, by name: flux-fill, sd15, sd15-lcm, sdxl",
+            "there is no config file '/nowhere.yaml'; presets, by name: flux-fill, sd15-lcm, sd15, sdxl",
         ),
     ],
 )
