@@ -139,7 +139,7 @@ class Outpainter:
         self.previews = None
         if recipe.halving.at:
             with torch.inference_mode():
-                self.previews = Previews(self.family, recipe.halving.preview == "linear", preview)
+                self.previews = Previews(self.family, recipe.halving.preview, preview)
         self.words: OrderedDict[str, Words] = OrderedDict()
         self.evaluations = 0.0
 

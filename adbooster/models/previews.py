@@ -20,15 +20,16 @@ FITTED_PX, FITTED_ON = 128, 16
 class Previews:
     """Decodes latents into pictures good enough to compare candidates with.
 
-    linear  one pixel a latent by a linear map, fitted to the VAE when this is made; else the VAE on latents of half the
-            side, a quarter of its time
+    kind    as `Halving.preview`: `vae`; `half`, the VAE on latents of half the side; `linear`, one pixel a latent by a
+            linear map, fitted to the VAE when this is made
     path    folder of a small decoder (diffusers' AutoencoderTiny, as TAESD is) that is taken instead
     raises  ConfigError if that decoder is made for other latents
     """
 
-    def __init__(self, family: StableDiffusion, linear: bool = False, path: Path | None = None):
-        self.family, self.tiny, channels = family, None, family.vae.config.latent_channels
-        self.map_CK = _fitted(family) if linear and not path else None
+    def __init__(self, family: StableDiffusion, kind: str = "vae", path: Path | None = None):
+        self.family, self.kind, self.tiny = family, kind, None
+        channels = family.vae.config.latent_channels
+        self.map_CK = _fitted(family) if kind == "linear" and not path else None
         if path:
             self.tiny = (
                 cast("Any", AutoencoderTiny.from_pretrained(path, use_safetensors=True)).to(family.device).eval()
@@ -43,7 +44,8 @@ class Previews:
         elif self.map_CK is not None:
             pixels = torch.einsum("nchw,ck->nkhw", F.pad(x_NChw, (0, 0, 0, 0, 0, 1), value=1.0), self.map_CK)
         else:
-            pixels = self.family.decode(F.interpolate(x_NChw, scale_factor=0.5, mode="area"))
+            half = self.kind == "half"
+            pixels = self.family.decode(F.interpolate(x_NChw, scale_factor=0.5, mode="area") if half else x_NChw)
         whole = [n * self.family.factor for n in x_NChw.shape[-2:]]
         pixels = F.interpolate(pixels.float(), size=whole, mode="bilinear")[..., : size[0], : size[1]]
         return list(((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())

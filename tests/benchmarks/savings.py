@@ -42,6 +42,10 @@ def ways(k: int, steps: int) -> dict[str, dict]:
     rows |= {
         f"halving at step {n}, keep {share:g}": {"halving": Halving(at=n / steps, keep=share)} for n, share in halves
     }
+    rows |= {
+        f"halving at step {steps // 3}, keep 0.5, preview {kind}": {"halving": Halving(at=1 / 3, preview=kind)}
+        for kind in ("half", "linear")
+    }
     rows |= {f"cache_every {n}": {"cache_every": n} for n in (2, 3)}
     rows |= {"guidance in the first 60 %": {"guidance_interval": (0.0, 0.6)}}
     both = {"halving": Halving(at=1 / 3)}

@@ -370,10 +370,19 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return np.abs(resize(a, 16, 16).astype(int) - resize(b, 16, 16)).mean()
 
 
-@pytest.mark.parametrize("scheduler", ["", "DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"])
-def test_a_preview_shows_what_is_coming(scheduler):
+@pytest.mark.parametrize(
+    ("scheduler", "kind"),
+    [
+        ("", "vae"),
+        ("", "half"),
+        ("DDIMScheduler", "vae"),
+        ("EulerDiscreteScheduler", "vae"),
+        ("HeunDiscreteScheduler", "half"),
+    ],
+)
+def test_a_preview_shows_what_is_coming(scheduler, kind):
     """Whatever the scheduler's scale and the prediction: late in the steps it is nearer to its own picture."""
-    recipe = halving(scheduler=scheduler, num_inference_steps=6, halving=Halving(at=0.7))
+    recipe = halving(scheduler=scheduler, num_inference_steps=6, halving=Halving(at=0.7, preview=kind))
     previews, pictures = late_previews(Outpainter(WEIGHTS, recipe, "cpu", "float32", batch=6))
     own = [distance(a, b) for a, b in zip(previews, pictures, strict=True)]
     others = [distance(a, b) for a, b in zip(previews, pictures[1:] + pictures[:1], strict=True)]
@@ -410,7 +419,7 @@ def test_a_linear_map_finds_a_linear_vae():
             return torch.einsum("nchw,ck->nkhw", F.interpolate(pixels_NCHW, scale_factor=1 / 8, mode="area"), mix) - 0.2
 
     colours = torch.rand(1, 3, 64, 64) * 2 - 1
-    preview = Previews(Linear(), linear=True)(Linear().encode(colours), (64, 64))[0]
+    preview = Previews(Linear(), "linear")(Linear().encode(colours), (64, 64))[0]
     wanted = F.interpolate(F.interpolate(colours, scale_factor=1 / 8, mode="area"), size=(64, 64), mode="bilinear")
     assert np.abs(preview - (wanted[0].permute(1, 2, 0).numpy() / 2 + 0.5) * 255).max() < 1
 
