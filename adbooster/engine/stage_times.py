@@ -4,11 +4,14 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from functools import cache
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import ray
 from ray.data import Dataset
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adbooster.storage.objects import Root
 
@@ -16,8 +19,6 @@ log = logging.getLogger(__name__)
 FILE = "stages.json"
 LEAST_BUSY = 0.7  # share of its time that a GPU stage should be in networks
 LONG_ENOUGH_S = 300.0  # of its actors' time together; shorter nights are mostly their beginning and end
-Handle: TypeAlias = Any
-"""Ray's handle of a StageTimes' actor, which Ray does not type."""
 
 
 class Call(NamedTuple):
@@ -34,15 +35,19 @@ class Call(NamedTuple):
 
 
 class StageTimes:
-    """Adds up the calls of all actors; lives in a Ray actor of its own."""
+    """Adds up the calls of all actors, by job; lives in a Ray actor of its own."""
 
     def __init__(self) -> None:
-        self.stages: dict[str, dict[str, Any]] = {}
-        self.started = time.monotonic()
+        self.jobs: dict[str, dict[str, dict[str, Any]]] = {}
+        self.began: dict[str, float] = {}
 
-    def add(self, stage: str, actor: str, gpus: float, calls: list[tuple]) -> None:
-        now = time.monotonic() - self.started
-        known = self.stages.setdefault(stage, {"gpus": gpus, "actors": set(), "calls": 0, "rows": 0})
+    def start(self, job: str) -> None:
+        self.began[job] = time.monotonic()
+
+    def add(self, job: str, stage: str, actor: str, gpus: float, calls: list[tuple]) -> None:
+        now = time.monotonic() - self.began.get(job, time.monotonic())
+        stages = self.jobs.setdefault(job, {})
+        known = stages.setdefault(stage, {"gpus": gpus, "actors": set(), "calls": 0, "rows": 0})
         known["actors"].add(actor)
         known["ended_s"] = now
         for call in calls:
@@ -51,12 +56,35 @@ class StageTimes:
             for name, value in Call(*call)._asdict().items():
                 known[name] = known.get(name, 0) + value
 
-    def found(self) -> dict[str, dict[str, Any]]:
-        return {name: known | {"actors": len(known["actors"])} for name, known in self.stages.items()}
+    def found(self, job: str) -> dict[str, dict[str, Any]]:
+        """By stage; forgotten here."""
+        self.began.pop(job, None)
+        return {name: known | {"actors": len(known["actors"])} for name, known in self.jobs.pop(job, {}).items()}
+
+
+class Handle(NamedTuple):
+    """Where the calls of a job's stages are told."""
+
+    actor: Any  # Ray does not type its handles
+    job: str
+
+
+@cache
+def _actor(ray_job: str) -> Any:
+    """One for all jobs of this driver: a Ray actor is a process, and takes seconds to start."""
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(
+        num_cpus=0,
+        max_restarts=-1,
+        scheduling_strategy=this_node,  # pyright: ignore[reportArgumentType]  # Ray's stub leaves this strategy out
+    )(StageTimes)
+    return actor.remote()
 
 
 def start() -> Handle:
-    return ray.remote(num_cpus=0, max_restarts=-1)(StageTimes).remote()
+    handle = Handle(_actor(ray.get_runtime_context().get_job_id()), uuid4().hex)
+    handle.actor.start.remote(handle.job)
+    return handle
 
 
 class Clock:
@@ -76,7 +104,7 @@ class Clock:
         other_s = max(0.0, self.ended - self.began - loading_s - network_s)
         call = Call(rows, network_s, other_s, loading_s, self.idle_s)
         if self.times is not None:
-            self.times.add.remote(self.stage, self.actor, self.gpus, [tuple(call)])
+            self.times.actor.add.remote(self.times.job, self.stage, self.actor, self.gpus, [tuple(call)])
         return call
 
 
@@ -89,7 +117,12 @@ def write(root: Root, run_id: str, job: str, times: Handle, blocked: Iterable[Ma
              and row_s, seconds a row without waiting
     """
     stages, blocked = {}, list(blocked)
-    for name, known in ray.get(times.found.remote()).items():
+    try:
+        found = ray.get(times.actor.found.remote(times.job))
+    except RayError as e:  # no reason to end a night
+        log.warning("the times of the stages are lost: %s", e)
+        found = {}
+    for name, known in found.items():
         idle_s = known.pop("idle_s")
         output_s = min(idle_s, sum(b.get(name, 0.0) for b in blocked) * known["actors"])
         worked = known["network_s"] + known["other_s"]
