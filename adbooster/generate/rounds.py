@@ -89,10 +89,11 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
     root, missing, to_paint = Root(config.root_uri), night.missing, night.to_paint
     meter = _budget(config, night.staged)
     todo = priority.by_value(to_paint, night.live) if meter else to_paint
-    repainted, first_round, times = 0, True, stage_times.start()
+    repainted, first_round, times = 0, True, None
     failures, blocked = Counter[str](), []
     while True:
         if todo.num_rows:
+            times = times or stage_times.start()
             words, held_back_s = _stage(config, root, night, todo, meter, times)
             failures += words
             blocked.append(held_back_s)
@@ -105,7 +106,7 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
         todo, first_round = next_round(night.requests, again), False
         repainted += todo.num_rows
         log.info("%d winners duplicate others; their requests are painted again", todo.num_rows)
-    stages = stage_times.write(root, config.run_id, "generate", times, blocked) if to_paint.num_rows else {}
+    stages = stage_times.write(root, config.run_id, "generate", times, blocked) if times else {}
     painted = Painted(
         rows=rows,
         first_ranks=staged.filter(pc.equal(staged["rank"], 0)),
