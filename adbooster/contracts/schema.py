@@ -305,9 +305,7 @@ CREATIVES = _schema(
     clip_score=pa.float32(),
     neutral_score=pa.float32(),
     margin=pa.float32(),
-    candidate_scores=pa.list_(
-        pa.float32()
-    ),  # of all the round's candidates, before gates, in the order of their seeds; null: stopped early
+    candidate_scores=pa.list_(pa.float32()),  # of the round, before gates, in the order of seeds; null: stopped early
     gates=GATES,
     light=LIGHT,  # of the painting; null for an original picture and for creatives of earlier versions
     fallback=pa.bool_(),
