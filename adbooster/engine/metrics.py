@@ -69,7 +69,7 @@ def stage(name: str, call: Call, tags: dict[str, str]) -> None:
 def count(rows: pa.Table, tags: dict[str, str]) -> None:
     """Count what a stage returned; takes some microseconds a batch."""
     words = Counter(rows["reject"].drop_null().to_pylist())
-    if "fallback" in rows.column_names:
+    if {"candidate_rejects", "rank"} <= set(rows.column_names):  # as finished; as painted there is no rank yet
         painted = rows.filter(pc.is_null(rows["reject"]))
         first = painted.filter(pc.equal(painted["rank"], 0))
         words.update(word for some in first["candidate_rejects"].to_pylist() for word in some or ())

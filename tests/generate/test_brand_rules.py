@@ -1,6 +1,7 @@
 """A night under brand rules: what they forbid is not painted and leaves; what they allow costs nothing."""
 
 import json
+from collections import Counter
 from datetime import date, datetime
 
 import pyarrow as pa
@@ -100,7 +101,7 @@ def test_a_night_that_publishes_nothing_says_that_forbidden_ones_stay(painted, r
     gone = live(painted)["c2"]["creative_id"]
     version = tables.version(painted, "creatives")
     tables.merge(painted, "creatives", schema.CREATIVES.empty_table(), "creative_id", version, {}, delete=[gone])
-    monkeypatch.setattr("adbooster.generate.rounds._stage", lambda *_: {})
+    monkeypatch.setattr("adbooster.generate.rounds._stage", lambda *_: (Counter(), {}))
     with pytest.raises(CoverageTooLow, match="the last night stays live, with 1 creatives that brand rules forbid"):
         generate(config(painted, "n1", **rules(HALLOWEEN)))
     assert list(live(painted)) == ["c1"]
