@@ -1,5 +1,6 @@
 """Checks of the settings that run before a cluster is used."""
 
+import math
 from datetime import datetime
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from adbooster.storage.objects import Root
 
 def check(config: GenerateConfig) -> None:
     """raises ConfigError for what can be known before an actor starts: models, recipe, root"""
-    from adbooster.models.files import check_recipe, check_weights
+    from adbooster.models.files import check_negative_prompt, check_recipe, check_weights
 
     check_prompts(config.prompts)
     deadline.parse_deadline(config.deadline, datetime.now().astimezone())
@@ -29,16 +30,20 @@ def check(config: GenerateConfig) -> None:
     recipe, gates = config.recipe, config.recipe.gates
     if recipe.keep > recipe.candidates:
         raise ConfigError(f"recipe.keep {recipe.keep} is more than recipe.candidates {recipe.candidates}")
+    left = math.ceil(recipe.candidates * recipe.halving.keep) if recipe.halving.at else recipe.candidates
+    if recipe.keep > left:
+        raise ConfigError(f"recipe.keep {recipe.keep} is more than the {left} candidates that recipe.halving leaves")
     shapes = [n for n in ("max_expansion_share", "max_copy_similarity") if getattr(gates, n) is not None]
     if shapes and not config.mask_model:
         raise ConfigError(f"the gate {shapes[0]} needs --mask-model, the .onnx file of a salient-object network")
     weights, rank_model = local_copy(config.weights), local_copy(config.rank_model)
     check_weights(weights)
     check_recipe(recipe, weights)
+    check_negative_prompt(config.prompts.negative_prompt, weights)
     if not (rank_model / "open_clip_config.json").is_file():
         raise ConfigError(f"the CLIP model {config.rank_model} has no open_clip_config.json")
-    safety = [local_copy(config.safety_model)] if config.safety_model else []
-    for model in [weights, rank_model, *safety, *(_adapter(a) for a in config.adapters)]:
+    more = [local_copy(uri) for uri in (config.safety_model, config.preview_model) if uri]
+    for model in [weights, rank_model, *more, *(_adapter(a) for a in config.adapters)]:
         refuse_pickles(model)
     if config.mask_model:
         check_mask_model(config.mask_model, config.mask_network, config.device)

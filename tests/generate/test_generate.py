@@ -28,6 +28,7 @@ from adbooster.painting.requests import plan_requests
 from adbooster.pictures import cutouts, images, layout
 from adbooster.prompts.config import Prompting
 from adbooster.storage import tables
+from tests import tiny_fill
 from tests.conftest import MODELS, row
 
 RECIPE = {"candidates": 2, "num_inference_steps": 2, "guidance_scale": 2.0, "size_px": 256, "paint_px": 64}
@@ -336,6 +337,10 @@ def test_the_dry_run_says_what_a_night_will_cost(warm_ray, stocked):
     ("changes", "said"),
     [
         ({"recipe": RECIPE | {"keep": 3}}, "recipe.keep 3 is more than recipe.candidates 2"),
+        (
+            {"recipe": RECIPE | {"candidates": 4, "keep": 3, "halving": {"at": 0.5}}},
+            "recipe.keep 3 is more than the 2 candidates that recipe.halving leaves",
+        ),
         ({"recipe": RECIPE | {"gates": {"max_expansion_share": 0.2}}}, "needs --mask-model"),
         ({"recipe": RECIPE | {"scheduler": "Nothing"}}, "no scheduler 'Nothing'"),
         ({"recipe": RECIPE | {"paint_px": 66}}, "multiples of 8"),
@@ -347,6 +352,13 @@ def test_the_dry_run_says_what_a_night_will_cost(warm_ray, stocked):
 def test_what_cannot_work_is_one_sentence_before_anything_starts(stocked, changes, said):
     with pytest.raises(ConfigError, match=said):
         check_generate(config(stocked, **changes))
+
+
+def test_a_fill_model_is_told_no_negative_prompt(stocked, tmp_path):
+    fill = tiny_fill.write_pipeline(tmp_path / "fill", MODELS / "outpaint" / "tokenizer")
+    with pytest.raises(ConfigError, match="takes no negative prompt"):
+        check_generate(config(stocked, weights=str(fill)))
+    check_generate(config(stocked, weights=str(fill), prompts={"negative_prompt": ""}))
 
 
 def test_a_small_round_is_split_finer_than_a_large_one(root):
