@@ -156,8 +156,8 @@ def told(monkeypatch, stage, clashes):
     order = {}
     paint = stage.painter.outpainter.paint
 
-    def painting(jobs):
-        out = paint(jobs)
+    def painting(jobs, *judge):
+        out = paint(jobs, *judge)
         order.update({p.tobytes(): clashes[i % len(clashes)] for i, p in enumerate(out)})
         return out
 
