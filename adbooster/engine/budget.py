@@ -52,9 +52,9 @@ class BudgetMeter:
         """Another round of painting: requests allowed before are painted by now."""
         self.allowed.clear()
 
-    def settled(self, painted: int) -> bool:
-        """Whether nothing more will come: all painters are refused, and `painted` is all that this round allowed."""
-        return self.exhausted is not None and painted >= len(self.allowed)
+    def settled(self, finished: set[str]) -> bool:
+        """Whether nothing more will come: all painters are refused, and all that this round allowed is `finished`."""
+        return self.exhausted is not None and self.allowed <= finished
 
     def finished(self, painter: str, seconds: float | None) -> None:
         """`painter` has painted for `seconds` and begins nothing for now."""
@@ -88,7 +88,7 @@ def exhausted_by(meter: Handle) -> str | None:
 def settled(meter: Handle, parts: list[pa.Table]) -> bool:
     """Whether nothing more will come from metered painters after `parts` (schema.STAGED)."""
     requests = {id_ for part in parts for id_ in part["request_id"].to_pylist()}
-    return ray.get(meter.settled.remote(len(requests)))
+    return ray.get(meter.settled.remote(requests))
 
 
 def begin_round(meter: Handle) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -52,9 +53,15 @@ class Failures:
 
     def note(self, stage: str, row: dict, word: str, **more: str) -> None:
         """One row that could not be processed, in a file below the run's folder named by stage and row."""
-        shown = {k: v for k, v in row.items() if not isinstance(v, bytes) and k != "known"}
+        shown = {k: v for k, v in row.items() if k != "known" and not _holds_bytes(v)}  # pixels in flight are left out
         path = f"runs/{self.run_id}/failures/{stage}-{digest(repr(sorted(shown.items())))[:16]}.json"
         self.root.write_json(path, redact({"stage": stage, "reject": word, **more, "row": shown}))
+
+
+def _holds_bytes(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_bytes(v) for v in value.values())
+    return isinstance(value, bytes) or (isinstance(value, list) and any(_holds_bytes(v) for v in value))
 
 
 class Died(NamedTuple):
@@ -138,7 +145,8 @@ class StageProcess:
         theirs.close()
         self._seen = psutil.Process(self._popen.pid)
         if self._niceness:
-            self._seen.nice(min(19, int(self._seen.nice()) + self._niceness))
+            with suppress(psutil.Error):  # it has ended, or may not: then it runs as others do
+                self._seen.nice(min(19, int(self._seen.nice()) + self._niceness))
 
     def _answer(self, seconds: float | None = None, gib: float | None = None) -> tuple | Died:
         assert self._pipe is not None

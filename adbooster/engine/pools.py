@@ -55,7 +55,9 @@ def through(
             self.clock.begin()
             done = self.run(rows.filter(usable))
             counts, loading_s = self.stage.take_counts()
-            call = self.clock.end(done.num_rows, counts.pop(isolation.NETWORK_S, 0.0), loading_s)
+            left = pc.sum(pc.equal(done["reject"], budget.LEFT)).as_py() if meter else 0
+            n = pc.sum(usable).as_py() - (left or 0)  # rows taken in: a stage may make several of one
+            call = self.clock.end(n, counts.pop(isolation.NETWORK_S, 0.0), loading_s)
             metrics.count(done, tags)
             metrics.stage(name, call, tags)
             for metric, value in counts.items():

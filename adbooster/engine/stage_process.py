@@ -123,7 +123,7 @@ def serve(fd: int) -> None:
         except EOFError:
             return
         except Exception as e:  # the stage's module cannot be imported here
-            _actor.send(("failed", _failure(e)))
+            _answer(("failed", _failure(e)))
             continue
         try:
             if kind == "stage":
@@ -139,7 +139,13 @@ def serve(fd: int) -> None:
             answer = ("failed", _failure(e))
         finally:
             faulthandler.cancel_dump_traceback_later()
-        _actor.send(answer)
+        _answer(answer)
+
+
+def _answer(message: tuple) -> None:
+    assert _actor is not None
+    with _telling:
+        _actor.send(message)
 
 
 def _failure(error: Exception) -> Failure:

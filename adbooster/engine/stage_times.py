@@ -103,7 +103,7 @@ class Clock:
         self.ended = time.monotonic()
         other_s = max(0.0, self.ended - self.began - loading_s - network_s)
         call = Call(rows, network_s, other_s, loading_s, self.idle_s)
-        if self.times is not None:
+        if self.times is not None and rows:
             self.times.actor.add.remote(self.times.job, self.stage, self.actor, self.gpus, [tuple(call)])
         return call
 

@@ -198,7 +198,7 @@ def _rejects(root: Root, best: pa.Table) -> list[Figure]:
         rows = tables.read_staged(root, staged_rows.staged_folder(run_id, recipe), schema.STAGED)
         rows = rows.filter(pc.equal(rows["rank"], 0))
         rejected += [w for some in rows["candidate_rejects"].to_pylist() for w in some or ()]
-        painted += sum(len(s or ()) for s in rows["candidate_scores"].to_pylist())
+        painted += sum(x is not None for s in rows["candidate_scores"].to_pylist() for x in s or ())
     return of_feed + statistics.rejects([*rejected, *[None] * max(0, painted - len(rejected))], "candidates")
 
 

@@ -7,8 +7,9 @@ finished elsewhere.
 import json
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -168,6 +169,7 @@ class Painter:
         self.looks_at_finished = config.looks_at_finished
         self.at_once, self.device = config.requests_a_pass, device
         self.beside = ThreadPoolExecutor(1)  # a pass is painted in it while the pass before is judged
+        self.painting: list[Future] = []
         self.conditions, self.own_vectors = Conditions(self.outpainter), Kept(4096)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -178,9 +180,13 @@ class Painter:
         before: list[Candidates] = []
         while waiting or before:
             some = [waiting.popleft() for _ in range(min(self.at_once, len(waiting)))]
-            painting = self.beside.submit(self._paint, some) if some else None
-            waiting.extend(r for r in self._judge(before) if r.round < most)
-            before = painting.result() if painting else []
+            # In this thread's context, in which torch keeps its settings.
+            self.painting = [self.beside.submit(copy_context().run, self._paint, some)] if some else []
+            try:
+                waiting.extend(r for r in self._judge(before) if r.round < most)
+            finally:
+                wait(self.painting)  # no call leaves a painting behind that the next one would pay for
+            before = self.painting[0].result() if some else []
         shared = {"gpu_s": (time.monotonic() - started) / len(requests), "paint_batch": self.outpainter.batch}
         return pa.Table.from_pylist([_row(r) | shared for r in requests], schema.PAINTED)
 
@@ -200,13 +206,14 @@ class Painter:
     def _own_vectors(self, rows: list[dict]) -> list[list[np.ndarray]]:
         """Unit vectors of the products' own pictures, each embedded once while it is in use."""
         asked = [list(zip(row["own_photo_uris"], row["own_pixels"], strict=True)) for row in rows]
-        new = {uri: pixels for own in asked for uri, pixels in own if uri not in self.own_vectors}
+        known = {uri: self.own_vectors[uri] for own in asked for uri, _ in own if uri in self.own_vectors}
+        new = {uri: pixels for own in asked for uri, pixels in own if uri not in known}
         if new:
             shape = self.ranker.input.height_px, self.ranker.input.width_px, 3
             pixels = np.stack([np.frombuffer(p, np.uint8).reshape(shape) for p in new.values()])
             with in_network():
-                new = dict(zip(new, self.ranker.embed_pixels(pixels), strict=True))
-        return [[self.own_vectors.use(uri, lambda u=uri: new[u]) for uri, _ in own] for own in asked]
+                known |= zip(new, self.ranker.embed_pixels(pixels), strict=True)
+        return [[self.own_vectors.use(uri, lambda u=uri: known[u]) for uri, _ in own] for own in asked]
 
     def _paint(self, requests: list[Request]) -> list[Candidates]:
         """The next K candidates of each request, painted and scored as previews."""
@@ -251,8 +258,7 @@ class Painter:
         """The products before their paintings, composed on the device, and the pictures' unit vectors."""
         previews: list = [None] * len(painted)
         vectors: list = [None] * len(painted)
-        for shape in dict.fromkeys(p.shape for p in painted):
-            at = [i for i, p in enumerate(painted) if p.shape == shape]
+        for at in self._at_once([p.shape for p in painted]):
             scene, colours, alpha = (
                 torch.from_numpy(np.stack(arrays)).to(self.device)
                 for arrays in (
@@ -270,7 +276,8 @@ class Painter:
         """Decide a pass; returns the requests that go on to another round."""
         running = [(c, self._contest(c)) for c in painted]
         while looked := [(c, contest, i) for c, contest in running if (i := contest.next()) is not None]:
-            for (c, contest, i), (pick, word) in zip(looked, self._look([(c, i) for c, _, i in looked]), strict=True):
+            looks = self._with_room(self._look, [(c, i) for c, _, i in looked])
+            for (c, contest, i), (pick, word) in zip(looked, looks, strict=True):
                 if c.request.shown is not None:
                     _inspected(c.request.shown[i - len(c.numbers)], word, pick)
                 if word:
@@ -290,11 +297,20 @@ class Painter:
         vectors = np.zeros((len(c.scores), 1))
         if recipe.keep > 1:
             scene = [scenes.scene_only(v, p.overlay.alpha) for v, p in zip(c.previews, c.places, strict=True)]
-            vectors = self._embedded(scene)
+            vectors = self._with_room(self._embedded, scene)
         wanted = c.scores
         if recipe.clash_weight:
             wanted = fitting(wanted, [c.agreement(i).clash for i in range(len(wanted))], recipe.clash_weight)
         return Contest(c.scores, wanted, vectors, max(request.own), recipe.keep, recipe.diversity)
+
+    def _with_room(self, work: Callable[[list], Any], *given: list) -> Any:
+        """`work`, and again once nothing is painted beside it, where the device's memory does not hold both."""
+        try:
+            return work(*given)
+        except torch.OutOfMemoryError:
+            wait(self.painting)
+            torch.cuda.empty_cache()
+            return work(*given)
 
     def _look(self, some: list[tuple[Candidates, int]]) -> list[tuple[Pick, str | None]]:
         """Candidates with the reject word of the first gate that each fails; None: all pass."""
@@ -320,15 +336,21 @@ class Painter:
         return finish(c.painted[i], product, box, (wide, high), self.recipe)
 
     def _embedded(self, pictures_u8: list[np.ndarray]) -> np.ndarray:
-        """Unit vectors [n,D] of pictures of any sizes, each size in one pass."""
+        """Unit vectors [n,D] of pictures of any sizes."""
         out: list = [None] * len(pictures_u8)
-        for shape in dict.fromkeys(p.shape for p in pictures_u8):
-            at = [i for i, p in enumerate(pictures_u8) if p.shape == shape]
+        for at in self._at_once([p.shape for p in pictures_u8]):
             with in_network():
                 vectors = self.ranker.embed_pixels(np.stack([pictures_u8[i] for i in at]))
             for i, vector in zip(at, vectors, strict=True):
                 out[i] = vector
         return np.stack(out)
+
+    def _at_once(self, shapes: list[tuple]) -> Iterator[list[int]]:
+        """Indices of pictures that go through the device together: of one shape, no more than are painted in a pass."""
+        most = self.outpainter.batch
+        for shape in dict.fromkeys(shapes):
+            at = [i for i, s in enumerate(shapes) if s == shape]
+            yield from (at[first : first + most] for first in range(0, len(at), most))
 
 
 def _row(request: Request) -> dict:

@@ -88,8 +88,8 @@ def test_what_is_left_is_not_run_through_the_painters(local_ray, tmp_path):
     progress = Progress("test", rows.num_rows, 60)
     staged = stage_parts(ds, Root(str(tmp_path)), "staged", LEFT, partial(settled, meter), progress)
     painted = pa.concat_tables(staged.rows)["request_id"].to_pylist()
-    assert ray.get(meter.settled.remote(len(painted)))
-    assert not ray.get(meter.settled.remote(len(painted) - 1))
+    assert ray.get(meter.settled.remote(set(painted)))
+    assert not ray.get(meter.settled.remote(set(list(painted)[1:])))
     assert set(painted) <= {f"r{i}" for i in range(200)}, "in the order they were asked"
     assert progress.done < 700
 
@@ -98,11 +98,13 @@ def test_a_request_that_was_let_again_since_its_painter_died_is_one():
     meter = BudgetMeter(None, 1.0)
     for painter in ("a", "b"):
         assert meter.try_begin(painter, None, ["r1", "r2"]) is None
-    assert not meter.settled(2), "more may come"
+    assert not meter.settled({"r1", "r2"}), "more may come"
     meter.finished("b", 2.0)
     assert meter.try_begin("b", None, ["r3"]) == "gpu_hours"
-    assert meter.settled(2)
-    assert not meter.settled(1)
+    assert meter.settled({"r1", "r2"})
+    assert not meter.settled({"r1"})
+    assert not meter.settled({"r1", "r7"}), "r7 failed before any painter saw it; r2 is still painted"
+    assert meter.settled({"r1", "r2", "r7"})
 
 
 def more_cohorts(root: Root, n: int) -> None:

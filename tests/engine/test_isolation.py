@@ -220,3 +220,18 @@ def count_starts(process: StageProcess):
 
     process._start = start
     return lambda: len(starts)
+
+
+def test_a_note_of_a_failed_row_has_no_pixels(tmp_path):
+    root = Root(str(tmp_path))
+    row = {
+        "request_id": "r1",
+        "texts": ["a"],
+        "places": [{"alpha": b"\0" * 1000}],
+        "pixels": b"1",
+        "known": {},
+        "n": None,
+    }
+    Failures(root, "r", "failed_paint").note("Painter", row, "failed_paint")
+    (name,) = root.files("runs/r/failures")
+    assert json.loads(root.read(f"runs/r/failures/{name}"))["row"] == {"request_id": "r1", "texts": ["a"], "n": None}

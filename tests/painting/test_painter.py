@@ -4,6 +4,7 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from adbooster.contracts import schema
 from adbooster.painting.painter import Kept
@@ -292,3 +293,42 @@ def test_weaker_candidates_stop_early_and_cannot_win(stocked):
     ]
     winner = scores.index(max(s for s in scores if s is not None))
     assert made["clip_score"] == pytest.approx(plain["candidate_scores"][winner])
+
+
+def test_judging_goes_again_when_memory_holds_it_beside_no_painting(stocked):
+    """The first look finds no memory while a pass is painted; the night gets what it would have got."""
+    found = []
+    for fails in (0, 1):
+        stage = painter(stocked)
+        stage.painter.ranker, stage.painter.inspector = Stub([0.4, 0.9], own=0.1), Verdicts()
+        look, left = stage.painter._look, [fails]
+
+        def short(some, look=look, left=left):
+            if left[0]:
+                left[0] -= 1
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return look(some)
+
+        stage.painter._look = short
+        found.append([r["sha256"] for r in stage(requests(stocked)).to_pylist()])
+    assert found[0] == found[1]
+
+
+def test_an_error_while_judging_leaves_no_painting_behind(stocked):
+    stage = painter(stocked, paint_batch=2)  # a request a pass: the second is painted while the first is judged
+    stage.painter.ranker, stage.painter.inspector = Stub([0.4, 0.9], own=0.1), Verdicts()
+    paint, done = stage.painter.outpainter.paint, []
+
+    def slow(jobs, *judge):
+        time.sleep(0.3)
+        done.append(len(jobs))
+        return paint(jobs, *judge)
+
+    def broken(some):
+        raise ValueError("a picture that no gate can read")
+
+    stage.painter.outpainter.paint, stage.painter._look = slow, broken
+    with pytest.raises(ValueError, match="no gate can read"):
+        stage(requests(stocked))
+    assert len(done) == 2
+    assert all(future.done() for future in stage.painter.painting)
