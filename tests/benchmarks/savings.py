@@ -38,7 +38,11 @@ def ways(k: int, steps: int) -> dict[str, dict]:
     rows: dict[str, dict] = {f"K = {k}, {steps} steps": {}}
     rows |= {f"K = {n}": {"candidates": n} for n in range(k // 2, k - 1)}
     rows |= {f"{n} steps": {"num_inference_steps": n} for n in (steps * 2 // 3, steps // 2)}
-    halves = [(n, 0.5) for n in range(steps // 4, steps // 2 + 1)] + [(steps // 3, 0.25), (steps // 2, 0.25)]
+    halves = [(n, 0.5) for n in range(steps // 4, steps // 2 + 1)] + [
+        (steps // 3, 0.25),
+        (5 * steps // 12, 0.375),
+        (steps // 2, 0.25),
+    ]
     rows |= {
         f"halving at step {n}, keep {share:g}": {"halving": Halving(at=n / steps, keep=share)} for n, share in halves
     }
