@@ -8,9 +8,9 @@ from uuid import uuid4
 
 import pyarrow as pa
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adbooster.contracts import schema
+from adbooster.engine.cluster import beside_driver
 from adbooster.engine.isolation import Isolated
 
 LEFT = "left_for_later"  # travels in the reject column of what is not painted tonight; never reaches a table
@@ -70,14 +70,7 @@ class BudgetMeter:
 
 def start_meter(stop_at: datetime | None, gpu_s: float | None) -> Handle:
     """A BudgetMeter beside this driver: it is lost only with it."""
-    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    actor = ray.remote(
-        num_cpus=0,
-        max_restarts=-1,
-        max_task_retries=-1,
-        scheduling_strategy=this_node,  # pyright: ignore[reportArgumentType]  # Ray's stub leaves this strategy out
-    )(BudgetMeter)
-    return actor.remote(stop_at.timestamp() if stop_at else None, gpu_s)
+    return beside_driver(BudgetMeter, stop_at.timestamp() if stop_at else None, gpu_s, max_task_retries=-1)
 
 
 def exhausted_by(meter: Handle) -> str | None:

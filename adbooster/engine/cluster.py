@@ -3,8 +3,10 @@
 import logging
 import os
 import tempfile
+from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 def start() -> None:
@@ -24,6 +26,18 @@ def start() -> None:
         logging_level=logging.WARNING,
         _temp_dir=tempfile.mkdtemp(prefix="adb-", dir="/tmp"),
     )
+
+
+def beside_driver(kind: type, *args: Any, **options: Any) -> Any:
+    """A Ray actor of `kind(*args)` on the driver's node, lost only with it; it takes no CPU and is started again if it ends."""
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(
+        num_cpus=0,
+        max_restarts=-1,
+        scheduling_strategy=this_node,  # pyright: ignore[reportArgumentType]  # Ray's stub leaves this strategy out
+        **options,
+    )(kind)
+    return actor.remote(*args)
 
 
 def stop() -> None:

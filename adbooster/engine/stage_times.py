@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -11,8 +11,8 @@ from uuid import uuid4
 import ray
 from ray.data import Dataset
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from adbooster.engine.cluster import beside_driver
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
@@ -44,17 +44,16 @@ class StageTimes:
     def start(self, job: str) -> None:
         self.began[job] = time.monotonic()
 
-    def add(self, job: str, stage: str, actor: str, gpus: float, calls: list[tuple]) -> None:
+    def add(self, job: str, stage: str, actor: str, gpus: float, call: Call) -> None:
         now = time.monotonic() - self.began.get(job, time.monotonic())
         stages = self.jobs.setdefault(job, {})
         known = stages.setdefault(stage, {"gpus": gpus, "actors": set(), "calls": 0, "rows": 0})
         known["actors"].add(actor)
         known["ended_s"] = now
-        for call in calls:
-            known.setdefault("began_s", now - sum(call[1:3]))
-            known["calls"] += 1
-            for name, value in Call(*call)._asdict().items():
-                known[name] = known.get(name, 0) + value
+        known.setdefault("began_s", now - call.network_s - call.other_s)
+        known["calls"] += 1
+        for name, value in call._asdict().items():
+            known[name] = known.get(name, 0) + value
 
     def found(self, job: str) -> dict[str, dict[str, Any]]:
         """By stage; forgotten here."""
@@ -72,13 +71,7 @@ class Handle(NamedTuple):
 @cache
 def _actor(ray_job: str) -> Any:
     """One for all jobs of this driver: a Ray actor is a process, and takes seconds to start."""
-    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    actor = ray.remote(
-        num_cpus=0,
-        max_restarts=-1,
-        scheduling_strategy=this_node,  # pyright: ignore[reportArgumentType]  # Ray's stub leaves this strategy out
-    )(StageTimes)
-    return actor.remote()
+    return beside_driver(StageTimes)
 
 
 def start() -> Handle:
@@ -104,11 +97,11 @@ class Clock:
         other_s = max(0.0, self.ended - self.began - loading_s - network_s)
         call = Call(rows, network_s, other_s, loading_s, self.idle_s)
         if self.times is not None and rows:
-            self.times.actor.add.remote(self.times.job, self.stage, self.actor, self.gpus, [tuple(call)])
+            self.times.actor.add.remote(self.times.job, self.stage, self.actor, self.gpus, call)
         return call
 
 
-def write(root: Root, run_id: str, job: str, times: Handle, blocked: Iterable[Mapping[str, float]]) -> dict[str, dict]:
+def write(root: Root, run_id: str, job: str, times: Handle, blocked: Sequence[Mapping[str, float]]) -> dict[str, dict]:
     """Keep the times of a job's stages as runs/<run_id>/stages.json, beside those of other jobs of the run.
 
     blocked  as of `blocked_s`, of each dataset that ran
@@ -116,7 +109,7 @@ def write(root: Root, run_id: str, job: str, times: Handle, blocked: Iterable[Ma
              input_wait_s, output_wait_s), began_s and ended_s since the job began, network_share of the time but loading,
              and row_s, seconds a row without waiting
     """
-    stages, blocked = {}, list(blocked)
+    stages = {}
     try:
         found = ray.get(times.actor.found.remote(times.job))
     except RayError as e:  # no reason to end a night

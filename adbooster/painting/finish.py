@@ -29,7 +29,6 @@ SHARED = (
     *("request_id", "product_id", "cohort_id", "placement", "prompt", "negative_prompt", "prompt_style"),
     *("text", "photo_sha256", "candidate_scores", "candidate_rejects", "round", "gpu_s", "paint_batch"),
 )
-_FIGURES = dict.fromkeys(field.name for field in schema.GATES)
 SHADOW = 0.45  # share of the light that the darkest part of a contact shadow removes
 ALREADY_DARK = 0.82  # a scene this much darker under the product than beside it has its own shadow
 
@@ -170,7 +169,7 @@ class Finisher:
             "seed": 0,
             "clip_score": row["own_scores"][best],
             "margin": 0.0,
-            "gates": _FIGURES | {"product_max_diff": 0},
+            "gates": {"product_max_diff": 0},
             "fallback": True,
             "fallback_reason": row["candidate_rejects"][-1] if row["candidate_rejects"] else "below_original",
         }

@@ -35,7 +35,6 @@ from adbooster.pictures import lighting, scenes
 from adbooster.storage.mask_models import mask_model
 from adbooster.storage.model_store import local_copy
 
-_FIGURES = dict.fromkeys(field.name for field in schema.GATES)  # null unless a gate asks for it
 _LIGHT_SHOWN = ("colour_distance", "light_opposition", "ground_line", "contact_share")  # on the page
 
 
@@ -60,7 +59,7 @@ class Pick(NamedTuple):
             "width_px": wide,
             "height_px": high,
             "painted": self.painted.tobytes(),
-            "gates": _FIGURES | self.figures,
+            "gates": self.figures,  # null is what no gate asks for
             "light": self.agreement.figures(),
             "phash": self.marks[0],
             "simhash": self.marks[1],
@@ -258,7 +257,7 @@ class Painter:
         """The products before their paintings, composed on the device, and the pictures' unit vectors."""
         previews: list = [None] * len(painted)
         vectors: list = [None] * len(painted)
-        for at in self._at_once([p.shape for p in painted]):
+        for at in self._passes([p.shape for p in painted]):
             scene, colours, alpha = (
                 torch.from_numpy(np.stack(arrays)).to(self.device)
                 for arrays in (
@@ -338,16 +337,17 @@ class Painter:
     def _embedded(self, pictures_u8: list[np.ndarray]) -> np.ndarray:
         """Unit vectors [n,D] of pictures of any sizes."""
         out: list = [None] * len(pictures_u8)
-        for at in self._at_once([p.shape for p in pictures_u8]):
+        for at in self._passes([p.shape for p in pictures_u8]):
             with in_network():
                 vectors = self.ranker.embed_pixels(np.stack([pictures_u8[i] for i in at]))
             for i, vector in zip(at, vectors, strict=True):
                 out[i] = vector
         return np.stack(out)
 
-    def _at_once(self, shapes: list[tuple]) -> Iterator[list[int]]:
-        """Indices of pictures that go through the device together: of one shape, no more than are painted in a pass."""
-        most = self.outpainter.batch
+    def _passes(self, shapes: list[tuple]) -> Iterator[list[int]]:
+        """Indices of pictures that go through the device together: of one shape, a pass of them, in whole requests."""
+        k = self.recipe.candidates
+        most = -(-self.outpainter.batch // k) * k
         for shape in dict.fromkeys(shapes):
             at = [i for i, s in enumerate(shapes) if s == shape]
             yield from (at[first : first + most] for first in range(0, len(at), most))

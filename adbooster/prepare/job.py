@@ -141,7 +141,7 @@ def _through_models(plan: _Plan, ds: Dataset, total: int) -> Staged:
     how = {"model": config.mask_model, "network": config.mask_network}
     ds = through(ds, Segmenter, config.mask, schema.SEGMENTED, mask_failed, **runs_on, **how)
     ds = through(ds, Refiner, config.refine, schema.MASKED, mask_failed, **known, root=plan.root, how=config.masking)
-    ds = through(ds, Judge, config.judge, schema.PREPARED, **times, rules=config.rules)
+    ds = through(ds, Judge, config.judge, schema.PREPARED, times=plan.times, rules=config.rules)
     return _staged(plan, ds, total, changes.staged_folder(config.run_id, plan.base))
 
 
