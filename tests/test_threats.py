@@ -14,8 +14,7 @@ from adbooster.pictures import images
 from adbooster.prompts.config import Prompting
 from adbooster.storage import tables
 from tests.conftest import row
-from tests.generate.test_generate import painter, requests
-from tests.painting.test_stages import Stub
+from tests.generate.test_generate import Stub, painter, requests
 
 REPO = Path(__file__).parents[1]
 HOSTILE = "../../../etc/cron.d/x$(touch pwned)?a=b&'\"<script>"
