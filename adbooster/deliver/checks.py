@@ -1,8 +1,8 @@
 """Checks of the settings that run before a cluster is used."""
 
+from adbooster.channels.presets import load_channels
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.redaction import redact
-from adbooster.deliver.channels import load_channels
 from adbooster.deliver.config import DeliverConfig
 from adbooster.deliver.sources import check_catalog
 from adbooster.storage.objects import Root

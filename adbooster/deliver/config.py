@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from adbooster.contracts.settings import Config, JobConfig, Pool, Uri
+from adbooster.channels.feeds import Feeds
+from adbooster.contracts.settings import Config, JobConfig, Pool
 
 
 def _public(url: str) -> str:
@@ -60,18 +61,6 @@ class Provenance(Config):
     """The prompt is written into the file (IPTC AIPromptInformation): whoever has the file can read it."""
     prompt_writer: str = Field(default="", max_length=200)
     """Who wrote the prompt (IPTC AIPromptWriterName); it is written with the prompt only."""
-
-
-class Feeds(Config):
-    """What feeds hold beside pictures."""
-
-    custom_label: int | None = Field(default=None, ge=0, le=4)
-    """N of custom_label_N, which then holds the cohort of a product's best creative; it replaces the shop's own. Null: none."""
-    additional_images: int = Field(default=0, ge=0, le=10)
-    """Further scenes in Google's additional_image_link; they replace the shop's own pictures there. 0: none."""
-    catalog_uri: Uri = ""
-    """The shop's feed, CSV or TSV with a header, whose description, link, price, availability, condition and brand
-    Pinterest's and TikTok's feeds take over; empty: those columns are left out."""
 
 
 class DeliverConfig(JobConfig):

@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
-from adbooster.deliver.channels import FileFormat
+from adbooster.channels.presets import FileFormat
 from adbooster.pictures import colours
 
 EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from adbooster.channels.feeds import Feed, FeedSettings, FileKind
 from adbooster.contracts.errors import AdboosterError, ConfigError, PublishConflict
 from adbooster.contracts.redaction import redact
 from adbooster.deliver.config import FeedReport
-from adbooster.deliver.feeds import Feed, FeedSettings, FileKind
 from adbooster.deliver.sources import Sources, State
 from adbooster.storage import lock
 from adbooster.storage.objects import Root

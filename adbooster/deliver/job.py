@@ -7,14 +7,14 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adbooster.channels.feeds import FeedSettings
+from adbooster.channels.presets import Channel, load_channels
 from adbooster.contracts import schema
 from adbooster.contracts.errors import CoverageTooLow, PublishConflict, TooManyRejects
 from adbooster.contracts.settings import code_commit
 from adbooster.deliver import feed_files
-from adbooster.deliver.channels import Channel, load_channels
 from adbooster.deliver.config import ChannelReport, DeliverConfig, DeliverReport
 from adbooster.deliver.feed_files import Ready
-from adbooster.deliver.feeds import FeedSettings
 from adbooster.deliver.plan import LASTING, Plan, known_renditions, plan, staged_folder, with_files
 from adbooster.deliver.sources import Sources, State, read_withdrawn
 from adbooster.deliver.stages import Renderer

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adbooster.channels import frames
+from adbooster.channels.frames import Framed
+from adbooster.channels.presets import Channel, Slot
 from adbooster.contracts import schema
 from adbooster.contracts.naming import digest
-from adbooster.deliver import frames
-from adbooster.deliver.channels import Channel, Slot
 from adbooster.deliver.config import DeliverConfig
-from adbooster.deliver.frames import Framed
 from adbooster.deliver.sources import Withdrawn, read_withdrawn
 from adbooster.pictures.layout import Box
 from adbooster.storage import tables

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.core import url_to_fs
 
+from adbooster.channels import feeds
+from adbooster.channels.feeds import CATALOG, Feed, FeedSettings
 from adbooster.contracts.errors import ConfigError
-from adbooster.deliver import feeds
-from adbooster.deliver.feeds import CATALOG, Feed, FeedSettings
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
 

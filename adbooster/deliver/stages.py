@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from adbooster.channels.presets import FileFormat
 from adbooster.contracts import schema
-from adbooster.deliver import encoding, provenance
-from adbooster.deliver.channels import FileFormat
+from adbooster.deliver import encoding
 from adbooster.deliver.config import Encoding, Fidelities
 from adbooster.deliver.encoding import Encoded, Fidelity
-from adbooster.deliver.provenance import Marks
 from adbooster.pictures import images
 from adbooster.pictures.cutouts import ON
 from adbooster.pictures.layout import Box
+from adbooster.provenance import xmp
+from adbooster.provenance.xmp import Marks
 from adbooster.storage.objects import Root
 
 
@@ -71,7 +72,7 @@ class Renderer:
 
     def _encoded(self, row: dict, picture_u8: np.ndarray, kind: FileFormat) -> Encoded | None:
         quality = self.how.min_quality, self.how.quality
-        return encoding.encode(picture_u8, kind, row["max_bytes"], quality, provenance.packet(marks_of(row)))
+        return encoding.encode(picture_u8, kind, row["max_bytes"], quality, xmp.packet(marks_of(row)))
 
     def _allowed(self, faithful: Fidelity) -> bool:
         allowed = self.allowed
@@ -118,6 +119,6 @@ def _placed(mask_u8: np.ndarray, box: Box, shape: tuple[int, ...]) -> np.ndarray
 
 def _holds(stored: bytes, file: Encoded, picture_u8: np.ndarray, marks: Marks) -> bool:
     """Whether what the storage gives back is the file that was put, with its marks and, where lossless, every pixel."""
-    if stored != file.content or provenance.read(stored) != provenance.expected(marks):
+    if stored != file.content or xmp.read(stored) != xmp.expected(marks):
         return False
     return file.quality is not None or np.array_equal(images.decode(stored), picture_u8)

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
+from adbooster.channels.feeds import FeedSettings, url
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError, PublishConflict
 from adbooster.contracts.naming import digest
 from adbooster.deliver import feed_files
 from adbooster.deliver.config import FeedReport
-from adbooster.deliver.feeds import FeedSettings, url
 from adbooster.deliver.sources import KINDS as KINDS
 from adbooster.deliver.sources import Kind, Sources, State, read_withdrawn
 from adbooster.storage import tables

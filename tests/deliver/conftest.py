@@ -7,7 +7,7 @@ import pyarrow.parquet as pap
 import pytest
 import yaml
 
-from adbooster.deliver.channels import PRESETS
+from adbooster.channels.presets import PRESETS
 from adbooster.deliver.config import DeliverConfig
 from adbooster.deliver.plan import staged_folder
 from adbooster.deliver.stages import Renderer

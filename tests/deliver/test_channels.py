@@ -5,9 +5,9 @@ import itertools
 import pytest
 import yaml
 
+from adbooster.channels import frames
+from adbooster.channels.presets import PRESETS, RATIO_TOLERANCE, Slot, load_channels
 from adbooster.contracts.errors import ConfigError
-from adbooster.deliver import frames
-from adbooster.deliver.channels import PRESETS, RATIO_TOLERANCE, Slot, load_channels
 from adbooster.pictures.layout import Box
 
 NAMES = ("google_pmax", "google_merchant", "meta", "pinterest", "tiktok", "web")

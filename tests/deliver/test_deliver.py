@@ -33,7 +33,7 @@ def mark(root, creative_id, word):
 
 def test_a_catalog_goes_to_every_channel_through_the_pool(warm_ray, root, small):
     """From end to end: every slot is filled or says why, files hold the creative's pixels and their marks."""
-    from adbooster.deliver import provenance
+    from adbooster.provenance import xmp
 
     publish(root, products=("P1", "P2"), cohorts=("c1", "c2"), box=WIDE)
     channels = small("google_pmax", "google_merchant", "meta", "pinterest", "tiktok", "web")
@@ -48,8 +48,8 @@ def test_a_catalog_goes_to_every_channel_through_the_pool(warm_ray, root, small)
     for found in (r for r in rows if r["uri"]):
         content = root.read(found["uri"])
         assert images.decode(content).shape[:2] == (found["height_px"], found["width_px"])
-        assert provenance.read(content).digital_source_type == found["digital_source_type"]
-        assert provenance.read(content).source == f"urn:sha256:{found['master_sha256']}"
+        assert xmp.read(content).digital_source_type == found["digital_source_type"]
+        assert xmp.read(content).source == f"urn:sha256:{found['master_sha256']}"
         assert found["psnr_db"] >= 36
     types = {r["channel"]: r["digital_source_type"] for r in rows if r["uri"]}
     assert types["google_merchant"] == "trainedAlgorithmicMedia"
@@ -113,9 +113,9 @@ def test_other_settings_make_other_files(root, small, rendered):
     deliver(config(root, channels, run_id="d2", encoding={"quality": 90}))
     deliver(config(root, channels, run_id="d3", encoding={"quality": 90}, provenance={"prompt": True}))
     assert [call.num_rows for call in rendered] == [1, 1, 1]
-    from adbooster.deliver import provenance
+    from adbooster.provenance import xmp
 
-    assert provenance.read(root.read(delivered(root)[0]["uri"])).prompt == "a scene for c1"
+    assert xmp.read(root.read(delivered(root)[0]["uri"])).prompt == "a scene for c1"
 
 
 @contextmanager

@@ -8,11 +8,11 @@ import json
 import pyarrow as pa
 import pytest
 
+from adbooster.channels.feeds import FeedSettings, build
+from adbooster.channels.presets import load_channels
 from adbooster.contracts import schema
 from adbooster.deliver import feed_files
-from adbooster.deliver.channels import load_channels
 from adbooster.deliver.config import Feeds
-from adbooster.deliver.feeds import FeedSettings, build
 from adbooster.deliver.job import deliver
 from adbooster.prepare import feeds as incoming
 from adbooster.storage import tables

@@ -13,17 +13,18 @@ from lxml import etree
 from PIL import Image
 
 from adbooster.contracts import schema
-from adbooster.deliver import encoding, provenance
+from adbooster.deliver import encoding
 from adbooster.deliver.config import Encoding, Fidelities
-from adbooster.deliver.provenance import Marks
 from adbooster.deliver.stages import Renderer
 from adbooster.pictures import images
+from adbooster.provenance import xmp
+from adbooster.provenance.xmp import Marks
 from adbooster.storage.objects import Root
 from tests.conftest import row
 from tests.deliver.pictures import BOX, master, scene
 
 MARKS = Marks("compositeWithTrainedAlgorithmicMedia", "AdBooster", "w1", "snow <&> fog \x07", "Ann", "urn:sha256:ab")
-XMP = provenance.packet(MARKS)
+XMP = xmp.packet(MARKS)
 LOOSE = Fidelities(
     min_psnr_db=20, max_delta_e_mean=9, max_delta_e_p99=20
 )  # WebP halves the resolution of stripes' colours
@@ -74,7 +75,7 @@ def test_a_rendition_is_stored_with_its_pixels_and_marks(root, kind):
     with Image.open(io.BytesIO(content)) as opened:
         assert opened.format == kind.upper()
         assert b"sRGB" in opened.info["icc_profile"].replace(b"\0", b"")
-    said = provenance.read(content)
+    said = xmp.read(content)
     assert said.digital_source_type == "trainedAlgorithmicMedia"
     assert (said.ai_system, said.ai_version, said.prompt) == ("AdBooster", "w1", None)
     assert said.source == f"urn:sha256:{asked['master_sha256']}"
@@ -162,7 +163,7 @@ def test_what_the_storage_does_not_give_back_is_not_delivered(root):
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
 def test_marks_are_read_by_other_readers(kind, tmp_path):
     file = encoding.encode(scene(40, 40), kind, 10**6, (90, 90), XMP)
-    assert provenance.read(file.content) == provenance.expected(MARKS)
+    assert xmp.read(file.content) == xmp.expected(MARKS)
     with Image.open(io.BytesIO(file.content)) as opened:
         content = opened.info["xmp"]
     tree = etree.fromstring(content if isinstance(content, bytes) else content.encode())
@@ -180,6 +181,6 @@ def test_marks_are_read_by_other_readers(kind, tmp_path):
 
 
 def test_marks_stay_small_and_absent_ones_are_not_written():
-    assert b"AIPrompt" not in provenance.packet(Marks("trainedAlgorithmicMedia"))
-    assert len(provenance.packet(MARKS._replace(prompt="🐘" * 100_000))) < 65_502
-    assert provenance.read(encoding.encode(scene(20, 20), "jpeg", 10**6, (90, 90), b"<not xml").content) == Marks()
+    assert b"AIPrompt" not in xmp.packet(Marks("trainedAlgorithmicMedia"))
+    assert len(xmp.packet(MARKS._replace(prompt="🐘" * 100_000))) < 65_502
+    assert xmp.read(encoding.encode(scene(20, 20), "jpeg", 10**6, (90, 90), b"<not xml").content) == Marks()

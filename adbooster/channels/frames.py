@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from adbooster.deliver.channels import RATIO_TOLERANCE, Slot
+from adbooster.channels.presets import RATIO_TOLERANCE, Slot
 from adbooster.pictures.layout import Box
 
 MOST_EXTENSION = 3.0  # times the creative's area that a frame may have; beyond it little of the scene would be left

@@ -5,15 +5,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pydantic import Field
+
+from adbooster.channels.presets import Channel
 from adbooster.contracts.naming import digest
-from adbooster.contracts.settings import Config
+from adbooster.contracts.settings import Config, Uri
 from adbooster.contracts.text import clean
-from adbooster.deliver.channels import Channel
-from adbooster.deliver.config import Feeds
 
 FileKind = Literal["tsv", "csv", "json"]
 MAX_TAG = 100  # characters of a cohort's id that is a tag as it is
 CATALOG = ("description", "link", "price", "availability", "condition", "brand")  # taken over from the shop's own feed
+
+
+class Feeds(Config):
+    """What feeds hold beside pictures."""
+
+    custom_label: int | None = Field(default=None, ge=0, le=4)
+    """N of custom_label_N, which then holds the cohort of a product's best creative; it replaces the shop's own. Null: none."""
+    additional_images: int = Field(default=0, ge=0, le=10)
+    """Further scenes in Google's additional_image_link; they replace the shop's own pictures there. 0: none."""
+    catalog_uri: Uri = ""
+    """The shop's feed, CSV or TSV with a header, whose description, link, price, availability, condition and brand
+    Pinterest's and TikTok's feeds take over; empty: those columns are left out."""
 
 
 class FeedSettings(Config):
