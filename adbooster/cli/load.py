@@ -19,7 +19,7 @@ from pydantic_settings import (
 
 from adbooster.cli.flags import check_flags, did_you_mean, help_asked, print_help
 from adbooster.contracts.errors import ConfigError
-from adbooster.contracts.settings import Config, inherited
+from adbooster.contracts.settings import Config, completed
 from adbooster.contracts.text import shown
 from adbooster.contracts.yaml_text import parse_yaml
 from adbooster.night.config import SECTIONS
@@ -108,8 +108,9 @@ def _from_file(config_class: type[Config], path: Path) -> dict:
     has_sections = any(isinstance(content.get(name), dict) for name in (*SECTIONS, "nightly"))
     if section not in content and (section == "nightly" or not has_sections):
         return _expanded(content, path)
-    shared = {k: content[k] for k in SHARED if k in content} | inherited(config_class, content)
-    return _expanded(shared, path) | _expanded(content.get(section) or {}, path, section)
+    shared = {k: content[k] for k in SHARED if k in content}
+    own = completed(config_class, content.get(section) or {}, content)
+    return _expanded(shared, path) | _expanded(own, path, section)
 
 
 def section_of(config_class: type[BaseModel]) -> str:

@@ -417,12 +417,63 @@ LOOKS = _schema(
 )
 
 
+# A creative to be extended: the frame reaches beyond it.
+EXTENSION_REQUESTS = _schema(
+    extension_id=pa.string(),
+    master_uri=pa.string(),
+    master_sha256=pa.string(),
+    mask_uri=pa.string(),
+    layout=LAYOUT,
+    frame=LAYOUT,
+    kept=LAYOUT,  # the part of the creative that stays as it is, in the frame
+    scale=pa.float64(),  # painted pixels for one of the creative's
+    prompt=pa.string(),
+    negative_prompt=pa.string(),
+    text=pa.string(),  # the cohort's
+    reject=pa.string(),
+)
+
+# A canvas as the model sees it. Never stored.
+CANVASES = _schema(
+    **{f.name: f.type for f in EXTENSION_REQUESTS},
+    width_px=pa.int32(),
+    height_px=pa.int32(),
+    seen=pa.binary(),  # uint8 [H,W,3]
+    known=pa.binary(),  # uint8 [H,W], 255 = the creative
+    product=pa.binary(),  # uint8 [H,W], the product's alpha
+)
+
+# A canvas that was painted. Never stored.
+EXTENDED = _schema(
+    **{f.name: f.type for f in EXTENSION_REQUESTS},
+    width_px=pa.int32(),
+    height_px=pa.int32(),
+    painted=pa.binary(),  # uint8 [H,W,3]
+    seam=pa.float32(),
+    attempts=pa.int32(),
+    gpu_s=pa.float32(),
+)
+
+# The file of an extended creative, lossless and of the frame's size, or why there is none.
+EXTENSIONS = _schema(
+    extension_id=pa.string(),
+    extended_uri=pa.string(),
+    extended_sha256=pa.string(),
+    seam=pa.float32(),
+    attempts=pa.int32(),
+    gpu_s=pa.float32(),
+    reject=pa.string(),
+)
+
 # A rendition to be made: the part of a stored creative that a slot shows, what its file may be and what it says of itself
 # (nulls are not written).
 RENDITION_REQUESTS = _schema(
     rendition_id=pa.string(),
     master_uri=pa.string(),
     master_sha256=pa.string(),
+    extension_id=pa.string(),
+    extended_uri=pa.string(),  # what it is cut from where that is not the creative itself; layout and frame are in it then
+    extended_sha256=pa.string(),
     mask_uri=pa.string(),
     layout=LAYOUT,
     frame=LAYOUT,
@@ -465,8 +516,13 @@ DELIVERIES = _schema(
     slot=pa.string(),
     rendition_id=pa.string(),  # digest of the creative's file, the slot and the settings: the same name, the same bytes
     master_sha256=pa.string(),  # of the creative's file
-    frame=LAYOUT,  # the part of the creative that is shown, in its pixels; needs_extension: it reaches beyond its edges
-    made_by=pa.string(),  # crop; null where the slot is empty
+    frame=LAYOUT,  # the part of the creative that is shown, in its pixels; an extension's reaches beyond its edges
+    made_by=pa.string(),  # crop, extension, or placement (a crop of a creative of another placement); null: empty
+    extension_id=pa.string(),  # of the extension that is shown, or was tried first
+    extended_uri=pa.string(),  # the creative with more scene round it, lossless
+    extended_sha256=pa.string(),
+    seam=pa.float32(),  # step across the creative's edge over the scene's own
+    extension_reject=pa.string(),  # why the extension is not shown
     reason=pa.string(),  # why the slot is empty; null: it is filled
     digital_source_type=pa.string(),  # code of the IPTC vocabulary that the file carries
     **{f.name: f.type for f in RENDITIONS if f.name not in ("rendition_id", "reject")},

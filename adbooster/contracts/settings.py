@@ -4,7 +4,7 @@ import os
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -67,6 +67,17 @@ def inherited(config_class: type[Config], sections: dict[str, Any]) -> dict[str,
         given = sections.get(section)
         if isinstance(given, dict):
             values |= {ours: given[theirs] for ours, theirs in names.items() if theirs in given}
+    return values
+
+
+def completed(config_class: type[Config], own: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
+    """A job's own section with what it and the groups that are given in it take from other jobs' sections."""
+    values = inherited(config_class, sections) | own
+    for name, field in config_class.model_fields.items():
+        groups = [k for k in (field.annotation, *get_args(field.annotation)) if isinstance(k, type)]
+        for group in groups:
+            if issubclass(group, Config) and group.inherits and isinstance(values.get(name), dict):
+                values[name] = inherited(group, sections) | values[name]
     return values
 
 

@@ -1,13 +1,31 @@
 """Settings and report of `jobs.deliver`."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from adbooster.channels.feeds import Feeds
-from adbooster.contracts.settings import Config, JobConfig, Pool
+from adbooster.contracts.recipe import Adapter, Recipe
+from adbooster.contracts.settings import Config, JobConfig, Pool, Uri
+from adbooster.models.settings import MaskNetwork
+from adbooster.painting.config import PaintingConfig
+
+LIKE_GENERATE = (
+    *(
+        "weights",
+        "adapters",
+        "rank_model",
+        "mask_model",
+        "mask_network",
+        "safety_model",
+        "preview_model",
+        "device",
+        "dtype",
+    ),
+    *("compiled", "threads", "place", "paint", "finish", "paint_batch", "recipe"),
+)
 
 
 def _public(url: str) -> str:
@@ -63,6 +81,58 @@ class Provenance(Config):
     """Who wrote the prompt (IPTC AIPromptWriterName); it is written with the prompt only."""
 
 
+class Extension(Config):
+    """How creatives are extended where no crop fills a slot; `extend: {}` takes all of it from the file's section generate."""
+
+    inherits: ClassVar = {"generate": {name: name for name in LIKE_GENERATE}}
+    weights: Uri
+    """The outpainter that the creatives were painted with: a folder in diffusers layout. Where the live creatives were painted
+    with others that lie below the root, those are used."""
+    adapters: tuple[Adapter, ...] = ()
+    """Adapters on the weights, in this order."""
+    rank_model: Uri
+    """The CLIP that generate ranks with, for the gates."""
+    mask_model: Uri = ""
+    """Salient-object network (.onnx) for the gates."""
+    mask_network: MaskNetwork = MaskNetwork()
+    """How it is fed and read."""
+    safety_model: Uri = ""
+    """Folder of a StableDiffusionSafetyChecker."""
+    preview_model: Uri = ""
+    """As in generate; it is part of the recipe's name."""
+    device: str = Field(default="cuda", pattern="^(cuda|cpu)$")
+    """Where the models run; never chosen by what is there."""
+    dtype: str = Field(default="float16", pattern="^(float32|float16|bfloat16)$")
+    """Number format of the outpainter."""
+    compiled: bool = False
+    """torch.compile the network's repeated blocks."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads a painting actor."""
+    place: Pool = Pool()
+    """Actors that show the models what is there."""
+    paint: Pool = Pool(batch=8)
+    """Actors that paint and look at the seam."""
+    finish: Pool = Pool(batch=4, niceness=5)
+    """Actors that join, prove and store."""
+    paint_batch: int = Field(default=16, ge=1)
+    """Paintings in one pass of the network."""
+    recipe: Recipe = Recipe()
+    """The recipe of the creatives; those of another recipe are not extended."""
+    edge_px: int = Field(default=0, ge=0, le=64)
+    """Strip along the creative's edge that is painted anew, never any of the product; 0: every pixel of the creative stays. Some
+    VAEs draw a fringe of a few pixels along the edges of what they paint, which otherwise shows as a line."""
+    attempts: int = Field(default=3, ge=1, le=20)
+    """Times an extension is painted, with new seeds, while its seam shows or a gate rejects it."""
+    max_seam: float | None = Field(default=2.0, ge=1)
+    """Step across the creative's edge over the steps of the scene beside it, above which the seam shows (`visible_seam`);
+    null: every seam is taken."""
+
+    def painting(self, root_uri: str, run_id: str) -> PaintingConfig:
+        """The settings of whatever paints."""
+        same = {name: getattr(self, name) for name in PaintingConfig.model_fields if name in type(self).model_fields}
+        return PaintingConfig(root_uri=root_uri, run_id=run_id, **same)
+
+
 class DeliverConfig(JobConfig):
     """Settings of `jobs.deliver`."""
 
@@ -80,6 +150,9 @@ class DeliverConfig(JobConfig):
     """What files say of themselves."""
     feeds: Feeds = Feeds()
     """What feeds hold beside pictures."""
+    extend: Extension | None = None
+    """Paint more scene round a creative where no crop of it fills a slot; null: such slots stay empty, or show a creative that was
+    painted for another placement."""
     render: Pool = Pool(batch=16)
     """Actors that crop, encode and read back."""
     max_failed_share: float = Field(default=0.1, ge=0, le=1)
@@ -136,7 +209,15 @@ class DeliverReport(BaseModel):
     """Of them not delivered at all, by reason: original, rejected, not_approved, withdrawn, retired."""
     channels: dict[str, ChannelReport] = {}
     made_by: dict[str, int] = {}
-    """Filled slots by how: crop."""
+    """Filled slots by how: crop, extension, or placement (a crop of a creative that was painted for another placement)."""
+    to_extend: int = 0
+    """Extensions that were not there yet."""
+    extended: int = 0
+    """Of them painted, joined and stored."""
+    not_extended: dict[str, int] = {}
+    """Of them not, by reject word: visible_seam, what gates reject, what failed."""
+    seam: float | None = None
+    """Mean over the extensions that are delivered: the step across the creative's edge over the scene's own; 1: not seen."""
     to_render: int = 0
     """Files that were not there yet."""
     rendered: int = 0

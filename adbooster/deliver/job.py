@@ -1,4 +1,4 @@
-"""Creatives x channels -> renditions and feeds: crop, encode, mark, read back, publish at once."""
+"""Creatives x channels -> renditions and feeds: crop or extend, encode, mark, read back, publish at once."""
 
 import logging
 import time
@@ -12,8 +12,9 @@ from adbooster.channels.presets import Channel, load_channels
 from adbooster.contracts import schema
 from adbooster.contracts.errors import CoverageTooLow, PublishConflict, TooManyRejects
 from adbooster.contracts.settings import code_commit
-from adbooster.deliver import feed_files
+from adbooster.deliver import extending, feed_files
 from adbooster.deliver.config import ChannelReport, DeliverConfig, DeliverReport
+from adbooster.deliver.extender import Extender, Framer, Joiner
 from adbooster.deliver.feed_files import Ready
 from adbooster.deliver.plan import LASTING, Plan, known_renditions, plan, staged_folder, with_files
 from adbooster.deliver.sources import Sources, State, read_withdrawn
@@ -38,6 +39,11 @@ def deliver(config: DeliverConfig) -> DeliverReport:
     started = time.monotonic()
     root, channels = Root(config.root_uri), load_channels(config.channels)
     work = plan(config, root, channels)
+    not_extended: Counter[str] = Counter()
+    to_extend = work.extensions.num_rows
+    if to_extend and not config.dry_run:
+        not_extended = _extend(config, root, work)
+        work = plan(config, root, channels, extended=True)
     to_render, planned = work.to_render, pa.concat_tables([work.wanted, work.kept])
     report = DeliverReport(
         run_id=config.run_id,
@@ -45,6 +51,9 @@ def deliver(config: DeliverConfig) -> DeliverReport:
         creatives_version=work.creatives_version,
         creatives=work.creatives,
         left_out=work.left_out,
+        to_extend=to_extend,
+        extended=0 if config.dry_run else to_extend - sum(not_extended.values()),
+        not_extended=dict(not_extended.most_common()),
         to_render=to_render.num_rows,
         deliveries_version=work.base,
         channels={channel.name: _channel_report(planned, channel) for channel in channels},
@@ -72,6 +81,7 @@ def deliver(config: DeliverConfig) -> DeliverReport:
         "delivered": len(pc.unique(filled["creative_id"])),
         "channels": reports,
         "made_by": dict(Counter(filled["made_by"].to_pylist())),
+        "seam": _mean_seam(filled),
         "rendered": made_now["reject"].null_count,
         "failures": dict(Counter(made_now["reject"].drop_null().to_pylist())),
         "changed": changed.num_rows,
@@ -81,6 +91,42 @@ def deliver(config: DeliverConfig) -> DeliverReport:
         "seconds": _since(started),
     }
     return report.model_copy(update=figures)
+
+
+def _extend(config: DeliverConfig, root: Root, work: Plan) -> Counter[str]:
+    """Run extensions through their stages; their rows are staged as they are finished. Returns the words of those that failed.
+
+    raises  TooManyRejects if more failed than allowed for a reason that is neither the seam's nor a gate's
+    """
+    assert config.extend
+    assert work.painting
+    extend, requests = config.extend, work.extensions
+    cluster.start()
+    preflight({"place": extend.place, "paint": extend.paint, "finish": extend.finish})
+    failures = Failures(root, config.run_id, "failed_extension")
+    batch = -(-extend.paint.batch // extend.paint_batch) * extend.paint_batch  # whole passes of the network
+    batch = min(batch, -(-requests.num_rows // extend.paint.actors))
+    place, paint = (pool.model_copy(update={"batch": batch}) for pool in (extend.place, extend.paint))
+    # Canvases of one size, which are painted together, one after another.
+    shape = pc.binary_join_element_wise(
+        *(pc.struct_field(requests["frame"], name).cast(pa.string()) for name in ("width_px", "height_px")), " "
+    )
+    requests = requests.take(pc.sort_indices(shape))
+    ds = through(dataset(requests, batch), Framer, place, schema.CANVASES, failures, root=root)
+    how = {"config": work.painting, "attempts": extend.attempts, "max_seam": extend.max_seam}
+    ds = through(ds, Extender, paint, schema.EXTENDED, failures, **how)
+    ds = through(ds, Joiner, extend.finish, schema.EXTENSIONS, failures, root=root)
+    with Progress("extend", requests.num_rows, config.progress_s, root) as progress:
+        staged = stage_parts(ds, root, extending.staged_folder(config.run_id), progress=progress)
+    words = Counter(word for part in staged.rows for word in part["reject"].drop_null().to_pylist())
+    failed = Counter({word: n for word, n in words.items() if word not in extending.LASTING})
+    _check_share(config, failed, requests.num_rows, "extensions")
+    return words
+
+
+def _mean_seam(filled: pa.Table) -> float | None:
+    seams = filled.filter(pc.equal(filled["made_by"], "extension"))["seam"]
+    return round(pc.mean(seams).as_py(), 3) if len(seams) else None
 
 
 def _render(config: DeliverConfig, root: Root, requests: pa.Table) -> None:
@@ -106,10 +152,14 @@ def _check_failures(config: DeliverConfig, requests: pa.Table, known: pa.Table) 
     words = Counter(word for word in known["reject"].drop_null().to_pylist() if word not in LASTING)
     if missing := requests.num_rows - known.num_rows:
         words["failed_delivery"] += missing
-    if sum(words.values()) > config.max_failed_share * requests.num_rows:
-        named = ", ".join(f"{n} {word}" for word, n in words.most_common())
+    _check_share(config, words, requests.num_rows, "renditions")
+
+
+def _check_share(config: DeliverConfig, failed: Counter[str], of: int, what: str) -> None:
+    if sum(failed.values()) > config.max_failed_share * of:
+        named = ", ".join(f"{n} {word}" for word, n in failed.most_common())
         raise TooManyRejects(
-            f"{sum(words.values())} of {requests.num_rows} renditions failed ({named}), more than max_failed_share "
+            f"{sum(failed.values())} of {of} {what} failed ({named}), more than max_failed_share "
             f"{config.max_failed_share}; nothing was published, see runs/{config.run_id}/failures"
         )
 
@@ -127,7 +177,8 @@ def _changes(work: Plan, rows: pa.Table, channels: tuple[Channel, ...]) -> tuple
 
 def _facts(rows: pa.Table) -> pa.ChunkedArray:
     """What makes a row another one, as one text a row."""
-    parts = [pc.fill_null(rows[name], "") for name in ("rendition_id", "creative_id", "reason", "uri")]
+    names = ("rendition_id", "creative_id", "reason", "uri", "extension_id", "extension_reject")
+    parts = [pc.fill_null(rows[name], "") for name in names]
     return pc.binary_join_element_wise(*parts, " ")
 
 

@@ -4,7 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,8 +14,11 @@ from adbooster.channels.frames import Framed
 from adbooster.channels.presets import Channel, Slot
 from adbooster.contracts import schema
 from adbooster.contracts.naming import digest
+from adbooster.contracts.recipe import placements
 from adbooster.deliver.config import DeliverConfig
+from adbooster.deliver.extending import Extensions
 from adbooster.deliver.sources import Withdrawn, read_withdrawn
+from adbooster.painting.config import PaintingConfig
 from adbooster.pictures.layout import Box
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
@@ -37,6 +40,8 @@ class Plan:
     wanted     what there should be of the run's channels (schema.DELIVERIES), without what only a file can tell
     kept       live rows (schema.DELIVERIES) that stay as they are: the mask for another file is gone with its photo
     requests   files to be made for `wanted`, each once (schema.RENDITION_REQUESTS)
+    extensions  creatives to be extended first, each frame once (schema.EXTENSION_REQUESTS), as `painting` says; their
+               slots are `to_extend`
     known      files that are delivered or staged already (schema.RENDITIONS)
     creatives  how many are live; `left_out` of them by reason
     withdrawn  what was withdrawn when it was planned; `withdrawn_from` are products and cohorts of which nothing else is live
@@ -47,6 +52,8 @@ class Plan:
     wanted: pa.Table
     kept: pa.Table
     requests: pa.Table
+    extensions: pa.Table
+    painting: PaintingConfig | None
     known: pa.Table
     creatives_version: int | None
     creatives: int
@@ -60,8 +67,11 @@ class Plan:
         return self.requests.filter(pc.invert(pc.is_in(self.requests["rendition_id"], self.known["rendition_id"])))
 
 
-def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel]) -> Plan:
-    """Read the tables and decide each slot of each product and cohort; no picture is opened."""
+def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], extended: bool = False) -> Plan:
+    """Read the tables and decide each slot of each product and cohort; no picture is opened.
+
+    extended  this run has extended creatives: none is asked for, what failed is left out
+    """
     base, version = tables.version(root, "deliveries"), tables.version(root, "creatives")
     live = tables.read(root, "deliveries", version=base)
     creatives = tables.read(root, "creatives", version=version)
@@ -69,12 +79,15 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel]) -> Plan
     withdrawn = read_withdrawn(root)
     groups, left_out, withdrawn_from = _deliverable(config, root, best, withdrawn)
     maskless = _maskless(live, groups)
+    extensions = None
+    if config.extend:
+        extensions = Extensions(config, config.extend, root, live, config.run_id if extended else "")
     wanted, kept, named = _Rows(schema.DELIVERIES), _Rows(schema.DELIVERIES), set()
-    requests = _Rows(schema.RENDITION_REQUESTS)
+    requests, to_extend = _Rows(schema.RENDITION_REQUESTS), _Rows(schema.EXTENSION_REQUESTS)
     slots = [(channel, name, slot) for channel in channels for name, slot in channel.slots.items()]
     for rows in groups:  # so that the files of one creative follow each other
         for channel, name, slot in slots:
-            row, request = _slot(config, rows, channel, name, slot)
+            row, request, asked = _slot(config, rows, channel, name, slot, extensions)
             stays = maskless.get(row["delivery_id"])
             if stays and row["reason"] == "missing_mask" and _still_right(row, stays, slot):
                 kept.add(stays)
@@ -83,6 +96,9 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel]) -> Plan
             if request and request["rendition_id"] not in named:
                 named.add(request["rendition_id"])
                 requests.add(request)
+            if asked and asked["extension_id"] not in named:
+                named.add(asked["extension_id"])
+                to_extend.add(asked)
     asked = requests.table()
     return Plan(
         base=base,
@@ -90,6 +106,8 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel]) -> Plan
         wanted=wanted.table(),
         kept=kept.table(),
         requests=asked,
+        extensions=to_extend.table(),
+        painting=extensions.painting if extensions else None,
         known=known_renditions(root, live, asked["rendition_id"]),
         creatives_version=version,
         creatives=best.num_rows,
@@ -144,6 +162,7 @@ def _deliverable(
     left_out: Counter[str] = Counter()
     withdrawn_from, others = set(), set()
     columns = ("creative_id", "product_id", "cohort_id", "placement", "prompt", "photo_sha256", "layout")
+    columns += ("negative_prompt", "text", "recipe_id")
     columns += ("weights_revision", "fallback", "uri", "sha256", "width", "height")
     for row in best.select(columns).to_pylist():
         word = None
@@ -167,17 +186,30 @@ def _deliverable(
     return [groups[key] for key in sorted(groups)], dict(left_out), frozenset(withdrawn_from - others)
 
 
-def _slot(
-    config: DeliverConfig, creatives: list[dict], channel: Channel, name: str, slot: Slot
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The row of a slot for one product and cohort, and the request for its file; None: the slot stays empty.
+class _Choice(NamedTuple):
+    """What a slot shows, or why it is empty; `asked`: the extension that is to be painted first."""
 
-    Of creatives of several placements, the one of which the slot shows the largest part.
-    """
-    framed = [(frames.frame((c["width"], c["height"]), Box(**c["layout"]), slot), c) for c in creatives]
-    shown, creative = max(framed, key=lambda f: _preference(*f))
-    reason = shown.reason or (None if creative["mask_uri"] else "missing_mask")
-    request = _request(config, creative, channel, slot, shown)
+    shown: Framed
+    creative: dict
+    made_by: str | None
+    reason: str | None
+    extension: dict[str, Any] | None = None
+    asked: dict[str, Any] | None = None
+
+
+def _slot(
+    config: DeliverConfig,
+    creatives: list[dict],
+    channel: Channel,
+    name: str,
+    slot: Slot,
+    extensions: Extensions | None,
+) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any] | None]:
+    """The row of a slot for one product and cohort, the request for its file and that for an extension, where there is one."""
+    chosen = _choice(creatives, slot, extensions)
+    creative, reason = chosen.creative, chosen.reason
+    request = _request(config, creative, channel, slot, chosen)
+    extension = chosen.extension or dict.fromkeys(schema.EXTENSIONS.names)
     place = {n: creative[n] for n in ("creative_id", "product_id", "cohort_id", "placement")}
     row = place | {
         "delivery_id": digest(creative["product_id"], creative["cohort_id"], channel.name, name),
@@ -185,36 +217,73 @@ def _slot(
         "slot": name,
         "rendition_id": request["rendition_id"],
         "master_sha256": creative["sha256"],
-        "frame": request["frame"],
+        "frame": vars(chosen.shown.frame) if chosen.shown.frame else None,
         "width_px": request["width_px"],
         "height_px": request["height_px"],
-        "made_by": None if reason else "crop",
+        "made_by": chosen.made_by,
+        **{n: extension[n] for n in ("extension_id", "extended_uri", "extended_sha256", "seam")},
+        "extension_reject": extension["reject"],
         "reason": reason,
         "digital_source_type": None if reason else channel.digital_source_type,
         "run_id": config.run_id,
     }
-    return row, None if reason else request
+    return row, None if reason else request, chosen.asked
 
 
-def _preference(shown: Framed, creative: dict) -> tuple:
+def _choice(creatives: list[dict], slot: Slot, extensions: Extensions | None) -> _Choice:
+    """Of the creatives of a product and cohort, one a placement, the one that a slot shows, and how.
+
+    Without extensions that of which the slot shows the largest part. With them a crop of the main one, that of the first
+    placement; else its extension, so that all slots show one scene; else the same of the others.
+    """
+    order = list(placements())
+    main = min(creatives, key=lambda c: (order.index(c["placement"]), c["creative_id"]))
+    framed = [(frames.frame((c["width"], c["height"]), Box(**c["layout"]), slot), c) for c in creatives]
+    framed.sort(key=lambda f: _preference(*f, main if extensions else None), reverse=True)
+    tried = None
+    for shown, creative in framed:
+        if shown.reason is None:
+            how = "crop" if creative is main else "placement"
+            reason = None if creative["mask_uri"] else "missing_mask"
+            return _Choice(shown, creative, None if reason else how, reason, tried)
+        if shown.reason == "needs_extension" and extensions and creative["mask_uri"] and shown.frame:
+            extension = extensions.of(creative, shown.frame)
+            if extension["extended_uri"]:
+                return _Choice(shown, creative, "extension", None, extension)
+            if extension["reject"] is None:
+                return _Choice(shown, creative, None, "to_extend", extension, extensions.request(creative, shown.frame))
+            tried = tried or extension
+    shown, creative = framed[0]
+    return _Choice(shown, creative, None, tried["reject"] if tried else shown.reason, tried)
+
+
+def _preference(shown: Framed, creative: dict, main: dict | None) -> tuple:
+    """The larger the better; `main`: a creative whose crop or extension comes before those of others."""
     box = shown.frame
     share = box.width_px * box.height_px / (creative["width"] * creative["height"]) if box else 0.0
     order = (None, "needs_extension", "too_small", "product_outside")
+    first = creative is main and shown.reason in (None, "needs_extension")
     # Of frames that reach beyond the creative the smallest is best: least has to be painted.
-    return -order.index(shown.reason), share if shown.reason is None else -share, creative["creative_id"]
+    return first, -order.index(shown.reason), share if shown.reason is None else -share, creative["creative_id"]
 
 
-def _request(config: DeliverConfig, creative: dict, channel: Channel, slot: Slot, shown: Framed) -> dict[str, Any]:
+def _request(config: DeliverConfig, creative: dict, channel: Channel, slot: Slot, chosen: _Choice) -> dict[str, Any]:
     """The request for a file (schema.RENDITION_REQUESTS), named by all that decides its bytes."""
+    shown, extension = chosen.shown, chosen.extension if chosen.made_by == "extension" else None
+    frame, layout = vars(shown.frame) if shown.frame else None, creative["layout"]
+    if extension and frame:  # the picture of the whole frame is there: it is cut from that
+        layout = layout | {"x_px": layout["x_px"] - frame["x_px"], "y_px": layout["y_px"] - frame["y_px"]}
+        frame = frame | {"x_px": 0, "y_px": 0}
     said = config.provenance
     own = int(config.encoding.max_kb * 1000) if config.encoding.max_kb is not None else slot.max_bytes
     system, prompt = said.ai_system or None, creative["prompt"] if said.prompt else None
     request = {
         "master_uri": creative["uri"],
         "master_sha256": creative["sha256"],
+        **{n: extension[n] if extension else None for n in ("extension_id", "extended_uri", "extended_sha256")},
         "mask_uri": creative["mask_uri"],
-        "layout": creative["layout"],
-        "frame": vars(shown.frame) if shown.frame else None,
+        "layout": layout,
+        "frame": frame,
         "width_px": shown.size[0] if shown.size else None,
         "height_px": shown.size[1] if shown.size else None,
         "formats": list(slot.formats),
@@ -227,7 +296,9 @@ def _request(config: DeliverConfig, creative: dict, channel: Channel, slot: Slot
         "reject": None,
     }
     settings = [group.model_dump(mode="json") for group in (config.encoding, config.fidelity)]
-    names = {k: v for k, v in request.items() if k not in ("master_uri", "reject")}
+    unnamed = ("master_uri", "extended_uri", "extended_sha256", "reject")
+    unnamed += () if extension else ("extension_id",)  # names of crops are older than extensions
+    names = {k: v for k, v in request.items() if k not in unnamed}
     return request | {"rendition_id": digest("rendition", _CODE, json.dumps([names, *settings], sort_keys=True))}
 
 

@@ -11,8 +11,8 @@ from adbooster.contracts import schema
 from adbooster.deliver import encoding
 from adbooster.deliver.config import Encoding, Fidelities
 from adbooster.deliver.encoding import Encoded, Fidelity
+from adbooster.deliver.masters import AlteredMaster, product_alpha, read_master
 from adbooster.pictures import images
-from adbooster.pictures.cutouts import ON
 from adbooster.pictures.layout import Box
 from adbooster.provenance import xmp
 from adbooster.provenance.xmp import Marks
@@ -37,7 +37,7 @@ class Renderer:
             return {"reject": "missing_image"}
         except images.UnreadableImage:
             return {"reject": "unreadable_image"}
-        except _Altered:
+        except AlteredMaster:
             return {"reject": "altered_master"}
         size = row["width_px"], row["height_px"]
         shown = Box(**row["frame"]).slices
@@ -57,17 +57,17 @@ class Renderer:
         return {"reject": word}
 
     def _master(self, row: dict) -> tuple[np.ndarray, np.ndarray]:
-        """The creative, uint8 [H,W,3], and the product's mask in it, uint8 [H,W].
+        """What is cut: the creative or its extension, uint8 [H,W,3], and the product's mask in it, uint8 [H,W].
 
-        raises  FileNotFoundError, UnreadableImage, and _Altered if the file is not the one that was proven
+        raises  as masters.read_master
         """
-        if self.last[0] != row["master_uri"] + row["mask_uri"]:
-            content = self.root.read(row["master_uri"])
-            if hashlib.sha256(content).hexdigest() != row["master_sha256"]:
-                raise _Altered
-            master = images.decode(content)
-            mask = _placed(images.decode_mask(self.root.read(row["mask_uri"])), Box(**row["layout"]), master.shape[:2])
-            self.last = (row["master_uri"] + row["mask_uri"], master, mask)
+        uri, sha256 = row["master_uri"], row["master_sha256"]
+        if row["extended_uri"]:
+            uri, sha256 = row["extended_uri"], row["extended_sha256"]
+        if self.last[0] != uri + row["mask_uri"]:
+            master = read_master(self.root, uri, sha256)
+            mask = product_alpha(self.root, row["mask_uri"], Box(**row["layout"]), master.shape[:2])
+            self.last = (uri + row["mask_uri"], master, mask)
         return self.last[1], self.last[2]
 
     def _encoded(self, row: dict, picture_u8: np.ndarray, kind: FileFormat) -> Encoded | None:
@@ -97,24 +97,10 @@ class Renderer:
         } | (faithful._asdict() if faithful else {})
 
 
-class _Altered(Exception):
-    """A creative's file is not the one that its row names."""
-
-
 def marks_of(row: dict) -> Marks:
     """What the file of a row of schema.RENDITION_REQUESTS says of itself."""
     names = [name for name in Marks._fields if name != "source"]
     return Marks(**{name: row[name] for name in names}, source=f"urn:sha256:{row['master_sha256']}")
-
-
-def _placed(mask_u8: np.ndarray, box: Box, shape: tuple[int, ...]) -> np.ndarray:
-    """A photo's product mask where the product stands in a creative of (height, width) `shape`."""
-    ys, xs = np.nonzero(mask_u8 > ON)
-    placed = np.zeros(shape, np.uint8)
-    if len(ys):
-        cut = np.ascontiguousarray(mask_u8[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
-        placed[box.slices] = images.resize(cut, box.width_px, box.height_px)
-    return placed
 
 
 def _holds(stored: bytes, file: Encoded, picture_u8: np.ndarray, marks: Marks) -> bool:

@@ -11,18 +11,16 @@ import pyarrow.compute as pc
 
 from adbooster.contracts.deadline import day_of
 from adbooster.contracts.errors import ConfigError
-from adbooster.contracts.recipe import recipe_id
 from adbooster.generate import marks
 from adbooster.generate.config import GenerateConfig
 from adbooster.generate.marks import MarkFigures, Marks
 from adbooster.painting.brand_rules import BrandRules, read_brand_rules
 from adbooster.painting.config import BrandFigures
-from adbooster.painting.requests import plan_requests
+from adbooster.painting.requests import plan_requests, revisions
 from adbooster.painting.staged_rows import staged_creatives
 from adbooster.prompts.config import PromptFigures
 from adbooster.storage import tables
-from adbooster.storage.mask_models import mask_model
-from adbooster.storage.model_store import content_hash, local_copy
+from adbooster.storage.model_store import local_copy
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
@@ -152,17 +150,6 @@ def _with_live(figures: BrandFigures, forbidden: pa.Table, live: pa.Table) -> Br
     leaves = live.select(pair).join(forbidden, pair, join_type="left semi").num_rows
     log.info("brand rules of %s forbid %d pairs (%s); %d creatives leave", figures.day, figures.pairs, words, leaves)
     return figures.model_copy(update={"live": leaves})
-
-
-def revisions(config: GenerateConfig) -> tuple[str, str]:
-    """(revision of the weights, recipe_id): content hashes of all that decides a picture besides product and cohort."""
-    weights = content_hash(local_copy(config.weights))
-    models = [f"{content_hash(local_copy(a.uri))} x {a.scale}" for a in config.adapters]
-    models.append(content_hash(local_copy(config.rank_model)))
-    models.append(mask_model(config.mask_model, config.mask_network).revision if config.mask_model else "")
-    models.append(content_hash(local_copy(config.safety_model)) if config.safety_model else "")
-    models += [content_hash(local_copy(config.preview_model))] if config.preview_model else []
-    return weights, recipe_id(config.recipe, [weights, *models])
 
 
 def cohort_shares(requests: pa.Table) -> dict[str, float]:

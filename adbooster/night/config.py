@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from adbooster.canary.config import CanaryConfig, CanaryReport
 from adbooster.cohorts.config import CohortsConfig, CohortsReport
-from adbooster.contracts.settings import Config, JobConfig, inherited
+from adbooster.contracts.settings import Config, JobConfig, completed
 from adbooster.deliver.config import DeliverConfig, DeliverReport
 from adbooster.evaluate.config import EvaluateConfig, EvaluateReport
 from adbooster.finetune.config import FinetuneConfig, FinetuneReport
@@ -75,9 +75,13 @@ class NightlyConfig(JobConfig):
             return values
         shared = {k: values[k] for k in ("root_uri", "run_id", "dry_run", "signing_key_env") if k in values}
         given = {s: values[s] for s in SECTIONS if isinstance(values.get(s), dict)}
-        for section, config_class in (("canary", CanaryConfig), ("evaluate", EvaluateConfig)):
+        for section, config_class in (
+            ("canary", CanaryConfig),
+            ("deliver", DeliverConfig),
+            ("evaluate", EvaluateConfig),
+        ):
             if section in given:
-                given[section] = inherited(config_class, values) | given[section]
+                given[section] = completed(config_class, given[section], values)
         if "canary" in given and "generate" in given:  # replaced by what the night trains
             given["canary"] = {"weights": given["generate"].get("weights")} | given["canary"]
         return values | {s: settings | shared for s, settings in given.items()}

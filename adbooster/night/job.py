@@ -8,6 +8,7 @@ from typing import Any
 from adbooster.canary.job import canary, require
 from adbooster.cohorts.job import cohorts
 from adbooster.contracts import deadline
+from adbooster.deliver.config import DeliverConfig
 from adbooster.deliver.job import deliver
 from adbooster.evaluate.job import evaluate
 from adbooster.finetune.config import FinetuneReport
@@ -71,7 +72,7 @@ def _steps(config: NightlyConfig, root: Root, night: Night) -> NightlyReport:
     if tuned and tuned.weights_revision:
         remember(root, config.run_id, tuned.weights_revision)
     if config.deliver:
-        delivered = steps(deliver, config.deliver)
+        delivered = steps(deliver, _delivering(config.deliver, generating))
     if config.evaluate:
         measured = steps(evaluate, config.evaluate)
     else:
@@ -121,6 +122,13 @@ def _generating(
     return config.generate.model_copy(update=changes)
 
 
+def _delivering(config: DeliverConfig, generating: GenerateConfig) -> DeliverConfig:
+    """The settings of deliver: creatives are extended with the weights that tonight's were painted with."""
+    if config.extend is None:
+        return config
+    return config.model_copy(update={"extend": config.extend.model_copy(update={"weights": generating.weights})})
+
+
 def _night(root: Root, config: NightlyConfig) -> Night:
     """The state of this night, new or of the night that is resumed; it is written."""
     now = datetime.now(UTC)
@@ -160,7 +168,7 @@ def _planned(config: NightlyConfig, started: float) -> NightlyReport:
         if config.canary:
             tested = canary(config.canary.model_copy(update={"weights": generating.weights}))
         generated = generate(generating)
-        delivered = config.deliver and deliver(config.deliver)
+        delivered = config.deliver and deliver(_delivering(config.deliver, generating))
         measured = config.evaluate and evaluate(config.evaluate)
     return NightlyReport(
         run_id=config.run_id,

@@ -120,7 +120,8 @@ class Kept(OrderedDict):
 
 
 def load_outpainter(config: PaintingConfig) -> Outpainter:
-    """The outpainter of the config, on its device."""
+    """The outpainter of the config, on its device, and this process's threads as it says."""
+    torch.set_num_threads(config.threads)
     return Outpainter(
         local_copy(config.weights),
         config.recipe,
@@ -131,6 +132,19 @@ def load_outpainter(config: PaintingConfig) -> Outpainter:
         config.compiled,
         local_copy(config.preview_model) if config.preview_model else None,
     )
+
+
+def load_ranker(config: PaintingConfig) -> Clip:
+    """The CLIP that ranks, on the device of the config."""
+    return Clip(local_copy(config.rank_model), config.device, config.threads, getattr(torch, config.dtype))
+
+
+def load_inspector(config: PaintingConfig, ranker: Clip) -> Inspector:
+    """The gates of the config, with the networks that they ask, on its device."""
+    masks = mask_model(config.mask_model, config.mask_network) if config.mask_model else None
+    net = SaliencyNet(masks.path, config.device, config.threads, masks.how) if masks else None
+    safety = Safety(local_copy(config.safety_model), config.device) if config.safety_model else None
+    return Inspector(config.recipe.gates, ranker, net, safety)
 
 
 class Conditions:
@@ -156,17 +170,13 @@ class Painter:
     """
 
     def __init__(self, config: PaintingConfig, shown_up_to: str = ""):
-        torch.set_num_threads(config.threads)
-        self.recipe, device = config.recipe, config.device
+        self.recipe, self.device = config.recipe, config.device
         self.shown_up_to = shown_up_to
         self.outpainter = load_outpainter(config)
-        self.ranker = Clip(local_copy(config.rank_model), device, config.threads, getattr(torch, config.dtype))
-        masks = mask_model(config.mask_model, config.mask_network) if config.mask_model else None
-        net = SaliencyNet(masks.path, device, config.threads, masks.how) if masks else None
-        safety = Safety(local_copy(config.safety_model), device) if config.safety_model else None
-        self.inspector = Inspector(config.recipe.gates, self.ranker, net, safety)
+        self.ranker = load_ranker(config)
+        self.inspector = load_inspector(config, self.ranker)
         self.looks_at_finished = config.looks_at_finished
-        self.at_once, self.device = config.requests_a_pass, device
+        self.at_once = config.requests_a_pass
         self.beside = ThreadPoolExecutor(1)  # a pass is painted in it while the pass before is judged
         self.painting: list[Future] = []
         self.conditions, self.own_vectors = Conditions(self.outpainter), Kept(4096)

@@ -13,16 +13,17 @@ import pyarrow.compute as pc
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest
-from adbooster.contracts.recipe import Recipe
+from adbooster.contracts.recipe import Recipe, recipe_id
 from adbooster.contracts.text import clean, interest
 from adbooster.painting.brand_rules import BrandRules
-from adbooster.painting.config import BrandFigures, Targeting
+from adbooster.painting.config import BrandFigures, PaintingConfig, Targeting
 from adbooster.painting.targeting import listed
 from adbooster.prompts.config import PromptFigures, Prompting
 from adbooster.prompts.templates import product_words
 from adbooster.prompts.writer import write_prompts
 from adbooster.storage import tables
-from adbooster.storage.model_store import local_copy
+from adbooster.storage.mask_models import mask_model
+from adbooster.storage.model_store import content_hash, local_copy
 from adbooster.storage.objects import Root
 
 MAX_TEXT = 1000  # characters of a cohort's text; the scoring CLIP reads 77 tokens of it
@@ -82,6 +83,17 @@ def usable_cohorts(root: Root) -> pa.Table:
                 f"the text of cohort {row['cohort_id']!r} has {len(texts[-1])} characters; it should have 1 to {MAX_TEXT}"
             )
     return rows.append_column("text", pa.array(texts, pa.string()))
+
+
+def revisions(config: PaintingConfig) -> tuple[str, str]:
+    """(revision of the weights, recipe_id): content hashes of all that decides a picture besides product and cohort."""
+    weights = content_hash(local_copy(config.weights))
+    models = [f"{content_hash(local_copy(a.uri))} x {a.scale}" for a in config.adapters]
+    models.append(content_hash(local_copy(config.rank_model)))
+    models.append(mask_model(config.mask_model, config.mask_network).revision if config.mask_model else "")
+    models.append(content_hash(local_copy(config.safety_model)) if config.safety_model else "")
+    models += [content_hash(local_copy(config.preview_model))] if config.preview_model else []
+    return weights, recipe_id(config.recipe, [weights, *models])
 
 
 def plan_requests(

@@ -7,7 +7,7 @@ import pytest
 
 from adbooster.contracts.errors import ConfigError
 from adbooster.generate.config import GenerateConfig
-from adbooster.generate.plan import revisions
+from adbooster.painting.requests import revisions
 from adbooster.measure.config import LIKE_GENERATE, MeasureConfig, revision
 from adbooster.models.preprocessing import U2NET
 from adbooster.models.settings import MaskNetwork
