@@ -41,7 +41,7 @@ class Extensions:
     def name(self, creative: dict, frame: Box) -> str:
         """Names an extension by all that decides its pixels: the creative's file, what painted it, the frame."""
         settings = [vars(frame), self.extend.edge_px, self.extend.attempts, self.extend.max_seam]
-        return digest("extension", _CODE, creative["sha256"], creative["recipe_id"], json.dumps(settings))
+        return digest("extension", _CODE, creative["sha256"], creative["recipe_id"] or "", json.dumps(settings))
 
     def of(self, creative: dict, frame: Box) -> dict[str, Any]:
         """The extension (schema.EXTENSIONS): with its file, with a reject word, or with neither, to be painted."""

@@ -54,11 +54,16 @@ def canvas(master_u8: np.ndarray, frame: Box, there: Box, scale: float) -> Canva
     """
     wide, high = (math.ceil(n * scale / MULTIPLE - 1e-6) * MULTIPLE for n in (frame.width_px, frame.height_px))
     whole_wide, whole_high = _whole((wide, high), scale)
-    whole = np.full((whole_high, whole_wide, 3), compositing.GREY, np.uint8)
     known = np.zeros((whole_high, whole_wide), np.uint8)
-    whole[there.slices], known[there.slices] = _part(master_u8, frame, there), 255
+    known[there.slices] = 255
     known = np.where(images.resize(known, wide, high) == 255, 255, 0).astype(np.uint8)
-    return Canvas(images.resize(whole, wide, high), known)
+    ends = (
+        (there.y_px, whole_high - there.y_px - there.height_px),
+        (there.x_px, whole_wide - there.x_px - there.width_px),
+    )
+    # Its edges go on where nothing is known, so that scaling mixes no grey into them.
+    seen = images.resize(np.pad(_part(master_u8, frame, there), (*ends, (0, 0)), mode="edge"), wide, high)
+    return Canvas(np.where(known[..., None] == 255, seen, np.uint8(compositing.GREY)), known)
 
 
 def join(master_u8: np.ndarray, painted_u8: np.ndarray, frame: Box, there: Box, scale: float) -> np.ndarray:

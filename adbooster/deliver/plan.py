@@ -236,8 +236,8 @@ def _choice(creatives: list[dict], slot: Slot, extensions: Extensions | None) ->
     Without extensions that of which the slot shows the largest part. With them a crop of the main one, that of the first
     placement; else its extension, so that all slots show one scene; else the same of the others.
     """
-    order = list(placements())
-    main = min(creatives, key=lambda c: (order.index(c["placement"]), c["creative_id"]))
+    order = {name: i for i, name in enumerate(placements())}
+    main = min(creatives, key=lambda c: (order.get(c["placement"], len(order)), c["creative_id"]))
     framed = [(frames.frame((c["width"], c["height"]), Box(**c["layout"]), slot), c) for c in creatives]
     framed.sort(key=lambda f: _preference(*f, main if extensions else None), reverse=True)
     tried = None
