@@ -2,17 +2,16 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from adbooster.channels.presets import Channel
+from adbooster.channels.presets import Channel, Form
 from adbooster.contracts.naming import digest
 from adbooster.contracts.settings import Config, Uri
 from adbooster.contracts.text import clean
 
-FileKind = Literal["tsv", "csv", "json"]
 MAX_TAG = 100  # characters of a cohort's id that is a tag as it is
 CATALOG = ("description", "link", "price", "availability", "condition", "brand")  # taken over from the shop's own feed
 
@@ -27,6 +26,10 @@ class Feeds(Config):
     catalog_uri: Uri = ""
     """The shop's feed, CSV or TSV with a header, whose description, link, price, availability, condition and brand
     Pinterest's and TikTok's feeds take over; empty: those columns are left out."""
+    content_language: str = Field(default="", pattern=r"^([a-z]{2})?$")
+    """Of the products in Merchant Center, two letters: en. The form merchant_api needs it."""
+    feed_label: str = Field(default="", pattern=r"^[A-Z0-9_-]{0,20}$")
+    """Of the products in Merchant Center, often a country: US. The form merchant_api needs it."""
 
 
 class FeedSettings(Config):
@@ -39,23 +42,39 @@ class FeedSettings(Config):
     feeds: Feeds
     """What it holds beside pictures."""
 
+    @model_validator(mode="after")
+    def _names_products(self) -> Self:
+        if "merchant_api" in self.channel.files:
+            for name in ("content_language", "feed_label"):
+                if not getattr(self.feeds, name):
+                    raise ValueError(
+                        f"the channel {self.channel.name} has the form merchant_api, which needs feeds.{name}: it is part of "
+                        "a product's name in Merchant Center"
+                    )
+        return self
+
 
 @dataclass(frozen=True)
 class Feed:
     """A channel's feed.
 
-    kind      of its file
+    settings  that it was made with
     key       the name of an entry's id
-    columns   of tsv and csv, in order; empty for json
-    entries   by id; the values of tsv and csv are texts
+    columns   in order, of feeds whose values are texts; empty for others
+    entries   by id; several addresses in one value are separated by commas
     left_out  entries and pictures that the channel would refuse, by reason
     """
 
-    kind: FileKind
+    settings: FeedSettings
     key: str
     columns: tuple[str, ...]
     entries: dict[str, dict[str, Any]]
     left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """Of its files."""
+        return self.settings.channel.files
 
 
 def build(settings: FeedSettings, rows: Iterable[dict], products: Mapping[str, dict[str, str]]) -> Feed:
@@ -80,7 +99,7 @@ def build(settings: FeedSettings, rows: Iterable[dict], products: Mapping[str, d
         else:
             usable[row["product_id"]].append(row)
     feed = make(settings, dict(sorted(usable.items())), products)
-    return Feed(feed.kind, feed.key, feed.columns, feed.entries, feed.left_out + left_out)
+    return replace(feed, left_out=feed.left_out + left_out)
 
 
 def _refused(channel: Channel, product_id: str | None, product: Mapping[str, str]) -> str | None:
@@ -110,7 +129,7 @@ def _limited(rows: list[dict], most: int, left_out: Counter[str]) -> list[dict]:
 
 def _google_supplemental(settings: FeedSettings, usable: dict[str, list[dict]], products: Mapping[str, Any]) -> Feed:
     """id and what this feed overrides: fields that it does not have stay those of the shop's own feed."""
-    more = settings.feeds.additional_images
+    more = min(settings.feeds.additional_images, settings.channel.limits.images)
     label = () if settings.feeds.custom_label is None else (f"custom_label_{settings.feeds.custom_label}",)
     columns = ("id", "lifestyle_image_link", *(("additional_image_link",) if more else ()), *label)
     entries, left_out = {}, Counter()
@@ -120,7 +139,7 @@ def _google_supplemental(settings: FeedSettings, usable: dict[str, list[dict]], 
         if more:
             entry["additional_image_link"] = ",".join(url(settings, row["uri"]) for row in others)
         entries[product_id] = entry | {name: _label(best["cohort_id"]) for name in label}
-    return Feed("tsv", "id", columns, entries, left_out)
+    return Feed(settings, "id", columns, entries, left_out)
 
 
 def _label(cohort_id: str) -> str:
@@ -142,7 +161,7 @@ def _meta_catalog(settings: FeedSettings, usable: dict[str, list[dict]], product
         entries[product_id] = entry
     images = [(f"image[{i}].url", *(f"image[{i}].tag[{j}]" for j in range(deepest))) for i in range(most)]
     columns = ("id", "title", *(name for image in images for name in image))
-    return Feed("csv", "id", columns, {k: {c: e.get(c, "") for c in columns} for k, e in entries.items()}, left_out)
+    return Feed(settings, "id", columns, {k: {c: e.get(c, "") for c in columns} for k, e in entries.items()}, left_out)
 
 
 def _tagged(channel: Channel, rows: list[dict], left_out: Counter[str]) -> list[tuple[list[str], str]]:
@@ -169,7 +188,7 @@ def _catalog(settings: FeedSettings, usable: dict[str, list[dict]], products: Ma
         entry["image_link"] = url(settings, best["uri"])
         entry["additional_image_link"] = ",".join(url(settings, row["uri"]) for row in others)
         entries[product_id] = entry | ({label: _label(best["cohort_id"])} if label else {})
-    return Feed("tsv", key, columns, entries, left_out)
+    return Feed(settings, key, columns, entries, left_out)
 
 
 def _google_ads_assets(settings: FeedSettings, usable: dict[str, list[dict]], products: Mapping[str, Any]) -> Feed:
@@ -192,7 +211,7 @@ def _google_ads_assets(settings: FeedSettings, usable: dict[str, list[dict]], pr
                 for kind, rows in best.items()
             },
         }
-    return Feed("json", "cohort_id", (), entries, left_out)
+    return Feed(settings, "cohort_id", (), entries, left_out)
 
 
 def _asset(settings: FeedSettings, row: dict) -> dict[str, Any]:
@@ -202,11 +221,12 @@ def _asset(settings: FeedSettings, row: dict) -> dict[str, Any]:
 
 def _manifest(settings: FeedSettings, usable: dict[str, list[dict]], products: Mapping[str, Any]) -> Feed:
     """A product's pictures by cohort and slot."""
-    entries: dict[str, dict[str, Any]] = {}
+    entries, left_out, most = {}, Counter(), settings.channel.limits.images
     for product_id, rows in usable.items():
         cohorts: dict[str, dict[str, Any]] = defaultdict(dict)
-        for row in rows:
+        left_out["too_many_images"] += max(0, len(rows) - most)
+        for row in rows[:most]:
             facts = {name: row[name] for name in ("width_px", "height_px", "creative_id")}
             cohorts[row["cohort_id"]][row["slot"]] = {"url": url(settings, row["uri"])} | facts
         entries[product_id] = {"id": product_id, "cohorts": dict(cohorts)}
-    return Feed("json", "id", (), entries)
+    return Feed(settings, "id", (), entries, left_out)

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.core import url_to_fs
 
-from adbooster.channels import feeds
+from adbooster.channels import feeds, validation
 from adbooster.channels.feeds import CATALOG, Feed, FeedSettings
-from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.errors import AdboosterError, ConfigError
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
 
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 Kind = Literal["product", "cohort", "creative"]
 KINDS: tuple[Kind, ...] = ("product", "cohort", "creative")
 COLUMNS = ["product_id", "cohort_id", "creative_id", "slot", "uri", "sha256", "width_px", "height_px", "size_bytes"]
+COLUMNS += ["format"]
 MAX_CELL = 1 << 20  # characters
 
 
@@ -81,8 +82,10 @@ class Sources:
     def feed(self, settings: FeedSettings, last: Mapping[str, dict] | None = None) -> Feed:
         """The feed of one channel, of the rows that it has.
 
-        last    its last entries by product_id: their columns CATALOG are taken where the catalog cannot be read
-        raises  ConfigError or what the storage raises for a catalog that cannot be read, without `last`
+        last    its last entries by product_id, where something has to leave the feed: a catalog that cannot be read does not
+                hinder that (their columns CATALOG are taken), nor does what the channel would refuse
+        raises  ConfigError or what the storage raises for a catalog that cannot be read, AdboosterError for a feed that the
+                channel would refuse; both without `last`
         """
         channel, uri = settings.channel, settings.feeds.catalog_uri
         mine = self.rows.filter(pc.equal(self.rows["channel"], channel.name)).select(COLUMNS).to_pylist()
@@ -91,7 +94,14 @@ class Sources:
         ]
         order = list(channel.slots)
         mine.sort(key=lambda row: (-row["score"], row["cohort_id"], order.index(row["slot"]), row["uri"]))
-        return feeds.build(settings, mine, self._products(uri, last))
+        made = feeds.build(settings, mine, self._products(uri, last))
+        try:
+            validation.check(made, mine)
+        except AdboosterError as e:
+            if last is None:
+                raise
+            log.warning("%s, were it not to take something out", e)
+        return made
 
     def _products(self, uri: str, last: Mapping[str, dict] | None) -> Mapping[str, dict[str, str]]:
         wanted = set(self.rows["product_id"].to_pylist())
