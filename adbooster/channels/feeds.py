@@ -7,13 +7,18 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from adbooster.channels.presets import Channel, Form
+from adbooster.channels.presets import Channel, FeedKind, Form
 from adbooster.contracts.naming import digest
 from adbooster.contracts.settings import Config, Uri
 from adbooster.contracts.text import clean
 
 MAX_TAG = 100  # characters of a cohort's id that is a tag as it is
 CATALOG = ("description", "link", "price", "availability", "condition", "brand")  # taken over from the shop's own feed
+NEEDED: dict[FeedKind, tuple[str, ...]] = {
+    "pinterest_catalog": ("description", "link", "price", "availability"),
+    "tiktok_catalog": CATALOG,
+}
+"""Of these, what a channel takes no product without."""
 
 
 class Feeds(Config):
@@ -25,7 +30,8 @@ class Feeds(Config):
     """Further scenes in Google's additional_image_link; they replace the shop's own pictures there. 0: none."""
     catalog_uri: Uri = ""
     """The shop's feed, CSV or TSV with a header, whose description, link, price, availability, condition and brand
-    Pinterest's and TikTok's feeds take over; empty: those columns are left out."""
+    Pinterest's and TikTok's feeds take over; products for which it lacks what the channel needs are left out. Empty: those
+    columns are."""
     content_language: str = Field(default="", pattern=r"^([a-z]{2})?$")
     """Of the products in Merchant Center, two letters: en. The form merchant_api needs it."""
     feed_label: str = Field(default="", pattern=r"^[A-Z0-9_-]{0,20}$")
@@ -179,8 +185,8 @@ def _catalog(settings: FeedSettings, usable: dict[str, list[dict]], products: Ma
     entries, left_out = {}, Counter()
     for product_id, rows in usable.items():
         product = products.get(product_id, {})
-        if settings.feeds.catalog_uri and any(not product.get(name) for name in ("link", "price", "availability")):
-            left_out["not_in_catalog"] += 1
+        if settings.feeds.catalog_uri and (word := _unsold(settings.channel, product)):
+            left_out[word] += 1
             continue
         best, *others = _limited(rows, settings.channel.limits.images, left_out)
         entry = {key: product_id, "title": clean(product.get("title", ""))}
@@ -189,6 +195,15 @@ def _catalog(settings: FeedSettings, usable: dict[str, list[dict]], products: Ma
         entry["additional_image_link"] = ",".join(url(settings, row["uri"]) for row in others)
         entries[product_id] = entry | ({label: _label(best["cohort_id"])} if label else {})
     return Feed(settings, key, columns, entries, left_out)
+
+
+def _unsold(channel: Channel, product: Mapping[str, str]) -> str | None:
+    """Why the shop's feed says too little of a product for a channel."""
+    if not any(product.get(name) for name in ("link", "price", "availability")):
+        return "not_in_catalog"
+    if any(not product.get(name) for name in NEEDED[channel.feed]):
+        return "incomplete_in_catalog"
+    return "link_too_long" if len(product["link"]) > channel.limits.url else None
 
 
 def _google_ads_assets(settings: FeedSettings, usable: dict[str, list[dict]], products: Mapping[str, Any]) -> Feed:
@@ -216,7 +231,8 @@ def _google_ads_assets(settings: FeedSettings, usable: dict[str, list[dict]], pr
 
 def _asset(settings: FeedSettings, row: dict) -> dict[str, Any]:
     names = ("sha256", "width_px", "height_px", "size_bytes", "product_id", "creative_id")
-    return {"url": url(settings, row["uri"])} | {name: row[name] for name in names}
+    ratio = "{:g}:{:g}".format(*settings.channel.slots[row["slot"]].ratio)
+    return {"url": url(settings, row["uri"]), "ratio": ratio} | {name: row[name] for name in names}
 
 
 def _manifest(settings: FeedSettings, usable: dict[str, list[dict]], products: Mapping[str, Any]) -> Feed:

@@ -36,6 +36,6 @@ def check(config: DeliverConfig) -> None:
                 "use it: give an address without keys, or a path"
             )
     if config.feeds.catalog_uri:
-        check_catalog(config.feeds.catalog_uri)
+        check_catalog(config.feeds.catalog_uri, channels)
     if not config.dry_run:
         Root(config.root_uri).check_writable()

@@ -3,7 +3,7 @@
 import csv
 import io
 import logging
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Self
 
@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from fsspec.core import url_to_fs
 
 from adbooster.channels import feeds, validation
-from adbooster.channels.feeds import CATALOG, Feed, FeedSettings
+from adbooster.channels.feeds import CATALOG, NEEDED, Feed, FeedSettings
+from adbooster.channels.presets import Channel
 from adbooster.contracts.errors import AdboosterError, ConfigError
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
@@ -21,8 +22,8 @@ from adbooster.storage.objects import Root
 log = logging.getLogger(__name__)
 Kind = Literal["product", "cohort", "creative"]
 KINDS: tuple[Kind, ...] = ("product", "cohort", "creative")
-COLUMNS = ["product_id", "cohort_id", "creative_id", "slot", "uri", "sha256", "width_px", "height_px", "size_bytes"]
-COLUMNS += ["format"]
+COLUMNS = ["product_id", "cohort_id", "creative_id", "slot", "uri", "sha256", "width_px", "height_px"]
+COLUMNS += ["size_bytes", "format"]
 MAX_CELL = 1 << 20  # characters
 
 
@@ -145,11 +146,12 @@ def _products(root: Root, catalog_uri: str, wanted: Set[str]) -> dict[str, dict[
     return found
 
 
-def check_catalog(catalog_uri: str) -> None:
-    """raises ConfigError if the catalog is not there or lacks a column that channels need"""
+def check_catalog(catalog_uri: str, channels: Iterable[Channel]) -> None:
+    """raises ConfigError if the catalog is not there or lacks a column that channels need; brands are known without it"""
+    needed = dict.fromkeys(["id", *(name for c in channels for name in NEEDED.get(c.feed, ()) if name != "brand")])
     with _opened(catalog_uri) as reader:
         names = reader.fieldnames or ()
-        if missing := [name for name in ("id", "link", "price", "availability") if name not in names]:
+        if missing := [name for name in needed if name not in names]:
             raise ConfigError(
                 f"feeds.catalog_uri {catalog_uri} has no column {missing[0]!r} in its first line ({', '.join(names)[:200]})"
             )

@@ -3,16 +3,17 @@
 import csv
 import io
 import json
+from typing import Any
 
 import pytest
 
 from adbooster.channels import feed_text
-from adbooster.channels.feeds import Feeds
+from adbooster.channels.feeds import Feed, Feeds
 from adbooster.channels.presets import load_channels
 from tests.channels.made import BASE, FACTS, HOSTILE, NAMES, UNWRITABLE, made
 
 
-def read(feed):
+def read(feed: Feed) -> list[Any]:
     """The file as Python's own readers read it."""
     text = feed_text.encode(feed).decode()
     if feed.forms[0] == "json":

@@ -340,7 +340,7 @@ def test_settings_that_cannot_work_are_refused_before_a_picture_is_opened(root, 
     with pytest.raises(ConfigError, match="no file at feeds.catalog_uri"):
         check(config(root, ("tiktok",), feeds={"catalog_uri": str(tmp_path / "none.csv")}))
     (tmp_path / "catalog.csv").write_text("id,title,link\n1,a,b\n")
-    with pytest.raises(ConfigError, match="no column 'price'"):
+    with pytest.raises(ConfigError, match="no column 'description'"):
         check(config(root, ("tiktok",), feeds={"catalog_uri": str(tmp_path / "catalog.csv")}))
     with pytest.raises(ValueError, match="min_quality 99"):
         config(root, ("tiktok",), encoding={"min_quality": 99})

@@ -1,5 +1,6 @@
 """Feeds: never seen half, with what changed beside them."""
 
+import base64
 import hashlib
 import json
 
@@ -8,9 +9,12 @@ import pytest
 
 from adbooster.channels import feed_text
 from adbooster.contracts import schema
+from adbooster.contracts.errors import AdboosterError
 from adbooster.deliver import feed_files
 from adbooster.deliver.job import deliver
+from adbooster.deliver.withdraw import withdraw
 from adbooster.storage import tables
+from adbooster.storage.objects import Root
 from tests.deliver.conftest import config
 from tests.deliver.pictures import publish
 
@@ -22,8 +26,6 @@ def test_a_feed_is_published_last_and_whole(root, small, rendered, monkeypatch):
     deliver(config(root, channels))
     first = feed_files.read_pointer(root, "tiktok")
     publish(root, products=("P3",))
-    from adbooster.storage.objects import Root
-
     write = Root.write
 
     def dies(self, relative, content):
@@ -76,9 +78,9 @@ def test_the_best_creative_of_a_product_comes_first(root, small, rendered):
 def test_a_catalog_is_read_as_csv_or_tsv(root, small, rendered, tmp_path, separator):
     publish(root, products=("P1", "P2"))
     lines = [
-        ("ID", "link", "price", "availability"),
-        ("P1", "https://shop/1", "9 EUR", "in stock"),
-        ("P9", "a", "b", "c"),
+        ("ID", "link", "price", "availability", "condition", "description"),
+        ("P1", "https://shop/1", "9 EUR", "in stock", "new", "a thing"),
+        ("P9", "a", "b", "c", "d", "e"),
     ]
     path = tmp_path / "catalog.txt"
     path.write_text("\n".join(separator.join(line) for line in lines), encoding="utf-8-sig")
@@ -91,10 +93,134 @@ def test_a_catalog_is_read_as_csv_or_tsv(root, small, rendered, tmp_path, separa
     assert found["P1"]["title"] == "The P1"
 
 
+GOOGLE = {"content_language": "en", "feed_label": "US"}
+
+
+def test_one_pointer_names_the_feed_in_every_form(root, small, rendered):
+    channels = small("google_merchant", forms=["tsv", "xml", "merchant_api"])
+    publish(root, products=("P1", "a/b", "P3"))
+    deliver(config(root, channels, feeds=GOOGLE))
+    publish(root, products=("P4",))
+    withdraw(root, "product", ["a/b"], "w1")
+    deliver(config(root, channels, feeds=GOOGLE, run_id="d2"))
+    pointer = feed_files.read_pointer(root, "google_merchant")
+    assert list(pointer["files"]) == ["tsv", "xml", "merchant_api"]
+    assert pointer["feed"] == pointer["files"]["tsv"]["feed"]
+    for form, about in pointer["files"].items():
+        assert root.read(about["fetch"]) == root.read(about["feed"])
+        assert set(feed_text.parse(root.read(about["feed"]), form, "id")) == {"P1", "P3", "P4"}
+        assert set(feed_text.parse(root.read(about["delta"]), form, "id")) == {"P4"}
+        assert set(feed_text.parse(root.read(about["previous"]), form, "id")) == {"P1", "P3"}
+    named = {path for about in pointer["files"].values() for path in about.values() if isinstance(path, str)}
+    there = {f"delivery/google_merchant/{name}" for name in root.files("delivery/google_merchant")}
+    assert there == named | {pointer["changes"], "delivery/google_merchant/latest.json"}
+    assert json.loads(root.read(pointer["changes"])) == {"added": ["P4"], "changed": [], "removed": []}
+
+
+def test_what_leaves_the_feed_is_deleted_by_its_name_in_merchant_center(root, small, rendered):
+    """And under another label all products are others: the former ones go, all of the feed is new."""
+    channels = small("google_merchant", forms=["merchant_api"])
+    publish(root, products=("P1", "a/b"))
+    deliver(config(root, channels, feeds=GOOGLE))
+
+    def deleted():
+        about = feed_files.read_pointer(root, "google_merchant")["files"]["merchant_api"]
+        return [json.loads(line) for line in root.read(about["delete"]).splitlines()], about
+
+    assert deleted()[0] == []
+    withdraw(root, "product", ["a/b"], "w1")
+    ((gone,), _) = deleted()
+    assert gone["offerId"] == "a/b"
+    assert gone["name"].removeprefix("productInputs/") == base64.urlsafe_b64encode(b"en~US~a/b").decode().rstrip("=")
+    deliver(config(root, channels, feeds=GOOGLE | {"feed_label": "GB"}, run_id="d2"))
+    found, about = deleted()
+    assert [line["name"] for line in found] == ["productInputs/en~US~P1"]
+    assert root.read(about["delta"]) == root.read(about["feed"])
+    assert b'"feedLabel": "GB"' in root.read(about["feed"])
+
+
+def test_a_form_that_is_left_out_is_not_fetched_any_longer(root, small, rendered):
+    """What channels fetched there would keep what is withdrawn; one that is new holds everything in its delta."""
+    publish(root, products=("P1", "P2"))
+    deliver(config(root, small("google_merchant", forms=["xml"])))
+    deliver(config(root, small("google_merchant", forms=["tsv"]), run_id="d2"))
+    pointer = feed_files.read_pointer(root, "google_merchant")
+    assert (pointer["kind"], list(pointer["files"])) == ("tsv", ["tsv"])
+    assert set(feed_text.parse(root.read(pointer["delta"]), "tsv", "id")) == {"P1", "P2"}
+    assert (pointer["added"], pointer["changed"], pointer["removed"]) == (0, 0, 0)
+    assert not root.exists("delivery/google_merchant/feed.xml")
+
+
+def test_a_feed_with_several_forms_is_published_last_and_whole(root, small, rendered, monkeypatch):
+    """A run that ends after any of its writes leaves the last pointer with all that it names; the next one finishes."""
+    channels = small("google_merchant", forms=["tsv", "xml", "merchant_api"])
+    publish(root, products=("P1", "P2"))
+    deliver(config(root, channels, feeds=GOOGLE))
+    first = feed_files.read_pointer(root, "google_merchant")
+    publish(root, products=("P3",))
+    write = Root.write
+    for n in range(1, 99):
+        left = [n]
+
+        def dies(self, relative, content, left=left):
+            if relative.startswith("delivery/"):
+                left[0] -= 1
+                if not left[0]:
+                    raise KeyboardInterrupt
+            write(self, relative, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Root, "write", dies)
+            try:
+                deliver(config(root, channels, feeds=GOOGLE, run_id=f"e{n}"))
+                break
+            except KeyboardInterrupt:
+                pass
+        assert feed_files.read_pointer(root, "google_merchant") == first
+        for form, about in first["files"].items():
+            assert set(feed_text.parse(root.read(about["feed"]), form, "id")) == {"P1", "P2"}
+    assert n > 10
+    for form, about in feed_files.read_pointer(root, "google_merchant")["files"].items():
+        assert set(feed_text.parse(root.read(about["fetch"]), form, "id")) == {"P1", "P2", "P3"}
+
+
+def test_a_pointer_of_a_former_version_is_taken_up(root, small, rendered):
+    """It names one file and no forms: an unchanged feed is left as it is."""
+    publish(root)
+    channels = small("tiktok")
+    deliver(config(root, channels))
+    pointer = feed_files.read_pointer(root, "tiktok")
+    former = {key: value for key, value in pointer.items() if key != "files"}
+    root.write("delivery/tiktok/latest.json", json.dumps(former).encode())
+    deliver(config(root, channels, run_id="d2"))
+    assert feed_files.read_pointer(root, "tiktok") == former
+
+
+def test_a_feed_that_its_channel_would_refuse_stops_the_run_before_anything_is_written(root, small, rendered):
+    """Here tables/deliveries says that files are larger than the slot takes; what is withdrawn leaves all the same."""
+    publish(root, products=("P1", "P2"))
+    channels = small("google_merchant", "web")
+    deliver(config(root, channels))
+    before = {name: root.read(f"delivery/{name}") for c in ("google_merchant", "web") for name in [f"{c}/latest.json"]}
+    rows = tables.read(root, "deliveries")
+    large = pa.Table.from_pylist(
+        [r | {"size_bytes": 17_000_000} for r in rows.to_pylist() if r["slot"] == "lifestyle"], schema.DELIVERIES
+    )
+    version = tables.version(root, "deliveries")
+    tables.merge(root, "deliveries", large, "delivery_id", version, {})
+    publish(root, products=("P3",))
+    with pytest.raises(
+        AdboosterError, match=r"feed of google_merchant .* entry 'P1', lifestyle_image_link .* has 17000000 bytes"
+    ):
+        deliver(config(root, channels, run_id="d2"))
+    assert tables.version(root, "deliveries") == version + 1
+    assert before == {name: root.read(f"delivery/{name}") for name in before}
+    assert withdraw(root, "product", ["P1"], "w1").failed == {}
+    assert b"P1" not in root.read("delivery/google_merchant/feed.tsv")
+
+
 def test_on_object_storage_it_is_the_same(s3_root, root, small, rendered):
     """The same files and feeds as on disk; only the addresses below the root differ."""
-    from adbooster.storage.objects import Root
-
     channels = small("tiktok", "web")
     found = []
     for there in (root, Root(s3_root)):
