@@ -136,7 +136,10 @@ def _jsonl(stream: BinaryIO, names: Names, kind: str) -> Iterator[Row]:
 def _product(line: bytes, names: Names) -> Row:
     try:
         product = json.loads(line)
-        return names.row(product.items()) if isinstance(product, dict) else {MALFORMED: "not an object"}
+        if not isinstance(product, dict):
+            return {MALFORMED: "not an object"}
+        inner = product.get("productAttributes")  # of a product input of Google's Merchant API
+        return names.row([*product.items(), *(inner.items() if isinstance(inner, dict) else ())])
     except (ValueError, RecursionError) as e:
         return {MALFORMED: str(e)}
 
