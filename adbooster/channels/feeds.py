@@ -29,7 +29,7 @@ class Feeds(Config):
     additional_images: int = Field(default=0, ge=0, le=10)
     """Further scenes in Google's additional_image_link; they replace the shop's own pictures there. 0: none."""
     catalog_uri: Uri = ""
-    """The shop's feed, CSV or TSV with a header, whose description, link, price, availability, condition and brand
+    """The shop's feed, of any form that `prepare.feed_uri` may have, whose description, link, price, availability, condition and brand
     Pinterest's and TikTok's feeds take over; products for which it lacks what the channel needs are left out. Empty: those
     columns are."""
     content_language: str = Field(default="", pattern=r"^([a-z]{2})?$")

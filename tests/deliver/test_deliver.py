@@ -337,10 +337,10 @@ def test_settings_that_cannot_work_are_refused_before_a_picture_is_opened(root, 
     long = "https://cdn.shop.example/" + "a" * 500
     with pytest.raises(ConfigError, match="pinterest takes 511"):
         check(config(root, ("pinterest",), public_base_url=long))
-    with pytest.raises(ConfigError, match="no file at feeds.catalog_uri"):
+    with pytest.raises(ConfigError, match="feeds.catalog_uri cannot be used: there is no feed at"):
         check(config(root, ("tiktok",), feeds={"catalog_uri": str(tmp_path / "none.csv")}))
     (tmp_path / "catalog.csv").write_text("id,title,link\n1,a,b\n")
-    with pytest.raises(ConfigError, match="no column 'description'"):
+    with pytest.raises(ConfigError, match="feeds.catalog_uri .* lacks the column 'description'"):
         check(config(root, ("tiktok",), feeds={"catalog_uri": str(tmp_path / "catalog.csv")}))
     with pytest.raises(ValueError, match="min_quality 99"):
         config(root, ("tiktok",), encoding={"min_quality": 99})

@@ -1,6 +1,7 @@
 """Feeds: never seen half, with what changed beside them."""
 
 import base64
+import gzip
 import hashlib
 import json
 
@@ -8,13 +9,18 @@ import pyarrow as pa
 import pytest
 
 from adbooster.channels import feed_text
+from adbooster.channels.feeds import FeedSettings
+from adbooster.channels.presets import load_channels
 from adbooster.contracts import schema
 from adbooster.contracts.errors import AdboosterError
 from adbooster.deliver import feed_files
 from adbooster.deliver.job import deliver
+from adbooster.deliver.sources import Sources, check_catalog
 from adbooster.deliver.withdraw import withdraw
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
+from tests.channels.made import BASE
+from tests.channels.made import rows as made_rows
 from tests.deliver.conftest import config
 from tests.deliver.pictures import publish
 
@@ -74,23 +80,56 @@ def test_the_best_creative_of_a_product_comes_first(root, small, rendered):
     assert feed_text.parse(root.read(pointer["feed"]), "tsv", "id")["P1"]["custom_label_1"] == "c2"
 
 
-@pytest.mark.parametrize("separator", [",", "\t"])
-def test_a_catalog_is_read_as_csv_or_tsv(root, small, rendered, tmp_path, separator):
+CATALOG = {
+    "csv": 'ID,link,price,availability,condition,description\nP1,https://shop/1,9.00 EUR,in stock,new,"a, thing"\nP9,a,b,c,d,e',
+    "tsv": "id\tlink\tprice\tavailability\tcondition\tdescription\nP1\thttps://shop/1\t9.00 EUR\tin stock\tnew\ta, thing",
+    "xml": """<rss xmlns:g="http://base.google.com/ns/1.0"><channel><item><g:id>P1</g:id><link>https://shop/1</link>
+        <g:price>9.00 EUR</g:price><g:availability>in stock</g:availability><g:condition>new</g:condition>
+        <description>a, thing</description></item></channel></rss>""",
+    "atom": """<feed xmlns="http://www.w3.org/2005/Atom" xmlns:g="http://base.google.com/ns/1.0"><entry><g:id>P1</g:id>
+        <link href="https://shop/1"/><g:price>9.00 EUR</g:price><g:availability>in stock</g:availability>
+        <g:condition>new</g:condition><g:description>a, thing</g:description></entry></feed>""",
+    "jsonl": """{"offerId": "P1", "productAttributes": {"link": "https://shop/1", "availability": "in stock",
+        "condition": "new", "description": "a, thing", "price": {"amountMicros": "9000000", "currencyCode": "EUR"}}}""".replace(
+        "\n", ""
+    ),
+}
+
+
+@pytest.mark.parametrize("form", CATALOG)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_catalog_is_read_in_any_form_that_feeds_have(root, tmp_path, form, zipped):
     publish(root, products=("P1", "P2"))
-    lines = [
-        ("ID", "link", "price", "availability", "condition", "description"),
-        ("P1", "https://shop/1", "9 EUR", "in stock", "new", "a thing"),
-        ("P9", "a", "b", "c", "d", "e"),
-    ]
+    path = tmp_path / "catalog"
+    content = CATALOG[form].encode("utf-8-sig")
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    (tiktok,) = load_channels(["tiktok"])
+    check_catalog(str(path), [tiktok])
+    rows = pa.Table.from_pylist(made_rows(tiktok, ("P1", "P2")), schema.DELIVERIES)
+    settings = FeedSettings(channel=tiktok, public_base_url=BASE, feeds={"catalog_uri": str(path)})
+    feed = Sources(root, rows).feed(settings)
+    assert feed.left_out["not_in_catalog"] == 1
+    (found,) = feed.entries.values()
+    assert found | FACTS == found
+    assert (found["title"], found["brand"]) == ("The P1", "B")
+
+
+FACTS = {
+    "link": "https://shop/1",
+    "price": "9.00 EUR",
+    "availability": "in stock",
+    "condition": "new",
+    "description": "a, thing",
+}
+
+
+def test_a_catalog_is_named_in_nothing_that_channels_can_read(root, small, rendered, tmp_path):
+    publish(root)
     path = tmp_path / "catalog.txt"
-    path.write_text("\n".join(separator.join(line) for line in lines), encoding="utf-8-sig")
+    path.write_text(CATALOG["csv"])
     report = deliver(config(root, small("tiktok"), feeds={"catalog_uri": str(path)}))
-    feed = report.channels["tiktok"].feed
-    assert (feed.entries, feed.left_out) == (1, {"not_in_catalog": 1})
-    found = feed_text.parse(root.read("delivery/tiktok/feed.tsv"), "tsv", "sku_id")
-    assert found["P1"]["price"] == "9 EUR"
-    assert not [name for name in root.stats("delivery") if b"catalog.txt" in root.read(name)], "delivery/ is public"
-    assert found["P1"]["title"] == "The P1"
+    assert report.channels["tiktok"].feed.entries == 1
+    assert not [name for name in root.stats("delivery") if b"catalog.txt" in root.read(name)]
 
 
 GOOGLE = {"content_language": "en", "feed_label": "US"}
