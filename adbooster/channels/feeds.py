@@ -203,6 +203,8 @@ def _unsold(channel: Channel, product: Mapping[str, str]) -> str | None:
         return "not_in_catalog"
     if any(not product.get(name) for name in NEEDED[channel.feed]):
         return "incomplete_in_catalog"
+    if any("\ufffd" in product.get(name, "") for name in CATALOG):  # what a reader puts where it is not UTF-8
+        return "unreadable_in_catalog"
     return "link_too_long" if len(product["link"]) > channel.limits.url else None
 
 

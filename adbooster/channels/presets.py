@@ -152,7 +152,7 @@ class Limits(Config):
     url: int = Field(ge=50)
     """Characters of an address."""
     images: int = Field(ge=1)
-    """Pictures of one product; in Google Ads, of one asset group and type."""
+    """Pictures of one product: in Google's supplemental feed, additional ones; in Google Ads, of one asset group and type."""
 
 
 class Channel(Config):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from adbooster.channels import feed_text
-from adbooster.channels.feeds import FeedSettings
+from adbooster.channels.feeds import Feeds, FeedSettings
 from adbooster.channels.presets import load_channels
 from adbooster.contracts import schema
 from adbooster.contracts.errors import AdboosterError
@@ -106,7 +106,7 @@ def test_a_catalog_is_read_in_any_form_that_feeds_have(root, tmp_path, form, zip
     (tiktok,) = load_channels(["tiktok"])
     check_catalog(str(path), [tiktok])
     rows = pa.Table.from_pylist(made_rows(tiktok, ("P1", "P2")), schema.DELIVERIES)
-    settings = FeedSettings(channel=tiktok, public_base_url=BASE, feeds={"catalog_uri": str(path)})
+    settings = FeedSettings(channel=tiktok, public_base_url=BASE, feeds=Feeds(catalog_uri=str(path)))
     feed = Sources(root, rows).feed(settings)
     assert feed.left_out["not_in_catalog"] == 1
     (found,) = feed.entries.values()
@@ -121,6 +121,19 @@ FACTS = {
     "condition": "new",
     "description": "a, thing",
 }
+
+
+def test_a_product_whose_text_is_not_utf8_is_left_out(root, tmp_path):
+    publish(root, products=("P1", "P2"))
+    path = tmp_path / "catalog.csv"
+    lines = ["id,link,price,availability,condition,description"]
+    lines += [f"{p},https://shop/1,9 EUR,in stock,new,{text}" for p, text in (("P1", "Größe"), ("P2", "size"))]
+    path.write_text("\n".join(lines), encoding="latin-1")
+    (tiktok,) = load_channels(["tiktok"])
+    rows = pa.Table.from_pylist(made_rows(tiktok, ("P1", "P2")), schema.DELIVERIES)
+    settings = FeedSettings(channel=tiktok, public_base_url=BASE, feeds=Feeds(catalog_uri=str(path)))
+    feed = Sources(root, rows).feed(settings)
+    assert (list(feed.entries), feed.left_out["unreadable_in_catalog"]) == (["P2"], 1)
 
 
 def test_a_catalog_is_named_in_nothing_that_channels_can_read(root, small, rendered, tmp_path):
