@@ -2,19 +2,23 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from adbooster.channels.presets import Channel
+from adbooster.channels.presets import Channel, FeedKind, Form
 from adbooster.contracts.naming import digest
 from adbooster.contracts.settings import Config, Uri
 from adbooster.contracts.text import clean
 
-FileKind = Literal["tsv", "csv", "json"]
 MAX_TAG = 100  # characters of a cohort's id that is a tag as it is
 CATALOG = ("description", "link", "price", "availability", "condition", "brand")  # taken over from the shop's own feed
+NEEDED: dict[FeedKind, tuple[str, ...]] = {
+    "pinterest_catalog": ("description", "link", "price", "availability"),
+    "tiktok_catalog": CATALOG,
+}
+"""Of these, what a channel takes no product without."""
 
 
 class Feeds(Config):
@@ -25,8 +29,13 @@ class Feeds(Config):
     additional_images: int = Field(default=0, ge=0, le=10)
     """Further scenes in Google's additional_image_link; they replace the shop's own pictures there. 0: none."""
     catalog_uri: Uri = ""
-    """The shop's feed, CSV or TSV with a header, whose description, link, price, availability, condition and brand
-    Pinterest's and TikTok's feeds take over; empty: those columns are left out."""
+    """The shop's feed, of any form that `prepare.feed_uri` may have, whose description, link, price, availability, condition and brand
+    Pinterest's and TikTok's feeds take over; products for which it lacks what the channel needs are left out. Empty: those
+    columns are."""
+    content_language: str = Field(default="", pattern=r"^([a-z]{2})?$")
+    """Of the products in Merchant Center, two letters: en. The form merchant_api needs it."""
+    feed_label: str = Field(default="", pattern=r"^[A-Z0-9_-]{0,20}$")
+    """Of the products in Merchant Center, often a country: US. The form merchant_api needs it."""
 
 
 class FeedSettings(Config):
@@ -39,23 +48,39 @@ class FeedSettings(Config):
     feeds: Feeds
     """What it holds beside pictures."""
 
+    @model_validator(mode="after")
+    def _names_products(self) -> Self:
+        if "merchant_api" in self.channel.files:
+            for name in ("content_language", "feed_label"):
+                if not getattr(self.feeds, name):
+                    raise ValueError(
+                        f"the channel {self.channel.name} has the form merchant_api, which needs feeds.{name}: it is part of "
+                        "a product's name in Merchant Center"
+                    )
+        return self
+
 
 @dataclass(frozen=True)
 class Feed:
     """A channel's feed.
 
-    kind      of its file
+    settings  that it was made with
     key       the name of an entry's id
-    columns   of tsv and csv, in order; empty for json
-    entries   by id; the values of tsv and csv are texts
+    columns   in order, of feeds whose values are texts; empty for others
+    entries   by id; several addresses in one value are separated by commas
     left_out  entries and pictures that the channel would refuse, by reason
     """
 
-    kind: FileKind
+    settings: FeedSettings
     key: str
     columns: tuple[str, ...]
     entries: dict[str, dict[str, Any]]
     left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """Of its files."""
+        return self.settings.channel.files
 
 
 def build(settings: FeedSettings, rows: Iterable[dict], products: Mapping[str, dict[str, str]]) -> Feed:
@@ -80,7 +105,7 @@ def build(settings: FeedSettings, rows: Iterable[dict], products: Mapping[str, d
         else:
             usable[row["product_id"]].append(row)
     feed = make(settings, dict(sorted(usable.items())), products)
-    return Feed(feed.kind, feed.key, feed.columns, feed.entries, feed.left_out + left_out)
+    return replace(feed, left_out=feed.left_out + left_out)
 
 
 def _refused(channel: Channel, product_id: str | None, product: Mapping[str, str]) -> str | None:
@@ -110,7 +135,7 @@ def _limited(rows: list[dict], most: int, left_out: Counter[str]) -> list[dict]:
 
 def _google_supplemental(settings: FeedSettings, usable: dict[str, list[dict]], products: Mapping[str, Any]) -> Feed:
     """id and what this feed overrides: fields that it does not have stay those of the shop's own feed."""
-    more = settings.feeds.additional_images
+    more = min(settings.feeds.additional_images, settings.channel.limits.images)
     label = () if settings.feeds.custom_label is None else (f"custom_label_{settings.feeds.custom_label}",)
     columns = ("id", "lifestyle_image_link", *(("additional_image_link",) if more else ()), *label)
     entries, left_out = {}, Counter()
@@ -120,7 +145,7 @@ def _google_supplemental(settings: FeedSettings, usable: dict[str, list[dict]], 
         if more:
             entry["additional_image_link"] = ",".join(url(settings, row["uri"]) for row in others)
         entries[product_id] = entry | {name: _label(best["cohort_id"]) for name in label}
-    return Feed("tsv", "id", columns, entries, left_out)
+    return Feed(settings, "id", columns, entries, left_out)
 
 
 def _label(cohort_id: str) -> str:
@@ -142,7 +167,7 @@ def _meta_catalog(settings: FeedSettings, usable: dict[str, list[dict]], product
         entries[product_id] = entry
     images = [(f"image[{i}].url", *(f"image[{i}].tag[{j}]" for j in range(deepest))) for i in range(most)]
     columns = ("id", "title", *(name for image in images for name in image))
-    return Feed("csv", "id", columns, {k: {c: e.get(c, "") for c in columns} for k, e in entries.items()}, left_out)
+    return Feed(settings, "id", columns, {k: {c: e.get(c, "") for c in columns} for k, e in entries.items()}, left_out)
 
 
 def _tagged(channel: Channel, rows: list[dict], left_out: Counter[str]) -> list[tuple[list[str], str]]:
@@ -160,8 +185,8 @@ def _catalog(settings: FeedSettings, usable: dict[str, list[dict]], products: Ma
     entries, left_out = {}, Counter()
     for product_id, rows in usable.items():
         product = products.get(product_id, {})
-        if settings.feeds.catalog_uri and any(not product.get(name) for name in ("link", "price", "availability")):
-            left_out["not_in_catalog"] += 1
+        if settings.feeds.catalog_uri and (word := _unsold(settings.channel, product)):
+            left_out[word] += 1
             continue
         best, *others = _limited(rows, settings.channel.limits.images, left_out)
         entry = {key: product_id, "title": clean(product.get("title", ""))}
@@ -169,7 +194,18 @@ def _catalog(settings: FeedSettings, usable: dict[str, list[dict]], products: Ma
         entry["image_link"] = url(settings, best["uri"])
         entry["additional_image_link"] = ",".join(url(settings, row["uri"]) for row in others)
         entries[product_id] = entry | ({label: _label(best["cohort_id"])} if label else {})
-    return Feed("tsv", key, columns, entries, left_out)
+    return Feed(settings, key, columns, entries, left_out)
+
+
+def _unsold(channel: Channel, product: Mapping[str, str]) -> str | None:
+    """Why the shop's feed says too little of a product for a channel."""
+    if not any(product.get(name) for name in ("link", "price", "availability")):
+        return "not_in_catalog"
+    if any(not product.get(name) for name in NEEDED[channel.feed]):
+        return "incomplete_in_catalog"
+    if any("\ufffd" in product.get(name, "") for name in CATALOG):  # what a reader puts where it is not UTF-8
+        return "unreadable_in_catalog"
+    return "link_too_long" if len(product["link"]) > channel.limits.url else None
 
 
 def _google_ads_assets(settings: FeedSettings, usable: dict[str, list[dict]], products: Mapping[str, Any]) -> Feed:
@@ -192,21 +228,23 @@ def _google_ads_assets(settings: FeedSettings, usable: dict[str, list[dict]], pr
                 for kind, rows in best.items()
             },
         }
-    return Feed("json", "cohort_id", (), entries, left_out)
+    return Feed(settings, "cohort_id", (), entries, left_out)
 
 
 def _asset(settings: FeedSettings, row: dict) -> dict[str, Any]:
     names = ("sha256", "width_px", "height_px", "size_bytes", "product_id", "creative_id")
-    return {"url": url(settings, row["uri"])} | {name: row[name] for name in names}
+    ratio = "{:g}:{:g}".format(*settings.channel.slots[row["slot"]].ratio)
+    return {"url": url(settings, row["uri"]), "ratio": ratio} | {name: row[name] for name in names}
 
 
 def _manifest(settings: FeedSettings, usable: dict[str, list[dict]], products: Mapping[str, Any]) -> Feed:
     """A product's pictures by cohort and slot."""
-    entries: dict[str, dict[str, Any]] = {}
+    entries, left_out, most = {}, Counter(), settings.channel.limits.images
     for product_id, rows in usable.items():
         cohorts: dict[str, dict[str, Any]] = defaultdict(dict)
-        for row in rows:
+        left_out["too_many_images"] += max(0, len(rows) - most)
+        for row in rows[:most]:
             facts = {name: row[name] for name in ("width_px", "height_px", "creative_id")}
             cohorts[row["cohort_id"]][row["slot"]] = {"url": url(settings, row["uri"])} | facts
         entries[product_id] = {"id": product_id, "cohorts": dict(cohorts)}
-    return Feed("json", "id", (), entries)
+    return Feed(settings, "id", (), entries, left_out)

@@ -21,6 +21,16 @@ FileFormat = Literal["jpeg", "png", "webp"]
 FeedKind = Literal[
     "google_supplemental", "google_ads_assets", "meta_catalog", "pinterest_catalog", "tiktok_catalog", "manifest"
 ]
+Form = Literal["tsv", "csv", "json", "xml", "merchant_api"]
+FORMS: dict[FeedKind, tuple[Form, ...]] = {
+    "google_supplemental": ("tsv", "xml", "merchant_api"),
+    "google_ads_assets": ("json",),
+    "meta_catalog": ("csv",),
+    "pinterest_catalog": ("tsv",),
+    "tiktok_catalog": ("tsv",),
+    "manifest": ("json",),
+}
+"""Forms that a feed's file can have, the usual one first."""
 SourceType = Literal[
     "trainedAlgorithmicMedia",
     "compositeWithTrainedAlgorithmicMedia",
@@ -101,6 +111,27 @@ class Slot(Config):
     """Field type of the asset in Google Ads."""
 
     @model_validator(mode="after")
+    def _can_be_filled(self) -> Self:
+        """A product as small and as narrow as it may be has a place."""
+        longer = self.product.scale[0] * min(self.wanted_px)
+        wide, high = longer / self.wanted_px[0], longer / self.wanted_px[1]
+        if not (self._has_place(wide, 0) or self._has_place(0, high)):
+            raise ValueError(
+                f"no product has a place: at product.scale {self.product.scale[0]:g} or more and with its middle at centre_x "
+                f"{list(self.product.centre_x)}, centre_y {list(self.product.centre_y)} it reaches into the safe area's margins"
+            )
+        return self
+
+    def _has_place(self, wide: float, high: float) -> bool:
+        """Whether a product of so large a share of the width and of the height can lie off the margins."""
+        safe, place = self.safe_area, self.product
+        axes = ((place.centre_x, safe.left, safe.right, wide), (place.centre_y, safe.top, safe.bottom, high))
+        return all(
+            max(centre[0], before + n / 2) <= min(centre[1], 1 - after - n / 2) + 1e-9
+            for centre, before, after, n in axes
+        )
+
+    @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
         if any(least > most for least, most in zip(self.min_px, self.wanted_px, strict=True)):
             raise ValueError(f"wanted_px {self.wanted_px} is less than min_px {self.min_px}")
@@ -121,7 +152,7 @@ class Limits(Config):
     url: int = Field(ge=50)
     """Characters of an address."""
     images: int = Field(ge=1)
-    """Pictures of one product; in Google Ads, of one asset group and type."""
+    """Pictures of one product: in Google's supplemental feed, additional ones; in Google Ads, of one asset group and type."""
 
 
 class Channel(Config):
@@ -130,7 +161,10 @@ class Channel(Config):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")
     """Its folder below delivery/."""
     feed: FeedKind
-    """The form of its feed."""
+    """What its feed holds."""
+    forms: tuple[Form, ...] = ()
+    """Files that its feed is written as, all of the same entries: for google_supplemental tsv, xml (RSS 2.0) and merchant_api
+    (JSON lines of product inputs). Empty: the usual one."""
     digital_source_type: SourceType = "compositeWithTrainedAlgorithmicMedia"
     """What its files say of themselves, by IPTC's vocabulary."""
     limits: Limits
@@ -140,17 +174,27 @@ class Channel(Config):
 
     @model_validator(mode="after")
     def _fits_its_feed(self) -> Self:
+        if wrong := [form for form in self.forms if form not in FORMS[self.feed]]:
+            raise ValueError(f"{self.feed} is not written as {wrong[0]}, only as {', '.join(FORMS[self.feed])}")
+        if len(set(self.forms)) < len(self.forms):
+            raise ValueError(f"forms names one twice: {', '.join(self.forms)}")
         for name, slot in self.slots.items():
             if slot.tags and self.feed != "meta_catalog":
                 raise ValueError(f"slot {name} has tags, which only the feed meta_catalog knows")
             if bool(slot.asset) != (self.feed == "google_ads_assets"):
                 raise ValueError(f"slot {name}: `asset` belongs to the feed google_ads_assets, and is needed there")
-            for kind in self._refused & set(slot.formats):
+            for kind in self.refused & set(slot.formats):
                 raise ValueError(f"slot {name} allows {kind}, which {self.feed} does not take")
         return self
 
     @property
-    def _refused(self) -> set[str]:
+    def files(self) -> tuple[Form, ...]:
+        """The forms of its feed's files."""
+        return self.forms or FORMS[self.feed][:1]
+
+    @property
+    def refused(self) -> set[FileFormat]:
+        """What no picture in its feed may be."""
         return {"webp"} if self.feed in ("google_ads_assets", "meta_catalog", "tiktok_catalog") else set()
 
 

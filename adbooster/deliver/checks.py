@@ -1,5 +1,8 @@
 """Checks of the settings that run before a cluster is used."""
 
+from pydantic import ValidationError
+
+from adbooster.channels.feeds import FeedSettings
 from adbooster.channels.presets import load_channels
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.redaction import redact
@@ -18,6 +21,10 @@ def check(config: DeliverConfig) -> None:
             raise ConfigError(
                 f"public_base_url makes addresses of {length} characters, {channel.name} takes {channel.limits.url}"
             )
+        try:
+            FeedSettings(channel=channel, public_base_url=config.public_base_url, feeds=config.feeds)
+        except ValidationError as e:
+            raise ConfigError(str(e.errors()[0]["msg"]).removeprefix("Value error, ")) from e
     if config.encoding.max_kb is not None and config.encoding.max_kb < 1:
         raise ConfigError(
             f"encoding.max_kb {config.encoding.max_kb:g} is less than any picture has; 50 to 300 are usual"
@@ -29,6 +36,6 @@ def check(config: DeliverConfig) -> None:
                 "use it: give an address without keys, or a path"
             )
     if config.feeds.catalog_uri:
-        check_catalog(config.feeds.catalog_uri)
+        check_catalog(config.feeds.catalog_uri, channels)
     if not config.dry_run:
         Root(config.root_uri).check_writable()

@@ -1,24 +1,24 @@
 """Feeds as files below delivery/<channel>/: whole or not at all, with what changed since the last one beside them.
 
-A feed's own file is named by its content and never changes; then the file that channels fetch is replaced, and last the
-pointer latest.json, which names both and the delta.
+A feed's own files, one of each form, are named by their content and never change; then the files that channels fetch are
+replaced, and last the pointer latest.json, which names all of them and the deltas.
 """
 
-import csv
 import hashlib
-import io
 import json
 import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
-from adbooster.channels.feeds import Feed, FeedSettings, FileKind
-from adbooster.contracts.errors import AdboosterError, ConfigError, PublishConflict
+from adbooster.channels.feed_text import EXTENSIONS, FORMAT, Difference, deletions, difference, encode, parse, target_of
+from adbooster.channels.feeds import Feed, FeedSettings
+from adbooster.channels.presets import Form
+from adbooster.contracts.errors import ConfigError, PublishConflict
 from adbooster.contracts.redaction import redact
 from adbooster.deliver.config import FeedReport
 from adbooster.deliver.sources import Sources, State
@@ -26,65 +26,13 @@ from adbooster.storage import lock
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
-FORMAT = "adbooster-delivery-1"
 POINTER = "latest.json"
 ATTEMPTS = 5  # of making a feed again that other runs overtake
-
-
-class Difference(NamedTuple):
-    """Entries of a feed against those of the feed before it, by id."""
-
-    added: list[str]
-    changed: list[str]
-    removed: list[str]
 
 
 def folder(channel: str) -> str:
     """Where a channel's feed lies; relative to the root."""
     return f"delivery/{channel}"
-
-
-def encode(feed: Feed, only: list[str] | None = None) -> bytes:
-    """The feed's file, or one of some entries `only`; UTF-8.
-
-    raises  AdboosterError if another reader would not find the same entries in it
-    """
-    entries = feed.entries if only is None else {key: feed.entries[key] for key in only}
-    if feed.kind == "json":
-        content = json.dumps({"format": FORMAT, "entries": list(entries.values())}, indent=1, sort_keys=True) + "\n"
-    else:
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n", **_dialect(feed.kind))
-        writer.writerow(feed.columns)
-        writer.writerows([entry[name] for name in feed.columns] for entry in entries.values())
-        content = text.getvalue()
-    if parse(content.encode(), feed.kind, feed.key) != entries:
-        raise AdboosterError("a feed does not read back as it was written; nothing was published")
-    return content.encode()
-
-
-def parse(content: bytes, kind: FileKind, key: str) -> dict[str, dict[str, Any]]:
-    """The entries of a feed's file by id."""
-    if kind == "json":
-        return {entry[key]: entry for entry in json.loads(content)["entries"]}
-    reader = csv.DictReader(io.StringIO(content.decode(), newline=""), **_dialect(kind))
-    return {row[key]: dict(row) for row in reader}
-
-
-def _dialect(kind: FileKind) -> dict[str, Any]:
-    """Google's tab-delimited text knows no quotes; tabs and line ends are in no value."""
-    if kind == "tsv":
-        return {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
-    return {"quoting": csv.QUOTE_MINIMAL}
-
-
-def difference(before: dict[str, dict], now: dict[str, dict]) -> Difference:
-    both = before.keys() & now.keys()
-    return Difference(
-        added=sorted(now.keys() - before.keys()),
-        changed=sorted(key for key in both if before[key] != now[key]),
-        removed=sorted(before.keys() - now.keys()),
-    )
 
 
 def read_pointer(root: Root, channel: str) -> dict[str, Any] | None:
@@ -99,17 +47,39 @@ def read_pointer(root: Root, channel: str) -> dict[str, Any] | None:
 class Ready:
     """A feed that is encoded and checked, and not written yet."""
 
-    settings: FeedSettings
     feed: Feed
-    content: bytes
+    contents: dict[Form, bytes]
     differing: Difference
     last: dict[str, Any] | None
     report: FeedReport
 
     @property
+    def channel(self) -> str:
+        return self.feed.settings.channel.name
+
+    @property
     def entries_before(self) -> int:
         """Of the last feed."""
         return len(self.feed.entries) - len(self.differing.added) + len(self.differing.removed)
+
+    def named(self) -> dict[Form, dict[str, Any]]:
+        """What the pointer says of each form, beside what changed in it."""
+        name = folder(self.channel)
+        files: dict[Form, dict[str, Any]] = {
+            form: {"feed": _named(name, content, EXTENSIONS[form]), "fetch": f"{name}/feed.{EXTENSIONS[form]}"}
+            for form, content in self.contents.items()
+        }
+        if "merchant_api" in files:
+            files["merchant_api"] |= {"target": target_of(self.feed.settings.feeds)}
+        return files
+
+
+def _files(pointer: dict[str, Any] | None) -> dict[Form, dict[str, Any]]:
+    """What a pointer says of each form; one that was written before there were several says it of itself."""
+    if pointer is None:
+        return {}
+    only = {name: pointer[name] for name in ("feed", "fetch", "previous", "delta") if name in pointer}
+    return pointer.get("files", {pointer["kind"]: only})
 
 
 def channels(root: Root) -> list[str]:
@@ -145,12 +115,12 @@ def _settings_file(channel: str) -> str:
     return f"channels/{channel}.json"
 
 
-def ready(root: Root, settings: FeedSettings, feed: Feed) -> Ready:
+def ready(root: Root, feed: Feed) -> Ready:
     """A feed beside the last one of its channel; nothing is written.
 
     raises  AdboosterError for a feed that does not read back
     """
-    last = read_pointer(root, settings.channel.name)
+    last = read_pointer(root, feed.settings.channel.name)
     differing = difference(_entries(root, last), feed.entries)
     left_out = {word: n for word, n in sorted(feed.left_out.items()) if n}
     report = FeedReport(
@@ -160,7 +130,7 @@ def ready(root: Root, settings: FeedSettings, feed: Feed) -> Ready:
         removed=len(differing.removed),
         left_out=left_out,
     )
-    return Ready(settings, feed, encode(feed), differing, last, report)
+    return Ready(feed, {form: encode(feed, form) for form in feed.forms}, differing, last, report)
 
 
 def _entries(root: Root, pointer: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
@@ -174,7 +144,7 @@ def _entries(root: Root, pointer: dict[str, Any] | None) -> dict[str, dict[str, 
 def remade(root: Root, channel: str, sources: Sources) -> Ready:
     """A channel's feed with the settings of its last one; what a catalog that cannot be read would say is taken from that."""
     settings = read_settings(root, channel)
-    return ready(root, settings, sources.feed(settings, _entries(root, read_pointer(root, channel))))
+    return ready(root, sources.feed(settings, _entries(root, read_pointer(root, channel))))
 
 
 def renew(root: Root, channel: str, run_id: str, sources_of: Callable[[State], Sources] | None = None) -> FeedReport:
@@ -205,7 +175,7 @@ def publish(root: Root, made: Ready, state: State, run_id: str) -> FeedReport:
     try:
         return _write(root, made, state, run_id)
     except PublishConflict:
-        renew(root, made.settings.channel.name, run_id)
+        renew(root, made.channel, run_id)
         raise
 
 
@@ -214,66 +184,98 @@ def _write(root: Root, made: Ready, state: State, run_id: str) -> FeedReport:
 
     raises  PublishConflict if it was overtaken before its pointer, or just after: what channels fetch is to be made again then
     """
-    name, kind, last = folder(made.settings.channel.name), made.feed.kind, made.last
-    stable, sha256 = f"{name}/feed.{kind}", hashlib.sha256(made.content).hexdigest()
+    name, last, files = folder(made.channel), made.last, made.named()
+    first = made.feed.forms[0]
     report = made.report.model_copy(
-        update={"uri": f"{root.uri}/{stable}", "pointer_uri": f"{root.uri}/{name}/{POINTER}"}
+        update={"uri": f"{root.uri}/{files[first]['fetch']}", "pointer_uri": f"{root.uri}/{name}/{POINTER}"}
     )
-    pointer: dict[str, Any] = {
-        "format": FORMAT,
-        "channel": made.settings.channel.name,
-        "kind": kind,
-        "key": made.feed.key,
-        "feed": f"{name}/{sha256}.{kind}",
-        "fetch": stable,
-    }
-    settings = redact(made.settings.model_dump(mode="json"))
-    if _stored_settings(root, made.settings.channel.name) != settings:
-        root.write_json(_settings_file(made.settings.channel.name), settings)
-    named = last is not None and all(last.get(key) == value for key, value in pointer.items())
-    if named and _sha256(root, stable) == sha256:
+    fetched = {files[form]["fetch"]: content for form, content in made.contents.items()}
+    pointer: dict[str, Any] = {"format": FORMAT, "channel": made.channel, "kind": first, "key": made.feed.key}
+    settings = redact(made.feed.settings.model_dump(mode="json"))
+    if _stored_settings(root, made.channel) != settings:
+        root.write_json(_settings_file(made.channel), settings)
+    if (
+        last is not None
+        and all(last.get(key) == value for key, value in pointer.items())
+        and _same(files, _files(last))
+    ):
+        # a killed run can have left another feed there than the pointer names
+        _replace(root, {path: content for path, content in fetched.items() if not _holds(root, path, content)}, state)
         return report
-    if named:  # a killed run left another feed there than the pointer names
-        root.write(stable, made.content)
-        _check_current(root, state)
-        return report
-    delta = encode(made.feed, made.differing.added + made.differing.changed)
+    writes = {files[form]["feed"]: content for form, content in made.contents.items()}
+    for form, about in files.items():
+        changes = _changed(made, form, about)
+        about |= {"previous": _files(last).get(form, {}).get("feed")} | {
+            key: path for key, (path, _) in changes.items()
+        }
+        writes |= dict(changes.values())
     changes = json.dumps(made.differing._asdict(), indent=1).encode()
+    writes[_named(name, changes, "changes.json")] = changes
+    pointer |= {key: files[first][key] for key in ("feed", "fetch", "previous", "delta")}
     pointer |= {
-        "previous": last["feed"] if last else None,
-        "delta": _named(name, delta, f"delta.{kind}"),
         "changes": _named(name, changes, "changes.json"),
+        "files": files,
         "entries": len(made.feed.entries),
         **{word: len(ids) for word, ids in made.differing._asdict().items()},
         "deliveries_version": state.version,
         "run_id": run_id,
         "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    root.write(pointer["feed"], made.content)
-    root.write(pointer["delta"], delta)
-    root.write(pointer["changes"], changes)
-    root.write(stable, made.content)
-    _check_current(root, state)
+    for path, content in writes.items():
+        root.write(path, content)
+    _replace(root, fetched, state)
+    kept = {f"{name}/{POINTER}", pointer["changes"]}
+    kept |= {path for about in files.values() for path in about.values() if isinstance(path, str)}
+    spare = [path for file in root.files(name) if (path := f"{name}/{file}") not in kept and _OURS.fullmatch(file)]
+    root.remove(path for path in spare if path.startswith(f"{name}/feed."))  # of a form that is left out now
     root.write(f"{name}/{POINTER}", (json.dumps(pointer, indent=2) + "\n").encode())
     _check_current(root, state)
-    kept = {stable, f"{name}/{POINTER}", *(pointer[key] for key in ("feed", "previous", "delta", "changes"))}
-    root.remove(path for file in root.files(name) if (path := f"{name}/{file}") not in kept and _OURS.fullmatch(file))
+    root.remove(spare)
     return report
 
 
-_OURS = re.compile(r"[0-9a-f]{64}\.(changes\.|delta\.)?(tsv|csv|json)")
+_OURS = re.compile(r"(feed|[0-9a-f]{64}(\.changes|\.delete|\.delta)?)\.(tsv|csv|json|xml|jsonl)")
+
+
+def _same(now: dict[Form, dict[str, Any]], last: dict[Form, dict[str, Any]]) -> bool:
+    """Whether a pointer names these files, in these forms and no others."""
+    return list(now) == list(last) and all(last[form].get(key) == now[form][key] for form in now for key in now[form])
+
+
+def _replace(root: Root, files: dict[str, bytes], state: State) -> None:
+    """Make these what channels fetch, by path; raises PublishConflict as soon as another run has overtaken this one."""
+    for path, content in files.items():
+        root.write(path, content)
+        _check_current(root, state)
+
+
+def _changed(made: Ready, form: Form, about: dict[str, Any]) -> dict[str, tuple[str, bytes]]:
+    """Files of what changed in a form since its last file, as (path, content); everything where it had none.
+
+    In the Merchant API another language or label names other products: those of the last are deleted.
+    """
+    name, before, end = folder(made.channel), _files(made.last).get(form), EXTENSIONS[form]
+    afresh = before is None or before.get("target") != about.get("target")
+    added, changed, removed = made.differing
+    delta = encode(made.feed, form, made.feed.entries if afresh else added + changed)
+    files = {"delta": (_named(name, delta, f"delta.{end}"), delta)}
+    if form == "merchant_api":
+        target = before["target"] if before else about["target"]
+        gone = removed if not afresh else sorted({*made.feed.entries, *removed} - set(added)) if before else []
+        content = deletions(gone, target)
+        files["delete"] = (_named(name, content, f"delete.{end}"), content)
+    return files
 
 
 def _named(folder: str, content: bytes, extension: str) -> str:
     return f"{folder}/{hashlib.sha256(content).hexdigest()}.{extension}"
 
 
-def _sha256(root: Root, relative: str) -> str | None:
-    """Of a file's content; None if it is not there."""
+def _holds(root: Root, relative: str, content: bytes) -> bool:
     try:
-        return hashlib.sha256(root.read(relative)).hexdigest()
+        return root.read(relative) == content
     except FileNotFoundError:
-        return None
+        return False
 
 
 def _check_current(root: Root, state: State) -> None:

@@ -188,7 +188,7 @@ def _feeds(config: DeliverConfig, root: Root, rows: pa.Table, channels: tuple[Ch
     made = {}
     for channel in channels:
         settings = FeedSettings(channel=channel, public_base_url=config.public_base_url, feeds=config.feeds)
-        made[channel.name] = feed_files.ready(root, settings, sources.feed(settings))
+        made[channel.name] = feed_files.ready(root, sources.feed(settings))
     return made
 
 

@@ -125,9 +125,10 @@ def _maskless(live: pa.Table, groups: list[list[dict]]) -> dict[str, dict]:
 
 
 def _still_right(row: dict, live: dict, slot: Slot) -> bool:
-    """Whether a live row shows the same of the same creative's file as a row that is wanted, within the slot's limit."""
+    """Whether a live row shows the same of the same creative's file as a row that is wanted, as the slot takes it."""
     same = ("creative_id", "master_sha256", "frame", "width_px", "height_px")
-    return all(row[n] == live[n] for n in same) and live["size_bytes"] <= slot.max_bytes
+    fits = live["size_bytes"] <= slot.max_bytes and live["format"] in slot.formats
+    return fits and all(row[n] == live[n] for n in same)
 
 
 class _Rows:

@@ -1,28 +1,28 @@
 """What feeds are made from: rows of tables/deliveries, what was withdrawn, the order of a product's creatives, facts on products."""
 
-import csv
-import io
 import logging
-from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, Self
+from collections.abc import Iterable, Mapping, Set
+from typing import Literal, NamedTuple, Self
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
-from fsspec.core import url_to_fs
 
-from adbooster.channels import feeds
-from adbooster.channels.feeds import CATALOG, Feed, FeedSettings
-from adbooster.contracts.errors import ConfigError
+from adbooster.catalog import reader
+from adbooster.catalog.formats import Fields
+from adbooster.channels import feeds, validation
+from adbooster.channels.feeds import CATALOG, NEEDED, Feed, FeedSettings
+from adbooster.channels.presets import Channel
+from adbooster.contracts.errors import AdboosterError, ConfigError
+from adbooster.contracts.text import clean
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
 Kind = Literal["product", "cohort", "creative"]
 KINDS: tuple[Kind, ...] = ("product", "cohort", "creative")
-COLUMNS = ["product_id", "cohort_id", "creative_id", "slot", "uri", "sha256", "width_px", "height_px", "size_bytes"]
-MAX_CELL = 1 << 20  # characters
+COLUMNS = ["product_id", "cohort_id", "creative_id", "slot", "uri", "sha256", "width_px", "height_px"]
+COLUMNS += ["size_bytes", "format"]
+MAX_TEXT = 10_000  # characters of a description that channels take
 
 
 class Withdrawn(NamedTuple):
@@ -81,8 +81,10 @@ class Sources:
     def feed(self, settings: FeedSettings, last: Mapping[str, dict] | None = None) -> Feed:
         """The feed of one channel, of the rows that it has.
 
-        last    its last entries by product_id: their columns CATALOG are taken where the catalog cannot be read
-        raises  ConfigError or what the storage raises for a catalog that cannot be read, without `last`
+        last    its last entries by product_id, where something has to leave the feed: a catalog that cannot be read does not
+                hinder that (their columns CATALOG are taken), nor does what the channel would refuse
+        raises  ConfigError or what the storage raises for a catalog that cannot be read, AdboosterError for a feed that the
+                channel would refuse; both without `last`
         """
         channel, uri = settings.channel, settings.feeds.catalog_uri
         mine = self.rows.filter(pc.equal(self.rows["channel"], channel.name)).select(COLUMNS).to_pylist()
@@ -91,7 +93,14 @@ class Sources:
         ]
         order = list(channel.slots)
         mine.sort(key=lambda row: (-row["score"], row["cohort_id"], order.index(row["slot"]), row["uri"]))
-        return feeds.build(settings, mine, self._products(uri, last))
+        made = feeds.build(settings, mine, self._products(uri, last))
+        try:
+            validation.check(made, mine)
+        except AdboosterError as e:
+            if last is None:
+                raise
+            log.warning("%s, were it not to take something out", e)
+        return made
 
     def _products(self, uri: str, last: Mapping[str, dict] | None) -> Mapping[str, dict[str, str]]:
         wanted = set(self.rows["product_id"].to_pylist())
@@ -128,36 +137,21 @@ def _products(root: Root, catalog_uri: str, wanted: Set[str]) -> dict[str, dict[
         if r["role"] == "main" and r["product_id"] in wanted and r["retired_at"] is None
     }
     if catalog_uri:
-        with _opened(catalog_uri) as reader:
-            for row in reader:
-                if (product := found.get(row["id"] or "")) is not None:
+        for file in reader.read(catalog_uri, fields=_catalog("id")):
+            for row in file.rows:
+                if (product := found.get(clean(row.get("id", "")))) is not None:
                     product |= {name: row[name] for name in CATALOG if row.get(name)}
     return found
 
 
-def check_catalog(catalog_uri: str) -> None:
-    """raises ConfigError if the catalog is not there or lacks a column that channels need"""
-    with _opened(catalog_uri) as reader:
-        names = reader.fieldnames or ()
-        if missing := [name for name in ("id", "link", "price", "availability") if name not in names]:
-            raise ConfigError(
-                f"feeds.catalog_uri {catalog_uri} has no column {missing[0]!r} in its first line ({', '.join(names)[:200]})"
-            )
-
-
-@contextmanager
-def _opened(uri: str) -> Iterator[csv.DictReader]:
-    fs, path = url_to_fs(uri)
-    if not fs.isfile(path):
-        raise ConfigError(f"there is no file at feeds.catalog_uri {uri}")
-    csv.field_size_limit(MAX_CELL)
+def check_catalog(catalog_uri: str, channels: Iterable[Channel]) -> None:
+    """raises ConfigError if the catalog is not there or lacks what channels need; brands are known without it"""
+    needed = dict.fromkeys(["id", *(name for c in channels for name in NEEDED.get(c.feed, ()) if name != "brand")])
     try:
-        with fsspec.open(uri, "rt", encoding="utf-8-sig", newline="") as opened:
-            text: io.TextIOBase = opened  # pyright: ignore[reportAssignmentType]  # fsspec has no type for it
-            first = text.readline(MAX_CELL)
-            tabs = "\t" in first
-            names = next(csv.reader([first], delimiter="\t" if tabs else ","), [])
-            how: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"delimiter": ","}
-            yield csv.DictReader(text, [name.strip().lower() for name in names], **how)
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise ConfigError(f"feeds.catalog_uri {uri} is not CSV or TSV in UTF-8: {e}") from e
+        reader.check(catalog_uri, fields=_catalog(*needed))
+    except ConfigError as e:
+        raise ConfigError(f"feeds.catalog_uri cannot be used: {e}") from e
+
+
+def _catalog(*needed: str) -> Fields:
+    return Fields(("id", *CATALOG), needed, MAX_TEXT)

@@ -1,8 +1,9 @@
 """Checks of the settings that run before a cluster is used."""
 
+from adbooster.catalog import reader
 from adbooster.contracts.errors import ConfigError
 from adbooster.models.files import caption_input
-from adbooster.prepare import addresses, feeds
+from adbooster.prepare import addresses
 from adbooster.prepare.config import PrepareConfig
 from adbooster.storage.mask_models import check_mask_model
 from adbooster.storage.model_store import local_copy, refuse_pickles
@@ -18,6 +19,6 @@ def check(config: PrepareConfig) -> None:
     refuse_pickles(local_copy(config.caption_model))
     caption_input(local_copy(config.caption_model))
     check_mask_model(config.mask_model, config.mask_network, config.device)
-    feeds.check(config.feed_uri, config.feed_format, config.columns)
+    reader.check(config.feed_uri, config.feed_format, config.columns)
     if not config.dry_run:
         Root(config.root_uri).check_writable()

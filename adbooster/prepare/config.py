@@ -4,10 +4,10 @@ from typing import Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from adbooster.catalog.formats import FeedFormat
 from adbooster.contracts.settings import Config, JobConfig, Pool, SecretName, Uri, secret_of
 from adbooster.models.settings import Captions, Masking, MaskNetwork
 from adbooster.prepare import addresses
-from adbooster.prepare.formats import FeedFormat
 
 
 class Rules(Config):

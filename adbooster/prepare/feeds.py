@@ -1,24 +1,18 @@
 """Product feeds to rows: one row a picture of a product."""
 
-import io
 import logging
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-import fsspec
 import pyarrow as pa
-from fsspec.core import url_to_fs
 
+from adbooster.catalog import reader
+from adbooster.catalog.formats import MALFORMED, FeedFormat, Row
 from adbooster.contracts import schema
-from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest
 from adbooster.contracts.text import clean
-from adbooster.prepare.formats import HEAD_BYTES, MALFORMED, Detected, FeedFormat, Row, detect
-from adbooster.prepare.parsers import CHUNK_BYTES, Unzipped, rows
 
 log = logging.getLogger(__name__)
 MAX_LENGTH = {"id": 100, "title": 200, "category": 750, "brand": 100, "image_link": 2000}
@@ -40,84 +34,15 @@ class Feed(NamedTuple):
 def read(feed_uri: str, feed_format: FeedFormat = "auto", columns: dict[str, str] | None = None) -> Feed:
     """The whole feed, parsed as a stream; only the Arrow table of its pictures is held.
 
-    A folder is read file by file, in the order of names; what lies behind http(s) or S3 is copied to a local file first.
-    raises  ConfigError if there is no such feed, it is not a feed of the format, is cut short, or lacks a needed column
+    raises  ConfigError as `catalog.reader.read`
     """
     expand = Expander()
-    chunks = [schema.PICTURES.empty_table()]
-    kind = None
-    for uri in _files(feed_uri):
-        with _opened(uri) as raw:
-            kind = _detected(raw.peek(HEAD_BYTES), feed_format, uri)
-            stream = io.BufferedReader(Unzipped(raw), CHUNK_BYTES) if kind.gzipped else raw
-            chunks += _tables(expand(rows(stream, kind, columns or {}, uri)))
-    assert kind is not None
-    log.info("read %s as %s: %s", feed_uri, kind.format, kind.why)
-    return Feed(pa.concat_tables(chunks), expand.number, kind.format)
-
-
-def check(feed_uri: str, feed_format: FeedFormat = "auto", columns: dict[str, str] | None = None) -> str:
-    """A feed's format, detected from its first rows; raises ConfigError as `read` does, as far as these rows show."""
-    uri = _files(feed_uri)[0]
-    fs, path = url_to_fs(uri)
-    head = _head(fs, path)
-    kind = _detected(head, feed_format, uri)
-    if kind.format == "parquet":
-        with _opened(uri) as raw:
-            next(rows(raw, kind, columns or {}, uri), None)
-        return kind.format
-    whole = len(head) < HEAD_BYTES
-    stream = io.BytesIO(head)
-    text = io.BufferedReader(Unzipped(stream) if kind.gzipped else stream, CHUNK_BYTES)
-    try:
-        for _ in rows(text, kind, columns or {}, uri):
-            pass
-    except ConfigError as e:
-        if whole or e.__cause__ is None:  # a head ends in the middle of something
-            raise
-    return kind.format
-
-
-def _detected(head: bytes, wanted: FeedFormat, uri: str) -> Detected:
-    return detect(head[:HEAD_BYTES], wanted, uri)
-
-
-def _files(feed_uri: str) -> list[str]:
-    """The feed itself, or the files of a folder such as Spark leaves."""
-    fs, path = url_to_fs(feed_uri)
-    if not fs.exists(path):
-        raise ConfigError(f"there is no feed at {feed_uri}")
-    if _is_http(feed_uri) or not fs.isdir(path):
-        return [feed_uri]
-    sizes = {p: about["size"] for p, about in fs.find(path, detail=True).items() if about["type"] == "file"}
-    names = sorted(p for p, size in sizes.items() if size and not p.rsplit("/", 1)[-1].startswith((".", "_")))
-    if not names:
-        raise ConfigError(f"there is no feed at {feed_uri}: the folder is empty")
-    return [fs.unstrip_protocol(name) for name in names]
-
-
-def _is_http(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
-
-
-def _head(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
-    options: dict[str, Any] = {"block_size": 0} if _is_http(path) else {}
-    with fs.open(path, **options) as f:
-        return cast(bytes, f.read(HEAD_BYTES))
-
-
-@contextmanager
-def _opened(uri: str) -> Iterator[Any]:
-    """A local file; what lies elsewhere is copied first, so that one night reads one state of it."""
-    fs, path = url_to_fs(uri)
-    if "file" in fs.protocol:
-        with io.BufferedReader(io.FileIO(path), HEAD_BYTES) as f:
-            yield f
-        return
-    with tempfile.NamedTemporaryFile(prefix="adbooster-feed-") as copy:
-        fs.get_file(path, copy.name)
-        with io.BufferedReader(io.FileIO(copy.name), HEAD_BYTES) as f:
-            yield f
+    chunks, kinds = [schema.PICTURES.empty_table()], []
+    for file in reader.read(feed_uri, feed_format, columns):
+        kinds.append(file.kind)
+        chunks += _tables(expand(file.rows))
+    log.info("read %s as %s: %s", feed_uri, kinds[-1].format, kinds[-1].why)
+    return Feed(pa.concat_tables(chunks), expand.number, kinds[-1].format)
 
 
 class Expander:

@@ -47,7 +47,18 @@ def test_a_file_is_a_channel_of_its_own(tmp_path):
         ({"slots": {"one": SQUARE | {"wanted_px": [90, 90]}}}, "less than min_px"),
         ({"slots": {"one": SQUARE | {"formats": ["avif"]}}}, "formats"),
         ({"slots": {"one": SQUARE | {"safe_area": {"left": 0.5, "right": 0.5}}}}, "no room for the product"),
+        (
+            {"slots": {"one": SQUARE | {"safe_area": {"left": 0.6}, "product": {"centre_x": [0, 0.5]}}}},
+            "no product has",
+        ),
+        ({"slots": {"one": SQUARE | {"safe_area": {"top": 0.9}, "product": {"centre_y": [0, 0.8]}}}}, "no product has"),
+        (
+            {"slots": {"one": SQUARE | {"product": {"scale": [1, 2]}}}},
+            r"no product has a place: at product.scale 1 or more .* reaches into the safe area",
+        ),
         ({"slots": {"one": SQUARE | {"tags": ["X"]}}}, "meta_catalog"),
+        ({"forms": ["xml"]}, "manifest is not written as xml, only as json"),
+        ({"forms": ["json", "json"]}, "names one twice"),
         ({"feed": "tiktok_catalog", "slots": {"one": SQUARE | {"formats": ["webp"]}}}, "does not take"),
         ({"feed": "google_ads_assets"}, "asset"),
         ({"colour": "red"}, "colour"),
@@ -140,8 +151,9 @@ def test_why_a_slot_stays_empty():
     assert frames.frame((90, 90), Box(20, 20, 50, 50), slot()).reason == "needs_extension"
     assert frames.frame((90, 90), Box(20, 20, 50, 50), slot(product={"scale": [0.6, 1]})).reason == "too_small"
     assert frames.frame((20, 20), Box(2, 2, 16, 16), slot()).reason == "too_small"
-    apart = {"safe_area": {"left": 0.6}, "product": {"centre_x": [0, 0.5]}}
-    assert frames.frame((400, 400), Box(100, 100, 100, 100), slot(**apart)).reason == "product_outside"
+    narrow = slot(safe_area={"left": 0.3, "right": 0.3}, product={"scale": [0.5, 1]})
+    assert frames.frame((400, 400), Box(100, 190, 200, 20), narrow).reason == "product_outside"
+    assert frames.frame((400, 400), Box(190, 100, 20, 200), narrow).reason is None
 
 
 def test_a_safe_area_moves_the_frame():

@@ -333,15 +333,29 @@ def test_a_public_address_that_channels_could_not_use_is_refused(root, url, said
         DeliverConfig(root_uri=root.uri, channels=("meta",), public_base_url=url)
 
 
-def test_settings_that_cannot_work_are_refused_before_a_picture_is_opened(root, tmp_path):
+TOO_LARGE = {"ratio": [1, 1], "min_px": [300, 300], "wanted_px": [600, 600], "formats": ["jpeg"], "max_bytes": 150_000}
+TOO_LARGE |= {"product": {"scale": [0.9, 1]}, "safe_area": {"top": 0.2, "left": 0.2}}
+
+
+def test_settings_that_cannot_work_are_refused_before_a_picture_is_opened(root, small, tmp_path):
     long = "https://cdn.shop.example/" + "a" * 500
     with pytest.raises(ConfigError, match="pinterest takes 511"):
         check(config(root, ("pinterest",), public_base_url=long))
-    with pytest.raises(ConfigError, match="no file at feeds.catalog_uri"):
+    with pytest.raises(ConfigError, match="feeds.catalog_uri cannot be used: there is no feed at"):
         check(config(root, ("tiktok",), feeds={"catalog_uri": str(tmp_path / "none.csv")}))
     (tmp_path / "catalog.csv").write_text("id,title,link\n1,a,b\n")
-    with pytest.raises(ConfigError, match="no column 'price'"):
+    with pytest.raises(ConfigError, match="feeds.catalog_uri .* lacks the column 'description'"):
         check(config(root, ("tiktok",), feeds={"catalog_uri": str(tmp_path / "catalog.csv")}))
+    named = small("google_merchant", forms=["tsv", "merchant_api"])
+    with pytest.raises(
+        ConfigError, match=r"google_merchant has the form merchant_api, which needs feeds.content_language"
+    ):
+        check(config(root, named, feeds={"feed_label": "US"}))
+    check(config(root, named, feeds={"feed_label": "US", "content_language": "en"}))
+    with pytest.raises(ConfigError, match="two channels are called 'google_merchant' and would write the same folder"):
+        check(config(root, ("google_merchant", *named), feeds={"feed_label": "US", "content_language": "en"}))
+    with pytest.raises(ConfigError, match=r"slots.*no product has a place"):
+        check(config(root, small("web", slots={"card": TOO_LARGE})))
     with pytest.raises(ValueError, match="min_quality 99"):
         config(root, ("tiktok",), encoding={"min_quality": 99})
     check(config(root, ("meta", "web")))

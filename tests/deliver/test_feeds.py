@@ -1,164 +1,28 @@
-"""Feeds: parsed back by other readers, within the channels' rules, and never seen half."""
+"""Feeds: never seen half, with what changed beside them."""
 
-import csv
+import base64
+import gzip
 import hashlib
-import io
 import json
 
 import pyarrow as pa
 import pytest
 
-from adbooster.channels.feeds import FeedSettings, build
+from adbooster.channels import feed_text
+from adbooster.channels.feeds import Feeds, FeedSettings
 from adbooster.channels.presets import load_channels
 from adbooster.contracts import schema
+from adbooster.contracts.errors import AdboosterError
 from adbooster.deliver import feed_files
-from adbooster.deliver.config import Feeds
 from adbooster.deliver.job import deliver
-from adbooster.prepare import feeds as incoming
+from adbooster.deliver.sources import Sources, check_catalog
+from adbooster.deliver.withdraw import withdraw
 from adbooster.storage import tables
+from adbooster.storage.objects import Root
+from tests.channels.made import BASE
+from tests.channels.made import rows as made_rows
 from tests.deliver.conftest import config
 from tests.deliver.pictures import publish
-
-BASE = "https://cdn.shop.example/ads"
-HOSTILE = (
-    '=HYPERLINK("x")',
-    "a,b;c|d",
-    "<script>",
-    "../../etc",
-    "ü/~%",
-    'say "hi"',
-    "'quoted'",
-    " leading",
-    "tab\tbed",
-    "",
-)
-
-
-def rows(channel, products=("P1",), cohorts=("c1",), **changes):
-    """Filled rows of a channel, as Sources hands them on; every picture is another file."""
-    found = []
-    for product in products:
-        for i, cohort in enumerate(cohorts):
-            for name in channel.slots:
-                sha = hashlib.sha256(f"{product} {cohort} {name}".encode()).hexdigest()
-                facts = {"width_px": 600, "height_px": 600, "size_bytes": 9000, "creative_id": sha[:16], "sha256": sha}
-                place = {"product_id": product, "cohort_id": cohort, "slot": name, "channel": channel.name}
-                found.append(place | facts | {"uri": f"objects/{sha[:2]}/{sha}.jpg", "score": 1 - i / 10} | changes)
-    return found
-
-
-def made(name, products=("P1",), cohorts=("c1",), facts=None, **feeds):
-    channel = load_channels([name])[0]
-    settings = FeedSettings(channel=channel, public_base_url=BASE, feeds=Feeds(**feeds))
-    facts = facts or {p: {"title": f"The {p}", "brand": "B"} for p in products}
-    return build(settings, rows(channel, products, cohorts), facts)
-
-
-def read(feed):
-    """The file as Python's own readers read it."""
-    text = feed_files.encode(feed).decode()
-    if feed.kind == "json":
-        return json.loads(text)["entries"]
-    how = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if feed.kind == "tsv" else {}
-    return list(csv.DictReader(io.StringIO(text, newline=""), **how))
-
-
-def test_googles_feed_overrides_nothing_but_the_lifestyle_picture():
-    found = read(made("google_merchant", cohorts=("c1", "c2")))
-    assert list(found[0]) == ["id", "lifestyle_image_link"]
-    assert found[0]["lifestyle_image_link"].startswith(f"{BASE}/objects/")
-
-
-def test_more_of_googles_feed_is_asked_for():
-    cohorts = tuple(f"c{i:02}" for i in range(14))
-    feed = made("google_merchant", cohorts=cohorts, additional_images=10, custom_label=3)
-    (found,) = read(feed)
-    assert found["custom_label_3"] == "c00"
-    more = found["additional_image_link"].split(",")
-    assert len(more) == len(set(more)) == 10
-    assert found["lifestyle_image_link"] not in more
-    assert feed.left_out["too_many_images"] == 3
-    with pytest.raises(ValueError, match="additional_images"):
-        Feeds(additional_images=11)
-
-
-def test_metas_pictures_carry_cohort_and_shape_as_tags():
-    found = read(made("meta", products=("P1", "P2"), cohorts=("snow", "beach")))
-    item = found[0]
-    tags = [[item[f"image[{i}].tag[{j}]"] for j in range(4)] for i in range(6)]
-    assert {t[0] for t in tags} == {"snow", "beach"}
-    assert ["snow", "ASPECT_RATIO_4_5_PREFERRED", "", ""] in tags
-    assert ["beach", "ASPECT_RATIO_9_16_PREFERRED", "STORY_PREFERRED", "REELS_PREFERRED"] in tags
-    assert len({item[f"image[{i}].url"] for i in range(6)}) == 6
-    many = made("meta", cohorts=tuple(f"c{i:02}" for i in range(9)))
-    assert many.left_out["too_many_images"] == 7
-    assert "image[19].url" in many.columns
-    assert "image[20].url" not in many.columns
-
-
-def test_an_asset_group_is_a_cohort():
-    found = read(made("google_pmax", products=("P1", "P2"), cohorts=("c1", "c2"), custom_label=0))
-    assert [group["cohort_id"] for group in found] == ["c1", "c2"]
-    group = found[0]
-    assert set(group["assets"]) >= {"MARKETING_IMAGE", "SQUARE_MARKETING_IMAGE"}
-    assert {a["product_id"] for a in group["assets"]["MARKETING_IMAGE"]} == {"P1", "P2"}
-    assert group["listing_group"] == {"custom_label_0": "c1"}
-    assert group["synthetic_content_info"] == {"advertiser_attestation": "IS_SYNTHETIC"}
-    crowd = made("google_pmax", products=tuple(f"P{i:02}" for i in range(23)))
-    assert len(read(crowd)[0]["assets"]["MARKETING_IMAGE"]) == 20
-    assert crowd.left_out["too_many_images"] == 12
-
-
-@pytest.mark.parametrize("name", ["pinterest", "tiktok"])
-def test_catalog_feeds_take_over_what_the_shop_says(name, tmp_path):
-    facts = {"P1": {"title": "One", "brand": "B", "link": "https://s/1", "price": "9 EUR", "availability": "in stock"}}
-    feed = made(name, ("P1", "P2"), ("c1", "c2"), facts | {"P2": {"title": "Two"}}, catalog_uri="/catalog.csv")
-    (found,) = read(feed)
-    assert (found["link"], found["price"], found["availability"], found["title"]) == (
-        "https://s/1",
-        "9 EUR",
-        "in stock",
-        "One",
-    )
-    assert found["image_link"].endswith(".jpg")
-    assert "," not in found["image_link"]
-    assert found["additional_image_link"].startswith(BASE)
-    assert found["sku_id" if name == "tiktok" else "id"] == "P1"
-    assert feed.left_out["not_in_catalog"] == 2 - 1
-
-
-@pytest.mark.parametrize("name", ["google_pmax", "google_merchant", "meta", "pinterest", "tiktok", "web"])
-def test_hostile_ids_titles_and_cohorts_are_data(name):
-    """What can be written comes back as it was; an id that would have to be altered is left out."""
-    facts = {p: {"title": f"{p}\r\n\tx", "brand": p} for p in HOSTILE}
-    feed = made(name, HOSTILE, HOSTILE, facts)
-    slots = len(load_channels([name])[0].slots)
-    found = read(feed)
-    if feed.key == "cohort_id":
-        ids = {a["product_id"] for group in found for assets in group["assets"].values() for a in assets}
-        assert all("\t" not in group["asset_group"] and "<" not in group["asset_group"] for group in found)
-    else:
-        ids = {entry[feed.key] for entry in found}
-        assert len(found) == len(ids)
-    assert ids == set(HOSTILE) - {" leading", "tab\tbed", ""}
-    assert feed.left_out["unwritable_id"] == 3 * len(HOSTILE) * slots
-
-
-def test_what_a_channel_would_refuse_is_left_out():
-    assert made("google_merchant", ("x" * 51,)).left_out == {"id_too_long": 1}
-    facts = {"P1": {"title": "t" * 201}}
-    assert made("meta", facts=facts).left_out["title_too_long"] == 3
-    assert read(made("meta", facts=facts)) == []
-
-
-def test_the_feeds_that_go_out_can_come_in(tmp_path):
-    """Meta's feed, read by this project's own reader of feeds."""
-    path = tmp_path / "feed.csv"
-    path.write_bytes(feed_files.encode(made("meta", ("P1", "P,2", 'P"3'))))
-    found = incoming.read(str(path)).pictures.to_pylist()
-    assert {p["product_id"] for p in found} == {"P1", "P,2", 'P"3'}
-    assert all(p["reject"] is None for p in found)
-    assert all(p["image_uri"].startswith(BASE) for p in found)
 
 
 def test_a_feed_is_published_last_and_whole(root, small, rendered, monkeypatch):
@@ -168,8 +32,6 @@ def test_a_feed_is_published_last_and_whole(root, small, rendered, monkeypatch):
     deliver(config(root, channels))
     first = feed_files.read_pointer(root, "tiktok")
     publish(root, products=("P3",))
-    from adbooster.storage.objects import Root
-
     write = Root.write
 
     def dies(self, relative, content):
@@ -182,7 +44,7 @@ def test_a_feed_is_published_last_and_whole(root, small, rendered, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             deliver(config(root, channels, run_id="d2"))
     assert feed_files.read_pointer(root, "tiktok") == first
-    assert len(feed_files.parse(root.read(first["feed"]), "tsv", "sku_id")) == 2
+    assert len(feed_text.parse(root.read(first["feed"]), "tsv", "sku_id")) == 2
     report = deliver(config(root, channels, run_id="d3")).channels["tiktok"].feed
     assert (report.entries, report.added, report.changed, report.removed) == (3, 1, 0, 0)
 
@@ -196,7 +58,7 @@ def test_beside_a_feed_lie_its_delta_and_the_feed_before(root, small, rendered):
     deliver(config(root, channels, run_id="d2"))
     second = feed_files.read_pointer(root, "tiktok")
     assert second["previous"] == first["feed"]
-    assert list(feed_files.parse(root.read(second["delta"]), "tsv", "sku_id")) == ["P3"]
+    assert list(feed_text.parse(root.read(second["delta"]), "tsv", "sku_id")) == ["P3"]
     assert json.loads(root.read(second["changes"])) == {"added": ["P3"], "changed": [], "removed": []}
     assert root.read(second["fetch"]) == root.read(second["feed"])
     assert hashlib.sha256(root.read(second["feed"])).hexdigest() in second["feed"]
@@ -215,32 +77,202 @@ def test_the_best_creative_of_a_product_comes_first(root, small, rendered):
     tables.merge(root, "creatives", table, "creative_id", tables.version(root, "creatives"), {})
     deliver(config(root, small("google_merchant"), feeds={"custom_label": 1}))
     pointer = feed_files.read_pointer(root, "google_merchant")
-    assert feed_files.parse(root.read(pointer["feed"]), "tsv", "id")["P1"]["custom_label_1"] == "c2"
+    assert feed_text.parse(root.read(pointer["feed"]), "tsv", "id")["P1"]["custom_label_1"] == "c2"
 
 
-@pytest.mark.parametrize("separator", [",", "\t"])
-def test_a_catalog_is_read_as_csv_or_tsv(root, small, rendered, tmp_path, separator):
+CATALOG = {
+    "csv": 'ID,link,price,availability,condition,description\nP1,https://shop/1,9.00 EUR,in stock,new,"a, thing"\nP9,a,b,c,d,e',
+    "tsv": "id\tlink\tprice\tavailability\tcondition\tdescription\nP1\thttps://shop/1\t9.00 EUR\tin stock\tnew\ta, thing",
+    "xml": """<rss xmlns:g="http://base.google.com/ns/1.0"><channel><item><g:id>P1</g:id><link>https://shop/1</link>
+        <g:price>9.00 EUR</g:price><g:availability>in stock</g:availability><g:condition>new</g:condition>
+        <description>a, thing</description></item></channel></rss>""",
+    "atom": """<feed xmlns="http://www.w3.org/2005/Atom" xmlns:g="http://base.google.com/ns/1.0"><entry><g:id>P1</g:id>
+        <link href="https://shop/1"/><g:price>9.00 EUR</g:price><g:availability>in stock</g:availability>
+        <g:condition>new</g:condition><g:description>a, thing</g:description></entry></feed>""",
+    "jsonl": """{"offerId": "P1", "productAttributes": {"link": "https://shop/1", "availability": "in stock",
+        "condition": "new", "description": "a, thing", "price": {"amountMicros": "9000000", "currencyCode": "EUR"}}}""".replace(
+        "\n", ""
+    ),
+}
+
+
+@pytest.mark.parametrize("form", CATALOG)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_catalog_is_read_in_any_form_that_feeds_have(root, tmp_path, form, zipped):
     publish(root, products=("P1", "P2"))
-    lines = [
-        ("ID", "link", "price", "availability"),
-        ("P1", "https://shop/1", "9 EUR", "in stock"),
-        ("P9", "a", "b", "c"),
-    ]
+    path = tmp_path / "catalog"
+    content = CATALOG[form].encode("utf-8-sig")
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    (tiktok,) = load_channels(["tiktok"])
+    check_catalog(str(path), [tiktok])
+    rows = pa.Table.from_pylist(made_rows(tiktok, ("P1", "P2")), schema.DELIVERIES)
+    settings = FeedSettings(channel=tiktok, public_base_url=BASE, feeds=Feeds(catalog_uri=str(path)))
+    feed = Sources(root, rows).feed(settings)
+    assert feed.left_out["not_in_catalog"] == 1
+    (found,) = feed.entries.values()
+    assert found | FACTS == found
+    assert (found["title"], found["brand"]) == ("The P1", "B")
+
+
+FACTS = {
+    "link": "https://shop/1",
+    "price": "9.00 EUR",
+    "availability": "in stock",
+    "condition": "new",
+    "description": "a, thing",
+}
+
+
+def test_a_product_whose_text_is_not_utf8_is_left_out(root, tmp_path):
+    publish(root, products=("P1", "P2"))
+    path = tmp_path / "catalog.csv"
+    lines = ["id,link,price,availability,condition,description"]
+    lines += [f"{p},https://shop/1,9 EUR,in stock,new,{text}" for p, text in (("P1", "Größe"), ("P2", "size"))]
+    path.write_text("\n".join(lines), encoding="latin-1")
+    (tiktok,) = load_channels(["tiktok"])
+    rows = pa.Table.from_pylist(made_rows(tiktok, ("P1", "P2")), schema.DELIVERIES)
+    settings = FeedSettings(channel=tiktok, public_base_url=BASE, feeds=Feeds(catalog_uri=str(path)))
+    feed = Sources(root, rows).feed(settings)
+    assert (list(feed.entries), feed.left_out["unreadable_in_catalog"]) == (["P2"], 1)
+
+
+def test_a_catalog_is_named_in_nothing_that_channels_can_read(root, small, rendered, tmp_path):
+    publish(root)
     path = tmp_path / "catalog.txt"
-    path.write_text("\n".join(separator.join(line) for line in lines), encoding="utf-8-sig")
+    path.write_text(CATALOG["csv"])
     report = deliver(config(root, small("tiktok"), feeds={"catalog_uri": str(path)}))
-    feed = report.channels["tiktok"].feed
-    assert (feed.entries, feed.left_out) == (1, {"not_in_catalog": 1})
-    found = feed_files.parse(root.read("delivery/tiktok/feed.tsv"), "tsv", "sku_id")
-    assert found["P1"]["price"] == "9 EUR"
-    assert not [name for name in root.stats("delivery") if b"catalog.txt" in root.read(name)], "delivery/ is public"
-    assert found["P1"]["title"] == "The P1"
+    assert report.channels["tiktok"].feed.entries == 1
+    assert not [name for name in root.stats("delivery") if b"catalog.txt" in root.read(name)]
+
+
+GOOGLE = {"content_language": "en", "feed_label": "US"}
+
+
+def test_one_pointer_names_the_feed_in_every_form(root, small, rendered):
+    channels = small("google_merchant", forms=["tsv", "xml", "merchant_api"])
+    publish(root, products=("P1", "a/b", "P3"))
+    deliver(config(root, channels, feeds=GOOGLE))
+    publish(root, products=("P4",))
+    withdraw(root, "product", ["a/b"], "w1")
+    deliver(config(root, channels, feeds=GOOGLE, run_id="d2"))
+    pointer = feed_files.read_pointer(root, "google_merchant")
+    assert list(pointer["files"]) == ["tsv", "xml", "merchant_api"]
+    assert pointer["feed"] == pointer["files"]["tsv"]["feed"]
+    for form, about in pointer["files"].items():
+        assert root.read(about["fetch"]) == root.read(about["feed"])
+        assert set(feed_text.parse(root.read(about["feed"]), form, "id")) == {"P1", "P3", "P4"}
+        assert set(feed_text.parse(root.read(about["delta"]), form, "id")) == {"P4"}
+        assert set(feed_text.parse(root.read(about["previous"]), form, "id")) == {"P1", "P3"}
+    named = {path for about in pointer["files"].values() for path in about.values() if isinstance(path, str)}
+    there = {f"delivery/google_merchant/{name}" for name in root.files("delivery/google_merchant")}
+    assert there == named | {pointer["changes"], "delivery/google_merchant/latest.json"}
+    assert json.loads(root.read(pointer["changes"])) == {"added": ["P4"], "changed": [], "removed": []}
+
+
+def test_what_leaves_the_feed_is_deleted_by_its_name_in_merchant_center(root, small, rendered):
+    """And under another label all products are others: the former ones go, all of the feed is new."""
+    channels = small("google_merchant", forms=["merchant_api"])
+    publish(root, products=("P1", "a/b"))
+    deliver(config(root, channels, feeds=GOOGLE))
+
+    def deleted():
+        about = feed_files.read_pointer(root, "google_merchant")["files"]["merchant_api"]
+        return [json.loads(line) for line in root.read(about["delete"]).splitlines()], about
+
+    assert deleted()[0] == []
+    withdraw(root, "product", ["a/b"], "w1")
+    ((gone,), _) = deleted()
+    assert gone["offerId"] == "a/b"
+    assert gone["name"].removeprefix("productInputs/") == base64.urlsafe_b64encode(b"en~US~a/b").decode().rstrip("=")
+    deliver(config(root, channels, feeds=GOOGLE | {"feed_label": "GB"}, run_id="d2"))
+    found, about = deleted()
+    assert [line["name"] for line in found] == ["productInputs/en~US~P1"]
+    assert root.read(about["delta"]) == root.read(about["feed"])
+    assert b'"feedLabel": "GB"' in root.read(about["feed"])
+
+
+def test_a_form_that_is_left_out_is_not_fetched_any_longer(root, small, rendered):
+    """What channels fetched there would keep what is withdrawn; one that is new holds everything in its delta."""
+    publish(root, products=("P1", "P2"))
+    deliver(config(root, small("google_merchant", forms=["xml"])))
+    deliver(config(root, small("google_merchant", forms=["tsv"]), run_id="d2"))
+    pointer = feed_files.read_pointer(root, "google_merchant")
+    assert (pointer["kind"], list(pointer["files"])) == ("tsv", ["tsv"])
+    assert set(feed_text.parse(root.read(pointer["delta"]), "tsv", "id")) == {"P1", "P2"}
+    assert (pointer["added"], pointer["changed"], pointer["removed"]) == (0, 0, 0)
+    assert not root.exists("delivery/google_merchant/feed.xml")
+
+
+def test_a_feed_with_several_forms_is_published_last_and_whole(root, small, rendered, monkeypatch):
+    """A run that ends after any of its writes leaves the last pointer with all that it names; the next one finishes."""
+    channels = small("google_merchant", forms=["tsv", "xml", "merchant_api"])
+    publish(root, products=("P1", "P2"))
+    deliver(config(root, channels, feeds=GOOGLE))
+    first = feed_files.read_pointer(root, "google_merchant")
+    publish(root, products=("P3",))
+    write = Root.write
+    for n in range(1, 99):
+        left = [n]
+
+        def dies(self, relative, content, left=left):
+            if relative.startswith("delivery/"):
+                left[0] -= 1
+                if not left[0]:
+                    raise KeyboardInterrupt
+            write(self, relative, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Root, "write", dies)
+            try:
+                deliver(config(root, channels, feeds=GOOGLE, run_id=f"e{n}"))
+                break
+            except KeyboardInterrupt:
+                pass
+        assert feed_files.read_pointer(root, "google_merchant") == first
+        for form, about in first["files"].items():
+            assert set(feed_text.parse(root.read(about["feed"]), form, "id")) == {"P1", "P2"}
+    assert n > 10
+    for form, about in feed_files.read_pointer(root, "google_merchant")["files"].items():
+        assert set(feed_text.parse(root.read(about["fetch"]), form, "id")) == {"P1", "P2", "P3"}
+
+
+def test_a_pointer_of_a_former_version_is_taken_up(root, small, rendered):
+    """It names one file and no forms: an unchanged feed is left as it is."""
+    publish(root)
+    channels = small("tiktok")
+    deliver(config(root, channels))
+    pointer = feed_files.read_pointer(root, "tiktok")
+    former = {key: value for key, value in pointer.items() if key != "files"}
+    root.write("delivery/tiktok/latest.json", json.dumps(former).encode())
+    deliver(config(root, channels, run_id="d2"))
+    assert feed_files.read_pointer(root, "tiktok") == former
+
+
+def test_a_feed_that_its_channel_would_refuse_stops_the_run_before_anything_is_written(root, small, rendered):
+    """Here tables/deliveries says that files are larger than the slot takes; what is withdrawn leaves all the same."""
+    publish(root, products=("P1", "P2"))
+    channels = small("google_merchant", "web")
+    deliver(config(root, channels))
+    before = {name: root.read(f"delivery/{name}") for c in ("google_merchant", "web") for name in [f"{c}/latest.json"]}
+    rows = tables.read(root, "deliveries")
+    large = pa.Table.from_pylist(
+        [r | {"size_bytes": 17_000_000} for r in rows.to_pylist() if r["slot"] == "lifestyle"], schema.DELIVERIES
+    )
+    version = tables.version(root, "deliveries")
+    tables.merge(root, "deliveries", large, "delivery_id", version, {})
+    publish(root, products=("P3",))
+    with pytest.raises(
+        AdboosterError, match=r"feed of google_merchant .* entry 'P1', lifestyle_image_link .* has 17000000 bytes"
+    ):
+        deliver(config(root, channels, run_id="d2"))
+    assert tables.version(root, "deliveries") == version + 1
+    assert before == {name: root.read(f"delivery/{name}") for name in before}
+    assert withdraw(root, "product", ["P1"], "w1").failed == {}
+    assert b"P1" not in root.read("delivery/google_merchant/feed.tsv")
 
 
 def test_on_object_storage_it_is_the_same(s3_root, root, small, rendered):
     """The same files and feeds as on disk; only the addresses below the root differ."""
-    from adbooster.storage.objects import Root
-
     channels = small("tiktok", "web")
     found = []
     for there in (root, Root(s3_root)):

@@ -125,7 +125,9 @@ def test_a_channel_that_fails_is_named_and_stops_no_other(root, small, rendered,
     """A catalog that is gone stops none: its columns are those of the last feed."""
     publish(root, products=("P1", "P2"))
     catalog = tmp_path / "catalog.csv"
-    catalog.write_text("id,link,price,availability\nP1,https://s/1,9 EUR,in stock\nP2,https://s/2,8 EUR,in stock\n")
+    lines = ["id,link,price,availability,condition,description"]
+    lines += [f"P{n},https://s/{n},9 EUR,in stock,new,a thing" for n in (1, 2)]
+    catalog.write_text("\n".join(lines))
     deliver(config(root, small("meta", "tiktok", "web"), feeds={"catalog_uri": str(catalog)}))
     whole = feed(root)
     catalog.unlink()

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pap
 import pytest
 
+from adbooster.catalog import reader
 from adbooster.contracts.errors import ConfigError
 from adbooster.prepare import feeds
 
@@ -26,7 +27,7 @@ ATOM = """<feed xmlns="http://www.w3.org/2005/Atom" xmlns:g="http://base.google.
 def read(tmp_path, content, name="feed.tsv", **how) -> feeds.Feed:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    feeds.check(str(path), **how)
+    reader.check(str(path), **how)
     return feeds.read(str(path), **how)
 
 
@@ -171,7 +172,7 @@ def test_a_feed_on_s3(s3_root):
 
     with fsspec.open(f"{s3_root}/feed.xml.gz", "wb") as f:
         f.write(gzip.compress(RSS.encode()))
-    assert feeds.check(f"{s3_root}/feed.xml.gz") == "google_xml"
+    assert reader.check(f"{s3_root}/feed.xml.gz") == "google_xml"
     assert feeds.read(f"{s3_root}/feed.xml.gz").rows == 2
 
 
@@ -232,7 +233,7 @@ def test_hostile_xml_expands_nothing_and_asks_nobody(tmp_path, misbehaving, how)
 def test_a_feed_over_http(misbehaving):
     misbehaving.files["feed"] = gzip.compress(RSS.encode())
     uri = f"{misbehaving.url}/etag/feed"
-    assert feeds.check(uri) == "google_xml"
+    assert reader.check(uri) == "google_xml"
     assert feeds.read(uri).rows == 2
     with pytest.raises(ConfigError, match="there is no feed at"):
-        feeds.check(f"{misbehaving.url}/status/404")
+        reader.check(f"{misbehaving.url}/status/404")

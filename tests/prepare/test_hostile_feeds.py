@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pap
 import pytest
 
+from adbooster.catalog import parsers, reader
 from adbooster.contracts.errors import ConfigError
-from adbooster.prepare import feeds, parsers
+from adbooster.prepare import feeds
 
 HEAD = "id\ttitle\timage_link\tadditional_image_link\n"
 CSV = HEAD.replace("\t", ",")
@@ -32,7 +33,7 @@ def rejects(path: Path, content: bytes | str, memory_mib: float = 150, seconds: 
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     Path("/proc/self/clear_refs").write_text("5")
     before, started = resident_mib("VmRSS"), time.monotonic()
-    feeds.check(str(path), **how)
+    reader.check(str(path), **how)
     feed = feeds.read(str(path), **how)
     assert time.monotonic() - started < seconds
     assert resident_mib("VmHWM") - before < memory_mib

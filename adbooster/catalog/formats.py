@@ -4,6 +4,7 @@ import codecs
 import re
 import zlib
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from adbooster.contracts.errors import ConfigError
@@ -46,6 +47,22 @@ Row = dict[str, Any]
 MAX_TEXT = 4000  # characters of a value that are kept: more than any field may have
 MAX_LINKS = 64  # links of one kind that are kept of a product: more than are used
 MAX_NAMES = 10_000  # column names that are remembered
+
+
+class Fields(NamedTuple):
+    """What is read of each product: texts, and the links that are among LINKS.
+
+    taken    all names
+    needed   that a feed as a whole must have
+    longest  characters of a text that are kept
+    """
+
+    taken: tuple[str, ...]
+    needed: tuple[str, ...]
+    longest: int = MAX_TEXT
+
+
+PICTURES = Fields(FIELDS, NEEDED)
 
 
 class Detected(NamedTuple):
@@ -114,11 +131,12 @@ def _inflate(head: bytes, what: str) -> bytes:
 class Names:
     """The feed's column names to ours."""
 
-    def __init__(self, columns: dict[str, str], what: str):
+    def __init__(self, columns: dict[str, str], what: str, fields: Fields):
         self.what, self.ours, self.seen = what, {theirs: ours for ours, theirs in columns.items()}, {}
+        self.fields = fields
         for ours in columns:
-            if ours not in FIELDS:
-                raise ConfigError(f"columns maps {ours!r}, which no feed needs; it can map {', '.join(FIELDS)}")
+            if ours not in fields.taken:
+                raise ConfigError(f"columns maps {ours!r}, which no feed needs; it can map {', '.join(fields.taken)}")
 
     def __call__(self, theirs: str) -> str | None:
         """Our name; `image[n].url` stays; None for what is not used."""
@@ -134,7 +152,7 @@ class Names:
             return self.ours[theirs]
         plain = theirs.strip().lower().removeprefix("g:").replace(" ", "_")
         plain = _ALIASES.get(plain, plain)
-        used = plain in FIELDS and plain not in self.ours.values()
+        used = plain in self.fields.taken and plain not in self.ours.values()
         return plain if used or _SLOT.fullmatch(plain) else None
 
     def row(self, pairs: Iterable[tuple[str, Any]]) -> Row:
@@ -149,8 +167,8 @@ class Names:
                 _add(out, name, [value.strip()[:MAX_TEXT]])
             elif name in LINKS:
                 _add(out, name, _links(value))
-            elif name in FIELDS:
-                out.setdefault(name, _text_of(value[0] if isinstance(value, list) else value)[:MAX_TEXT])
+            elif name in self.fields.taken:
+                out.setdefault(name, _text_of(value[0] if isinstance(value, list) else value)[: self.fields.longest])
             elif len(slots) < MAX_LINKS:
                 slots += _links([value])
         if slots:
@@ -164,7 +182,7 @@ class Names:
         have = {self(name) for name in known}
         if any(_SLOT.fullmatch(name or "") for name in have):
             have.add("image_link")
-        for name in NEEDED:
+        for name in self.fields.needed:
             if name not in have:
                 wanted = next((f" (as {t!r})" for t, ours in self.ours.items() if ours == name), "")
                 shown = ", ".join(c[:30] for c in known[:8])
@@ -176,7 +194,17 @@ class Names:
 def _text_of(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # ids that a table library made floats
+    if isinstance(value, dict):
+        return _price(value)
     return value if isinstance(value, str) else str(value)
+
+
+def _price(value: dict[str, Any]) -> str:
+    """`9.50 EUR` of a price as Google's APIs write it; any other object as it is."""
+    if "amountMicros" in value and str(value["amountMicros"]).isdecimal():
+        amount = f"{Decimal(str(value['amountMicros'])) / 1_000_000:.2f}"
+        return f"{amount} {value.get('currencyCode', '')}".strip()
+    return f"{value['value']} {value['currency']}" if {"value", "currency"} <= value.keys() else str(value)
 
 
 def _add(out: Row, name: str, links: list[str]) -> None:

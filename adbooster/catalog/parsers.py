@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pap
 from lxml import etree
 
+from adbooster.catalog.formats import MALFORMED, MAX_TEXT, Detected, Fields, Names, Row, delimiter, encoding
 from adbooster.contracts.errors import ConfigError
-from adbooster.prepare.formats import MALFORMED, MAX_TEXT, NEEDED, Detected, Names, Row, delimiter, encoding
 
 MAX_ROW = 1 << 20  # characters (XML: bytes) of one row; a longer one is malformed
 CHUNK_BYTES = 1 << 16
@@ -27,13 +27,14 @@ OVERSIZED = "adbooster-oversized"  # attribute of the empty item that stands for
 csv.field_size_limit(MAX_ROW)
 
 
-def rows(stream: BinaryIO, detected: Detected, columns: dict[str, str], what: str) -> Iterator[Row]:
+def rows(stream: BinaryIO, detected: Detected, columns: dict[str, str], what: str, fields: Fields) -> Iterator[Row]:
     """The rows of an opened (and unzipped) feed, with Google's names; one that cannot be read has the key `malformed`.
 
     columns  our name: the feed's name, for feeds with names of their own
+    fields   that are read, and that the feed as a whole must have
     raises   ConfigError if the file as a whole is no feed of this format, is cut short, or lacks a needed column
     """
-    names = Names(columns, what)
+    names = Names(columns, what, fields)
     kind = detected.format.rsplit("_", 1)[-1]
     if kind == "parquet" and detected.gzipped:
         raise ConfigError(f"{what} is gzipped Parquet; Parquet compresses itself, give it as it is")
@@ -67,7 +68,7 @@ def _with_needed(parsed: Iterator[Row], names: Names) -> Iterator[Row]:
     first: list[Row] = []
     for row in parsed:
         first.append(row)
-        if len(first) == 1000 or set(NEEDED) <= set(names.seen.values()):
+        if len(first) == 1000 or set(names.fields.needed) <= set(names.seen.values()):
             break
     if any(MALFORMED not in row for row in first):
         names.require(names.seen)
@@ -136,7 +137,10 @@ def _jsonl(stream: BinaryIO, names: Names, kind: str) -> Iterator[Row]:
 def _product(line: bytes, names: Names) -> Row:
     try:
         product = json.loads(line)
-        return names.row(product.items()) if isinstance(product, dict) else {MALFORMED: "not an object"}
+        if not isinstance(product, dict):
+            return {MALFORMED: "not an object"}
+        inner = product.get("productAttributes")  # of a product input of Google's Merchant API
+        return names.row([*product.items(), *(inner.items() if isinstance(inner, dict) else ())])
     except (ValueError, RecursionError) as e:
         return {MALFORMED: str(e)}
 
@@ -151,7 +155,7 @@ def _parquet(stream: BinaryIO, names: Names, kind: str) -> Iterator[Row]:
     used = list(dict.fromkeys(name for name in header.names if names(name)))
     _check_size(file, names)
     for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=used):
-        columns = [_cut(column) for column in batch.columns]
+        columns = [_cut(column, names.fields.longest) for column in batch.columns]
         for values in zip(*columns, strict=True):
             yield names.row(zip(batch.schema.names, values, strict=True))
 
@@ -169,9 +173,9 @@ def _check_size(file: pap.ParquetFile, names: Names) -> None:
                 )
 
 
-def _cut(column: pa.Array) -> list:
+def _cut(column: pa.Array, longest: int) -> list:
     if pa.types.is_dictionary(column.type):
-        values = pc.utf8_slice_codeunits(column.dictionary, 0, MAX_TEXT).to_pylist()
+        values = pc.utf8_slice_codeunits(column.dictionary, 0, longest).to_pylist()
         return [None if i is None else values[i] for i in column.indices.to_pylist()]
     return column.to_pylist()
 
@@ -216,6 +220,8 @@ def _element(child: etree._Element) -> Iterator[tuple[str, Any]]:
         yield from (("image[0].url", link) for link in links)
     elif child.text and child.text.strip():
         yield name, child.text.strip()
+    elif name == "link" and child.get("href") and child.get("rel", "alternate") == "alternate":
+        yield name, child.get("href")
 
 
 class _Utf8:
