@@ -72,6 +72,8 @@ class Extender:
             conditions = [self.outpainter.condition(_pixels(row, "seen"), _pixels(row, "known")) for row in asked]
         for attempt in range(self.attempts):
             todo = [i for i, found in enumerate(done) if found is None or found["reject"]]
+            if not todo:
+                break
             paintings = [
                 Painting(
                     conditions[i], row["prompt"], row["negative_prompt"] or "", seed_of(row["extension_id"], attempt)

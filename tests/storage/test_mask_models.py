@@ -7,10 +7,10 @@ import pytest
 
 from adbooster.contracts.errors import ConfigError
 from adbooster.generate.config import GenerateConfig
-from adbooster.painting.requests import revisions
 from adbooster.measure.config import LIKE_GENERATE, MeasureConfig, revision
 from adbooster.models.preprocessing import U2NET
 from adbooster.models.settings import MaskNetwork
+from adbooster.painting.requests import revisions
 from adbooster.prepare.checks import check as check_prepare
 from adbooster.prepare.config import PrepareConfig
 from adbooster.prepare.job import made_by
