@@ -424,6 +424,7 @@ RENDITION_REQUESTS = _schema(
     master_uri=pa.string(),
     master_sha256=pa.string(),
     mask_uri=pa.string(),
+    photo_uri=pa.string(),  # of the product; only a signature names it
     layout=LAYOUT,
     frame=LAYOUT,
     width_px=pa.int32(),
@@ -451,6 +452,7 @@ RENDITIONS = _schema(
     psnr_db=pa.float32(),
     delta_e_mean=pa.float32(),  # CIEDE2000 between the product in the file and before encoding; null when lossless
     delta_e_p99=pa.float32(),  # its 99th percentile
+    signed_by=pa.string(),  # SHA-256 of the certificate that signed the file (C2PA); null: it is not signed
     reject=pa.string(),
 )
 
@@ -463,7 +465,7 @@ DELIVERIES = _schema(
     placement=pa.string(),
     channel=pa.string(),
     slot=pa.string(),
-    rendition_id=pa.string(),  # digest of the creative's file, the slot and the settings: the same name, the same bytes
+    rendition_id=pa.string(),  # digest of the creative's file, the slot and the settings: the same name, the same picture
     master_sha256=pa.string(),  # of the creative's file
     frame=LAYOUT,  # the part of the creative that is shown, in its pixels; needs_extension: it reaches beyond its edges
     made_by=pa.string(),  # crop; null where the slot is empty

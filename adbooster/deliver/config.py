@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from adbooster.channels.feeds import Feeds
 from adbooster.contracts.settings import Config, JobConfig, Pool
+from adbooster.provenance.signing import Signing
 
 
 def _public(url: str) -> str:
@@ -78,6 +79,8 @@ class DeliverConfig(JobConfig):
     """What encoding may do to the product."""
     provenance: Provenance = Provenance()
     """What files say of themselves."""
+    signing: Signing | None = None
+    """How files are signed (C2PA); null: they are not."""
     feeds: Feeds = Feeds()
     """What feeds hold beside pictures."""
     render: Pool = Pool(batch=16)

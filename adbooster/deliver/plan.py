@@ -17,6 +17,7 @@ from adbooster.contracts.naming import digest
 from adbooster.deliver.config import DeliverConfig
 from adbooster.deliver.sources import Withdrawn, read_withdrawn
 from adbooster.pictures.layout import Box
+from adbooster.provenance.signing import Signing, read_chain
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
 
@@ -68,13 +69,13 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel]) -> Plan
     best = creatives.filter(pc.equal(creatives["rank"], 0))
     withdrawn = read_withdrawn(root)
     groups, left_out, withdrawn_from = _deliverable(config, root, best, withdrawn)
-    maskless = _maskless(live, groups)
+    maskless, signer = _maskless(live, groups), _signed_as(config.signing) if config.signing else None
     wanted, kept, named = _Rows(schema.DELIVERIES), _Rows(schema.DELIVERIES), set()
     requests = _Rows(schema.RENDITION_REQUESTS)
     slots = [(channel, name, slot) for channel in channels for name, slot in channel.slots.items()]
     for rows in groups:  # so that the files of one creative follow each other
         for channel, name, slot in slots:
-            row, request = _slot(config, rows, channel, name, slot)
+            row, request = _slot(config, rows, channel, name, slot, signer)
             stays = maskless.get(row["delivery_id"])
             if stays and row["reason"] == "missing_mask" and _still_right(row, stays, slot):
                 kept.add(stays)
@@ -133,10 +134,12 @@ class _Rows:
 def _deliverable(
     config: DeliverConfig, root: Root, best: pa.Table, withdrawn: Withdrawn
 ) -> tuple[list[list[dict]], dict[str, int], frozenset[str]]:
-    """Creatives that may be delivered by product and cohort, each with `mask_uri`; why others may not; `withdrawn_from`."""
-    samples = tables.read(root, "samples", ["product_id", "role", "photo_sha256", "mask_uri", "retired_at"])
+    """Creatives that may be delivered by product and cohort, each with `mask_uri` and `photo_uri`; why others not; `withdrawn_from`."""
+    samples = tables.read(
+        root, "samples", ["product_id", "role", "photo_sha256", "photo_uri", "mask_uri", "retired_at"]
+    )
     samples = samples.filter(pc.is_valid(samples["photo_sha256"]))
-    masks = {(r["product_id"], r["photo_sha256"]): r["mask_uri"] for r in samples.to_pylist() if r["role"] == "main"}
+    photos = {(r["product_id"], r["photo_sha256"]): r for r in samples.to_pylist() if r["role"] == "main"}
     retired = {r["product_id"] for r in samples.to_pylist() if r["role"] == "main" and r["retired_at"] is not None}
     marks = tables.read(root, "marks", ["creative_id", "mark"]).to_pylist()
     said = {word: {m["creative_id"] for m in marks if m["mark"] == word} for word in ("approved", "rejected")}
@@ -162,13 +165,14 @@ def _deliverable(
         if word:
             left_out[word] += 1
         else:
-            row["mask_uri"] = masks.get((row["product_id"], row["photo_sha256"]))
+            photo = photos.get((row["product_id"], row["photo_sha256"]), {})
+            row |= {name: photo.get(name) for name in ("mask_uri", "photo_uri")}
             groups[row["product_id"], row["cohort_id"]].append(row)
     return [groups[key] for key in sorted(groups)], dict(left_out), frozenset(withdrawn_from - others)
 
 
 def _slot(
-    config: DeliverConfig, creatives: list[dict], channel: Channel, name: str, slot: Slot
+    config: DeliverConfig, creatives: list[dict], channel: Channel, name: str, slot: Slot, signer: dict[str, str] | None
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The row of a slot for one product and cohort, and the request for its file; None: the slot stays empty.
 
@@ -177,7 +181,7 @@ def _slot(
     framed = [(frames.frame((c["width"], c["height"]), Box(**c["layout"]), slot), c) for c in creatives]
     shown, creative = max(framed, key=lambda f: _preference(*f))
     reason = shown.reason or (None if creative["mask_uri"] else "missing_mask")
-    request = _request(config, creative, channel, slot, shown)
+    request = _request(config, creative, channel, slot, shown, signer)
     place = {n: creative[n] for n in ("creative_id", "product_id", "cohort_id", "placement")}
     row = place | {
         "delivery_id": digest(creative["product_id"], creative["cohort_id"], channel.name, name),
@@ -204,7 +208,9 @@ def _preference(shown: Framed, creative: dict) -> tuple:
     return -order.index(shown.reason), share if shown.reason is None else -share, creative["creative_id"]
 
 
-def _request(config: DeliverConfig, creative: dict, channel: Channel, slot: Slot, shown: Framed) -> dict[str, Any]:
+def _request(
+    config: DeliverConfig, creative: dict, channel: Channel, slot: Slot, shown: Framed, signer: dict[str, str] | None
+) -> dict[str, Any]:
     """The request for a file (schema.RENDITION_REQUESTS), named by all that decides its bytes."""
     said = config.provenance
     own = int(config.encoding.max_kb * 1000) if config.encoding.max_kb is not None else slot.max_bytes
@@ -213,6 +219,7 @@ def _request(config: DeliverConfig, creative: dict, channel: Channel, slot: Slot
         "master_uri": creative["uri"],
         "master_sha256": creative["sha256"],
         "mask_uri": creative["mask_uri"],
+        "photo_uri": creative["photo_uri"] if signer else None,
         "layout": creative["layout"],
         "frame": vars(shown.frame) if shown.frame else None,
         "width_px": shown.size[0] if shown.size else None,
@@ -227,8 +234,22 @@ def _request(config: DeliverConfig, creative: dict, channel: Channel, slot: Slot
         "reject": None,
     }
     settings = [group.model_dump(mode="json") for group in (config.encoding, config.fidelity)]
-    names = {k: v for k, v in request.items() if k not in ("master_uri", "reject")}
+    names = {k: v for k, v in request.items() if k not in ("master_uri", "photo_uri", "reject")}
+    if signer:
+        settings.append({"photo_uri": creative["photo_uri"]} | signer)
     return request | {"rendition_id": digest("rendition", _CODE, json.dumps([names, *settings], sort_keys=True))}
+
+
+def _signed_as(signing: Signing) -> dict[str, str]:
+    """What of the signer is in a file's name.
+
+    Without a timestamp a file is valid as long as its certificate, so that another one signs all files anew; with a timestamp
+    a renewed certificate of the same subject and issuer signs new files only.
+    """
+    chain = read_chain(signing)
+    if signing.tsa_url is None:
+        return {"certificate": chain.fingerprint}
+    return {"subject": chain.leaf.subject.rfc4514_string(), "issuer": chain.leaf.issuer.rfc4514_string()}
 
 
 def staged_folder(run_id: str) -> str:
