@@ -31,7 +31,8 @@ from adbooster.storage.objects import Root
 B = TypeVar("B", bytes, bytearray)
 MAX_BYTES = 64 << 20
 FETCH_S = 30
-PSNR_SLACK_DB = 0.1  # between two builds of a decoder
+SLACK_DB = 0.1  # between two builds of a decoder
+EXTENDED_SLACK_DB = 3.0  # scaled with what was painted beyond the creative, of which nothing is kept
 SHOWN = (
     "channel",
     "slot",
@@ -220,21 +221,23 @@ def _like_master(
     height, width = master_u8.shape[:2]
     product = np.zeros((height, width), np.uint8)
     product[box.slices] = cutout.scaled(box.width_px, box.height_px).alpha
-    x, y = (-min(0, frame.x_px), -min(0, frame.y_px))  # a frame may reach beyond the creative
-    around = ((y, max(0, frame.y_px + frame.height_px - height)), (x, max(0, frame.x_px + frame.width_px - width)))
-    moved = Box(frame.x_px + x, frame.y_px + y, frame.width_px, frame.height_px).slices
+    x, y = max(0, -frame.x_px), max(0, -frame.y_px)  # a frame may reach beyond the creative, where more was painted
+    right, below = (
+        max(0, end - n) for end, n in ((frame.x_px + frame.width_px, width), (frame.y_px + frame.height_px, height))
+    )
+    around, moved = ((y, below), (x, right)), Box(frame.x_px + x, frame.y_px + y, frame.width_px, frame.height_px)
     size = row["width_px"], row["height_px"]
-    before = images.resize(np.ascontiguousarray(np.pad(master_u8, (*around, (0, 0)))[moved]), *size)
-    solid = images.resize(np.ascontiguousarray(np.pad(product, around)[moved]), *size) == 255
-    if shown_u8.shape != before.shape:
+    if shown_u8.shape[1::-1] != size:
         return (
             False,
             f"the file has {shown_u8.shape[1]} x {shown_u8.shape[0]} pixels, its row says {size[0]} x {size[1]}",
         )
-    square = float(((before[solid].astype(np.float32) - shown_u8[solid]) ** 2).mean()) if solid.any() else 0.0
-    psnr = min(99.0, 10 * float(np.log10(255**2 / square))) if square else 99.0
-    least = 99.0 if row["psnr_db"] is None else row["psnr_db"] - PSNR_SLACK_DB
-    return psnr >= least, f"{says}; of the file {psnr:.1f} dB, its row says {row['psnr_db'] or 99:.1f} dB"
+    before = np.pad(master_u8, (*around, (0, 0)), "edge")[moved.slices]
+    inside = proof.solid(images.resize(np.ascontiguousarray(np.pad(product, around)[moved.slices]), *size))
+    psnr = proof.psnr_of(images.resize(np.ascontiguousarray(before), *size)[inside], shown_u8[inside])
+    recorded = 99.0 if row["psnr_db"] is None else row["psnr_db"]
+    slack = EXTENDED_SLACK_DB if any((x, y, right, below)) else SLACK_DB
+    return psnr >= recorded - slack, f"{says}; of it in this file {psnr:.1f} dB, its row says {recorded:.1f} dB"
 
 
 def _shown(rows: Iterable[dict]) -> list[dict[str, Any]]:
