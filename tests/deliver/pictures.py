@@ -1,6 +1,7 @@
 """Small creatives for tests of delivery: a scene of noise and colour with a product of its own colours in it."""
 
 import hashlib
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,8 @@ def publish(
     """Samples and live creatives, one a product and cohort; returns the creatives' rows."""
     samples, creatives = [], []
     for i, product in enumerate(products):
-        photo = images.encode_lossless(np.ascontiguousarray(master(box, *size, seed=100 * i)[0][box.slices]))
+        around = master(BOX, seed=zlib.crc32(product.encode()))[0]  # as it stands in creatives with the box BOX
+        photo = images.encode_lossless(np.ascontiguousarray(around[BOX.slices]))
         photo_sha256 = hashlib.sha256(photo).hexdigest()
         for j, cohort in enumerate(cohorts):
             picture, mask = master(box, *size, seed=100 * i + j)
