@@ -418,13 +418,13 @@ LOOKS = _schema(
 
 
 # A rendition to be made: the part of a stored creative that a slot shows, what its file may be and what it says of itself
-# (nulls are not written).
+# (nulls are not written); `photo_uri` is of the photo that a signature names.
 RENDITION_REQUESTS = _schema(
     rendition_id=pa.string(),
     master_uri=pa.string(),
     master_sha256=pa.string(),
     mask_uri=pa.string(),
-    photo_uri=pa.string(),  # of the product; only a signature names it
+    photo_uri=pa.string(),
     layout=LAYOUT,
     frame=LAYOUT,
     width_px=pa.int32(),
@@ -465,7 +465,7 @@ DELIVERIES = _schema(
     placement=pa.string(),
     channel=pa.string(),
     slot=pa.string(),
-    rendition_id=pa.string(),  # digest of the creative's file, the slot and the settings: the same name, the same picture
+    rendition_id=pa.string(),  # digest of the creative's file, slot and settings: the same name, the same picture
     master_sha256=pa.string(),  # of the creative's file
     frame=LAYOUT,  # the part of the creative that is shown, in its pixels; needs_extension: it reaches beyond its edges
     made_by=pa.string(),  # crop; null where the slot is empty

@@ -134,7 +134,7 @@ class _Rows:
 def _deliverable(
     config: DeliverConfig, root: Root, best: pa.Table, withdrawn: Withdrawn
 ) -> tuple[list[list[dict]], dict[str, int], frozenset[str]]:
-    """Creatives that may be delivered by product and cohort, each with `mask_uri` and `photo_uri`; why others not; `withdrawn_from`."""
+    """Creatives that may be delivered by product and cohort, each with mask and photo; why others may not; `withdrawn_from`."""
     samples = tables.read(
         root, "samples", ["product_id", "role", "photo_sha256", "photo_uri", "mask_uri", "retired_at"]
     )

@@ -102,20 +102,28 @@ def inspect(root: Root | None, given: str, trust_anchors: str = "") -> Inspectio
             checks=[_file(False, "without --root-uri it is compared with nothing"), *_own(found)],
         )
     if rows := _rows(root, "deliveries", "sha256", sha256):
-        facts |= {"what": "rendition", "delivered": _shown(rows), "creative": audit(root, rows[0]["creative_id"])}
+        facts |= {"what": "rendition", "delivered": _shown(rows), "creative": _known(root, rows[0])}
         there = "it is the file that is delivered" if rows[0]["live"] else "it was delivered, and is not any more"
         checks = [_file(True, there), _xmp_check(said, rows[0]), _signature_check(found, rows[0], bool(trust_anchors))]
         return Inspection(**facts, checks=[*checks, _product_check(root, rows[0]["creative_id"], rows[0], content)])
     if rows := _rows(root, "creatives", "sha256", sha256):
-        facts |= {"what": "creative", "creative": audit(root, rows[0]["creative_id"])}
+        facts |= {"what": "creative", "creative": _known(root, rows[0])}
         there = "it is the file of a creative" + ("" if rows[0]["live"] else ", which is not live any more")
         return Inspection(**facts, checks=[_file(True, there), _product_check(root, rows[0]["creative_id"])])
     if rows := _rows(root, "creatives", "sha256", (said.source or "").removeprefix("urn:sha256:")):
-        facts["creative"] = audit(root, rows[0]["creative_id"])
+        facts["creative"] = _known(root, rows[0])
         says = "no file of these bytes is delivered; its XMP names a creative: it was altered since, or is of an earlier version"
     else:
         says = f"nothing below {root.uri} has these bytes"
     return Inspection(**facts, what="unknown", checks=[_file(False, says), *_own(found)])
+
+
+def _known(root: Root, row: dict) -> Audit | None:
+    """Its creative's chain; null where the history that is left does not reach back to it."""
+    try:
+        return audit(root, row["creative_id"])
+    except ConfigError:
+        return None
 
 
 def _of_creative(root: Root, creative_id: str) -> Inspection:

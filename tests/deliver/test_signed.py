@@ -5,6 +5,7 @@ import json
 
 import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
 from adbooster.channels.presets import load_channels
 from adbooster.contracts import schema
@@ -159,6 +160,18 @@ def test_another_certificate_signs_anew_unless_a_timestamp_keeps_the_old_files_v
     assert without["a"] == without["b"], "where the files lie says nothing"
     assert with_time["a"] == with_time["b"] == with_time["c"]
     assert len({named(root, tmp_path), without["a"], without["c"], with_time["a"], with_time["d"]}) == 5
+
+
+def test_rows_of_versions_that_knew_no_signatures_are_taken_up(root, small, rendered):
+    publish(root)
+    channels = small("meta")
+    first = deliver(config(root, channels))
+    rows = tables.read(root, "deliveries").drop_columns(["signed_by"])
+    write_deltalake(f"{root.uri}/tables/deliveries", rows, mode="overwrite", schema_mode="overwrite")
+    again = deliver(config(root, channels, run_id="d2"))
+    assert first.to_render > 0
+    assert (again.to_render, again.changed, again.removed) == (0, 0, 0)
+    assert tables.read(root, "deliveries")["signed_by"].null_count == rows.num_rows
 
 
 def test_a_catalog_is_delivered_signed_and_signed_again_by_a_new_certificate(root, small, rendered, tmp_path):

@@ -156,6 +156,14 @@ def test_a_file_that_was_delivered_once_is_still_known(shop, tmp_path):
     assert (found.holds, found.checks[0].says) == (True, "it was delivered, and is not any more")
 
 
+def test_what_the_history_lost_cannot_be_proven_and_is_said(shop, tmp_path):
+    _, path = file(shop, tmp_path)
+    shop.clear("tables/creatives")
+    found = inspect(shop, str(path), ANCHORS)
+    assert (found.what, found.creative, verdicts(found)) == ("rendition", None, HOLDS | {"product": False})
+    assert "cannot be proven any more" in found.checks[-1].says
+
+
 def test_files_of_roots_that_sign_nothing_hold(root, small, rendered, tmp_path):
     publish(root)
     deliver(config(root, small("web"), fidelity=LOOSE))
