@@ -1,4 +1,4 @@
-"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `withdraw`, `audit`, `models`."""
+"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `withdraw`, `audit`, `inspect`, `certificates`, `models`."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TypeAlias
 
 from pydantic import BaseModel
@@ -14,13 +15,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adbooster.cli import audit_table, status_table
+from adbooster.cli import audit_table, inspect_table, status_table
 from adbooster.contracts.errors import AdboosterError, ConfigError
 from adbooster.contracts.redaction import redact
 from adbooster.deliver.withdraw import KINDS, Kind, take_back, withdraw
 from adbooster.evaluate import blind_sheet
 from adbooster.night import state
+from adbooster.provenance import certificates
+from adbooster.provenance.signing import read_anchors
 from adbooster.report.audit import audit
+from adbooster.report.inspect import inspect
 from adbooster.storage import inputs, tables
 from adbooster.storage.model_store import kept, pull
 from adbooster.storage.objects import Root
@@ -29,16 +33,19 @@ from adbooster.storage.vacuum import MINIMUM, vacuum
 
 _BLIND = "Scores filled blind sheets of jobs.evaluate: how often people preferred the creative."
 _SIGN = "Writes FILE.sig, HMAC-SHA256 of the file: with signing_key_env set, jobs refuse files without it."
+_DEV = (
+    "An authority and a signer for development, valid for 90 days: ca.pem, chain.pem, key.pem. Nobody else trusts them."
+)
 MAX_SHEET_BYTES = 16 << 20
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 UNITS = {"": "days", "d": "days", "h": "hours", "w": "weeks"}
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command; exit code 0 if it succeeded, 2 if it cannot work, 1 if another run committed first."""
+    """Run one command; exit code 0 if it succeeded, 2 if it cannot work, 1 if another run committed first or a check fails."""
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.command in (_blind, _sign):
+        if arguments.command in (_blind, _sign, _certificates, _inspect):
             return arguments.command(arguments)
         if not arguments.root_uri:
             raise ConfigError(
@@ -85,6 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     pull_back.add_argument("--undo", action="store_true", help="the next jobs.deliver may deliver them again")
     why = "where a creative comes from, and who approved, rejected or retired it, from which file and when"
     _add(commands, "audit", _audit, why).add_argument("creative_id", help="16 hex digits, as on the page and in feeds")
+    what = "what a picture is, and whether file, marks, signature and the product's pixels hold; exit code 1 if not"
+    look = _add(commands, "inspect", _inspect, what)
+    look.add_argument("picture", help="a file, an https address, or the id of a creative")
+    look.add_argument("--trust-anchors", default="", metavar="PEM", help="root certificates that a signer must lead to")
+    made = commands.add_parser("certificates", help="certificates to try signing with", description=_DEV)
+    made.add_argument("action", choices=["dev"])
+    made.add_argument("--out", required=True, metavar="DIR", help="a folder; files in it are not overwritten")
+    made.set_defaults(command=_certificates)
     signed = commands.add_parser("sign", help="sign a file of marks, targeting, cohorts or outcomes", description=_SIGN)
     signed.add_argument("file", help="a path or s3://...; its signature is written beside it")
     signed.add_argument(
@@ -214,6 +229,19 @@ def _withdraw(root: Root, arguments: argparse.Namespace) -> None:
 def _audit(root: Root, arguments: argparse.Namespace) -> None:
     found = audit(root, arguments.creative_id)
     print(found.model_dump_json(indent=2) if arguments.json else "\n".join(audit_table.lines(found)))
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    root = Root(arguments.root_uri) if arguments.root_uri else None
+    found = inspect(root, arguments.picture, read_anchors(arguments.trust_anchors))
+    print(found.model_dump_json(indent=2) if arguments.json else "\n".join(inspect_table.lines(found)))
+    if not found.holds:
+        raise SystemExit(1)
+
+
+def _certificates(arguments: argparse.Namespace) -> None:
+    authority, chain, key = certificates.write_dev(Path(arguments.out))
+    print(f"deliver:\n  signing:\n    chain: {chain}\n    key_file: {key}\n    trust_anchors: {authority}")
 
 
 def _sign(arguments: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ AdboosterError          base of all of these
   LockHeld              another night runs below this root: which, where, since when
   LockLost              this night's lock expired and another night holds it now
   StorageError          the storage does not answer, credentials have expired, a disk is full; an OSError too
+  SigningError          files cannot be signed: a program or authority does not answer, a key does not fit
   CanaryRefused         new weights did worse on the panel than the rule allows
   TrainingDiverged      the loss became NaN or infinite
 
@@ -51,6 +52,10 @@ class LockLost(AdboosterError):
 
 class StorageError(AdboosterError, OSError):
     """The storage cannot go on: it does not answer, credentials have expired, a clock is wrong, a disk is full."""
+
+
+class SigningError(AdboosterError):
+    """Files cannot be signed: the program with the key or the timestamp authority does not answer, or a key does not fit."""
 
 
 class CanaryRefused(AdboosterError):

@@ -466,7 +466,7 @@ EXTENSIONS = _schema(
 )
 
 # A rendition to be made: the part of a stored creative that a slot shows, what its file may be and what it says of itself
-# (nulls are not written).
+# (nulls are not written); `photo_uri` is of the photo that a signature names.
 RENDITION_REQUESTS = _schema(
     rendition_id=pa.string(),
     master_uri=pa.string(),
@@ -475,6 +475,7 @@ RENDITION_REQUESTS = _schema(
     extended_uri=pa.string(),  # what it is cut from where that is not the creative itself; layout and frame are in it then
     extended_sha256=pa.string(),
     mask_uri=pa.string(),
+    photo_uri=pa.string(),
     layout=LAYOUT,
     frame=LAYOUT,
     width_px=pa.int32(),
@@ -502,6 +503,7 @@ RENDITIONS = _schema(
     psnr_db=pa.float32(),
     delta_e_mean=pa.float32(),  # CIEDE2000 between the product in the file and before encoding; null when lossless
     delta_e_p99=pa.float32(),  # its 99th percentile
+    signed_by=pa.string(),  # SHA-256 of the certificate that signed the file (C2PA); null: it is not signed
     reject=pa.string(),
 )
 
@@ -514,7 +516,7 @@ DELIVERIES = _schema(
     placement=pa.string(),
     channel=pa.string(),
     slot=pa.string(),
-    rendition_id=pa.string(),  # digest of the creative's file, the slot and the settings: the same name, the same bytes
+    rendition_id=pa.string(),  # digest of the creative's file, slot and settings: the same name, the same picture
     master_sha256=pa.string(),  # of the creative's file
     frame=LAYOUT,  # the part of the creative that is shown, in its pixels; an extension's reaches beyond its edges
     made_by=pa.string(),  # crop, extension, or placement (a crop of a creative of another placement); null: empty

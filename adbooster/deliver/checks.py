@@ -8,13 +8,14 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.redaction import redact
 from adbooster.deliver.config import DeliverConfig
 from adbooster.deliver.sources import check_catalog
+from adbooster.provenance.credentials import check_signing
 from adbooster.storage.objects import Root
 
 OBJECT = len("/objects/ab/") + 64 + len(".webp")
 
 
 def check(config: DeliverConfig) -> None:
-    """raises ConfigError for what can be known before a picture is opened: channels, addresses, limits, the root"""
+    """raises ConfigError for what can be known before a picture is opened: channels, addresses, limits, who signs, the root"""
     channels = load_channels(config.channels)
     for channel in channels:
         if (length := len(config.public_base_url) + OBJECT) > channel.limits.url:
@@ -35,6 +36,8 @@ def check(config: DeliverConfig) -> None:
                 f"{name} {redact(address)} holds a secret; settings are stored without it and `adbooster withdraw` could not "
                 "use it: give an address without keys, or a path"
             )
+    if config.signing:
+        check_signing(config.signing)
     if config.feeds.catalog_uri:
         check_catalog(config.feeds.catalog_uri, channels)
     if not config.dry_run:

@@ -11,20 +11,11 @@ from adbooster.contracts.recipe import Adapter, Recipe
 from adbooster.contracts.settings import Config, JobConfig, Pool, Uri
 from adbooster.models.settings import MaskNetwork
 from adbooster.painting.config import PaintingConfig
+from adbooster.provenance.signing import Signing
 
-LIKE_GENERATE = (
-    *(
-        "weights",
-        "adapters",
-        "rank_model",
-        "mask_model",
-        "mask_network",
-        "safety_model",
-        "preview_model",
-        "device",
-        "dtype",
-    ),
-    *("compiled", "threads", "place", "paint", "finish", "paint_batch", "recipe"),
+_LIKE_GENERATE = (
+    *("weights", "adapters", "rank_model", "mask_model", "mask_network", "safety_model", "preview_model"),
+    *("device", "dtype", "compiled", "threads", "place", "paint", "finish", "paint_batch", "recipe"),
 )
 
 
@@ -84,7 +75,7 @@ class Provenance(Config):
 class Extension(Config):
     """How creatives are extended where no crop fills a slot; `extend: {}` takes all of it from the file's section generate."""
 
-    inherits: ClassVar = {"generate": {name: name for name in LIKE_GENERATE}}
+    inherits: ClassVar = {"generate": {name: name for name in _LIKE_GENERATE}}
     weights: Uri
     """The outpainter that the creatives were painted with: a folder in diffusers layout. Where the live creatives were painted
     with others that lie below the root, those are used."""
@@ -148,6 +139,8 @@ class DeliverConfig(JobConfig):
     """What encoding may do to the product."""
     provenance: Provenance = Provenance()
     """What files say of themselves."""
+    signing: Signing | None = None
+    """How files are signed (C2PA); null: they are not."""
     feeds: Feeds = Feeds()
     """What feeds hold beside pictures."""
     extend: Extension | None = None

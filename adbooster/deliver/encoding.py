@@ -7,10 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
-from scipy import ndimage
 
 from adbooster.channels.presets import FileFormat
-from adbooster.pictures import colours
+from adbooster.pictures import colours, proof
 
 EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 MOST_PIXELS = 16_384  # of the product whose colours are compared, evenly chosen: more tell the same
@@ -94,12 +93,8 @@ def fidelity(before_u8: np.ndarray, after_u8: np.ndarray, product_u8: np.ndarray
     before_u8, after_u8  uint8 [H,W,3]
     product_u8           uint8 [H,W], 255 = product; its solid part is compared, without its rim where it has more
     """
-    solid = product_u8 == 255
-    inner = ndimage.binary_erosion(solid)
-    at = np.flatnonzero(inner if inner.any() else solid if solid.any() else product_u8 > 0)
+    at = np.flatnonzero(proof.solid(product_u8))
     before, after = (picture.reshape(-1, 3)[at] for picture in (before_u8, after_u8))
-    square = float(((before.astype(np.float32) - after) ** 2).mean()) if len(at) else 0.0
-    psnr = min(99.0, 10 * float(np.log10(255**2 / square))) if square else 99.0
     some = slice(None, None, max(1, -(-len(at) // MOST_PIXELS)))
     distance = colours.ciede2000(colours.lab(before[some]), colours.lab(after[some])) if len(at) else np.zeros(1)
-    return Fidelity(psnr, float(distance.mean()), float(np.percentile(distance, 99)))
+    return Fidelity(proof.psnr_of(before, after), float(distance.mean()), float(np.percentile(distance, 99)))

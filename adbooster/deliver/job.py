@@ -142,6 +142,7 @@ def _render(config: DeliverConfig, root: Root, requests: pa.Table) -> None:
         root=root,
         how=config.encoding,
         allowed=config.fidelity,
+        signing=config.signing,
     )
     with Progress("deliver", requests.num_rows, config.progress_s, root) as progress:
         stage_parts(ds, root, staged_folder(config.run_id), progress=progress)

@@ -20,6 +20,7 @@ from adbooster.deliver.extending import Extensions
 from adbooster.deliver.sources import Withdrawn, read_withdrawn
 from adbooster.painting.config import PaintingConfig
 from adbooster.pictures.layout import Box
+from adbooster.provenance.signing import Signing, read_chain
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
 
@@ -78,7 +79,7 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], extende
     best = creatives.filter(pc.equal(creatives["rank"], 0))
     withdrawn = read_withdrawn(root)
     groups, left_out, withdrawn_from = _deliverable(config, root, best, withdrawn)
-    maskless = _maskless(live, groups)
+    maskless, signer = _maskless(live, groups), _signed_as(config.signing) if config.signing else None
     extensions = None
     if config.extend:
         extensions = Extensions(config, config.extend, root, live, config.run_id if extended else "")
@@ -87,7 +88,7 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], extende
     slots = [(channel, name, slot) for channel in channels for name, slot in channel.slots.items()]
     for rows in groups:  # so that the files of one creative follow each other
         for channel, name, slot in slots:
-            row, request, asked = _slot(config, rows, channel, name, slot, extensions)
+            row, request, asked = _slot(config, rows, channel, name, slot, extensions, signer)
             stays = maskless.get(row["delivery_id"])
             if stays and row["reason"] == "missing_mask" and _still_right(row, stays, slot):
                 kept.add(stays)
@@ -152,10 +153,12 @@ class _Rows:
 def _deliverable(
     config: DeliverConfig, root: Root, best: pa.Table, withdrawn: Withdrawn
 ) -> tuple[list[list[dict]], dict[str, int], frozenset[str]]:
-    """Creatives that may be delivered by product and cohort, each with `mask_uri`; why others may not; `withdrawn_from`."""
-    samples = tables.read(root, "samples", ["product_id", "role", "photo_sha256", "mask_uri", "retired_at"])
+    """Creatives that may be delivered by product and cohort, each with mask and photo; why others may not; `withdrawn_from`."""
+    samples = tables.read(
+        root, "samples", ["product_id", "role", "photo_sha256", "photo_uri", "mask_uri", "retired_at"]
+    )
     samples = samples.filter(pc.is_valid(samples["photo_sha256"]))
-    masks = {(r["product_id"], r["photo_sha256"]): r["mask_uri"] for r in samples.to_pylist() if r["role"] == "main"}
+    photos = {(r["product_id"], r["photo_sha256"]): r for r in samples.to_pylist() if r["role"] == "main"}
     retired = {r["product_id"] for r in samples.to_pylist() if r["role"] == "main" and r["retired_at"] is not None}
     marks = tables.read(root, "marks", ["creative_id", "mark"]).to_pylist()
     said = {word: {m["creative_id"] for m in marks if m["mark"] == word} for word in ("approved", "rejected")}
@@ -182,7 +185,8 @@ def _deliverable(
         if word:
             left_out[word] += 1
         else:
-            row["mask_uri"] = masks.get((row["product_id"], row["photo_sha256"]))
+            photo = photos.get((row["product_id"], row["photo_sha256"]), {})
+            row |= {name: photo.get(name) for name in ("mask_uri", "photo_uri")}
             groups[row["product_id"], row["cohort_id"]].append(row)
     return [groups[key] for key in sorted(groups)], dict(left_out), frozenset(withdrawn_from - others)
 
@@ -205,11 +209,12 @@ def _slot(
     name: str,
     slot: Slot,
     extensions: Extensions | None,
+    signer: dict[str, str] | None,
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any] | None]:
     """The row of a slot for one product and cohort, the request for its file and that for an extension, where there is one."""
     chosen = _choice(creatives, slot, extensions)
     creative, reason = chosen.creative, chosen.reason
-    request = _request(config, creative, channel, slot, chosen)
+    request = _request(config, creative, channel, slot, chosen, signer)
     extension = chosen.extension or dict.fromkeys(schema.EXTENSIONS.names)
     place = {n: creative[n] for n in ("creative_id", "product_id", "cohort_id", "placement")}
     row = place | {
@@ -268,7 +273,9 @@ def _preference(shown: Framed, creative: dict, main: dict | None) -> tuple:
     return first, -order.index(shown.reason), share if shown.reason is None else -share, creative["creative_id"]
 
 
-def _request(config: DeliverConfig, creative: dict, channel: Channel, slot: Slot, chosen: _Choice) -> dict[str, Any]:
+def _request(
+    config: DeliverConfig, creative: dict, channel: Channel, slot: Slot, chosen: _Choice, signer: dict[str, str] | None
+) -> dict[str, Any]:
     """The request for a file (schema.RENDITION_REQUESTS), named by all that decides its bytes."""
     shown, extension = chosen.shown, chosen.extension if chosen.made_by == "extension" else None
     frame, layout = vars(shown.frame) if shown.frame else None, creative["layout"]
@@ -283,6 +290,7 @@ def _request(config: DeliverConfig, creative: dict, channel: Channel, slot: Slot
         "master_sha256": creative["sha256"],
         **{n: extension[n] if extension else None for n in ("extension_id", "extended_uri", "extended_sha256")},
         "mask_uri": creative["mask_uri"],
+        "photo_uri": creative["photo_uri"] if signer else None,
         "layout": layout,
         "frame": frame,
         "width_px": shown.size[0] if shown.size else None,
@@ -297,10 +305,24 @@ def _request(config: DeliverConfig, creative: dict, channel: Channel, slot: Slot
         "reject": None,
     }
     settings = [group.model_dump(mode="json") for group in (config.encoding, config.fidelity)]
-    unnamed = ("master_uri", "extended_uri", "extended_sha256", "reject")
+    unnamed = ("master_uri", "photo_uri", "extended_uri", "extended_sha256", "reject")
     unnamed += () if extension else ("extension_id",)  # names of crops are older than extensions
     names = {k: v for k, v in request.items() if k not in unnamed}
+    if signer:
+        settings.append({"photo_uri": creative["photo_uri"]} | signer)
     return request | {"rendition_id": digest("rendition", _CODE, json.dumps([names, *settings], sort_keys=True))}
+
+
+def _signed_as(signing: Signing) -> dict[str, str]:
+    """What of the signer is in a file's name.
+
+    Without a timestamp a file is valid as long as its certificate, so that another one signs all files anew; with a timestamp
+    a renewed certificate of the same subject and issuer signs new files only.
+    """
+    chain = read_chain(signing)
+    if signing.tsa_url is None:
+        return {"certificate": chain.fingerprint}
+    return {"subject": chain.leaf.subject.rfc4514_string(), "issuer": chain.leaf.issuer.rfc4514_string()}
 
 
 def staged_folder(run_id: str) -> str:

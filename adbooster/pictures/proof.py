@@ -19,6 +19,19 @@ def product_psnr(picture_u8: np.ndarray, cutout: Cutout, box: Box) -> float:
     return min(99.0, 10 * float(np.log10(255**2 / mean_square))) if mean_square else 99.0
 
 
+def solid(product_u8: np.ndarray) -> np.ndarray:
+    """Where a product is compared, bool [H,W]: its solid part (255) without its rim, or all of it where it has no more."""
+    whole = product_u8 == 255
+    inner = np.asarray(ndimage.binary_erosion(whole), bool)
+    return inner if inner.any() else whole if whole.any() else product_u8 > 0
+
+
+def psnr_of(before: np.ndarray, after: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of uint8 [N,3] pixels; 99 if nothing differs."""
+    square = float(((before.astype(np.float32) - after) ** 2).mean()) if len(before) else 0.0
+    return min(99.0, 10 * float(np.log10(255**2 / square))) if square else 99.0
+
+
 def _product_error(picture_u8: np.ndarray, cutout: Cutout, box: Box) -> np.ndarray:
     product = cutout.scaled(box.width_px, box.height_px)
     solid = product.alpha == 255

@@ -37,7 +37,7 @@ def rendered(monkeypatch):
 
     def render(config, root, requests):
         calls.append(requests)
-        rows = Renderer(root, config.encoding, config.fidelity)(requests)
+        rows = Renderer(root, config.encoding, config.fidelity, config.signing)(requests)
         out = pa.BufferOutputStream()
         pap.write_table(rows, out)
         content = out.getvalue().to_pybytes()

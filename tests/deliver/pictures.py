@@ -1,6 +1,7 @@
 """Small creatives for tests of delivery: a scene of noise and colour with a product of its own colours in it."""
 
 import hashlib
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,9 @@ def publish(
     """Samples and live creatives, one a product and cohort; returns the creatives' rows."""
     samples, creatives = [], []
     for i, product in enumerate(products):
-        photo_sha256 = hashlib.sha256(f"photo {product}".encode()).hexdigest()
+        around = master(BOX, seed=zlib.crc32(product.encode()))[0]  # as it stands in creatives with the box BOX
+        photo = images.encode_lossless(np.ascontiguousarray(around[BOX.slices]))
+        photo_sha256 = hashlib.sha256(photo).hexdigest()
         for j, cohort in enumerate(cohorts):
             picture, mask = master(box, *size, seed=100 * i + j)
             content = images.encode_lossless(picture)
@@ -70,6 +73,7 @@ def publish(
             creatives.append(creative | changes)
         sample = {"sample_id": f"s {product}", "product_id": product, "role": "main", "title": f"The {product}"}
         sample |= {"photo_sha256": photo_sha256, "mask_uri": root.put(images.encode_mask(mask), "png"), "brand": "B"}
+        sample["photo_uri"] = root.put(photo, "photo")
         samples.append(row(schema.SAMPLES, **sample))
     version = tables.version(root, "samples")
     tables.merge(root, "samples", pa.Table.from_pylist(samples, schema.SAMPLES), "sample_id", version, {})

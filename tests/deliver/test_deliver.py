@@ -17,6 +17,7 @@ from adbooster.storage.vacuum import named
 from tests.conftest import row
 from tests.deliver.conftest import config
 from tests.deliver.pictures import publish
+from tests.provenance.signers import AUTHORITY, signing
 
 WIDE = Box(45, 90, 150, 100)  # a product that no upright slot holds
 
@@ -31,13 +32,13 @@ def mark(root, creative_id, word):
     tables.merge(root, "marks", marks, "creative_id", tables.version(root, "marks"), {})
 
 
-def test_a_catalog_goes_to_every_channel_through_the_pool(warm_ray, root, small):
-    """From end to end: every slot is filled or says why, files hold the creative's pixels and their marks."""
-    from adbooster.provenance import xmp
+def test_a_catalog_goes_to_every_channel_through_the_pool(warm_ray, root, small, tmp_path):
+    """From end to end: every slot is filled or says why, files hold the creative's pixels, their marks and a signature."""
+    from adbooster.provenance import credentials, xmp
 
     publish(root, products=("P1", "P2"), cohorts=("c1", "c2"), box=WIDE)
     channels = small("google_pmax", "google_merchant", "meta", "pinterest", "tiktok", "web")
-    report = deliver(config(root, channels))
+    report = deliver(config(root, channels, signing=signing(tmp_path / "signer")))
     rows = delivered(root)
     assert len(rows) == 4 * 12 == sum(c.wanted for c in report.channels.values())
     assert all((r["uri"] is None) == (r["reason"] is not None) for r in rows)
@@ -51,6 +52,8 @@ def test_a_catalog_goes_to_every_channel_through_the_pool(warm_ray, root, small)
         assert xmp.read(content).digital_source_type == found["digital_source_type"]
         assert xmp.read(content).source == f"urn:sha256:{found['master_sha256']}"
         assert found["psnr_db"] >= 36
+        signed = credentials.read(content, AUTHORITY.pem.decode())
+        assert (signed.state, signed.digital_source_type) == ("Trusted", found["digital_source_type"])
     types = {r["channel"]: r["digital_source_type"] for r in rows if r["uri"]}
     assert types["google_merchant"] == "trainedAlgorithmicMedia"
     assert types["meta"] == "compositeWithTrainedAlgorithmicMedia"
