@@ -8,6 +8,7 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.redaction import redact
 from adbooster.deliver.config import DeliverConfig
 from adbooster.deliver.sources import check_catalog
+from adbooster.painting.checks import check_models
 from adbooster.provenance.credentials import check_signing
 from adbooster.storage.objects import Root
 
@@ -38,6 +39,8 @@ def check(config: DeliverConfig) -> None:
             )
     if config.signing:
         check_signing(config.signing)
+    if config.extend:
+        check_models(config.extend.painting(config.root_uri, config.run_id))
     if config.feeds.catalog_uri:
         check_catalog(config.feeds.catalog_uri, channels)
     if not config.dry_run:

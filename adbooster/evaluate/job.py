@@ -15,7 +15,7 @@ from adbooster.evaluate.config import EvaluateConfig, EvaluateReport
 from adbooster.evaluate.outcomes import OutcomesReport
 from adbooster.measure import measurements, run, statistics, subjects, trials
 from adbooster.measure.config import CohortText, OwnPictures, Trial, revision
-from adbooster.painting import staged_rows
+from adbooster.painting.requests import staged_folder
 from adbooster.report import page
 from adbooster.storage import tables
 from adbooster.storage.model_store import content_hash, local_copy
@@ -195,7 +195,7 @@ def _rejects(root: Root, best: pa.Table) -> list[Figure]:
     runs = sorted(set(zip(best["run_id"].to_pylist(), best["recipe_id"].to_pylist(), strict=True)), reverse=True)
     rejected, painted = [], 0
     for run_id, recipe in runs[:RECIPES_READ]:
-        rows = tables.read_staged(root, staged_rows.staged_folder(run_id, recipe), schema.STAGED)
+        rows = tables.read_staged(root, staged_folder(run_id, recipe), schema.STAGED)
         rows = rows.filter(pc.equal(rows["rank"], 0))
         rejected += [w for some in rows["candidate_rejects"].to_pylist() for w in some or ()]
         painted += sum(x is not None for s in rows["candidate_scores"].to_pylist() for x in s or ())

@@ -16,8 +16,7 @@ from adbooster.generate.config import GenerateConfig
 from adbooster.generate.marks import MarkFigures, Marks
 from adbooster.painting.brand_rules import BrandRules, read_brand_rules
 from adbooster.painting.config import BrandFigures
-from adbooster.painting.requests import plan_requests, revisions
-from adbooster.painting.staged_rows import staged_creatives
+from adbooster.painting.requests import plan_requests, revisions, staged_creatives
 from adbooster.prompts.config import PromptFigures
 from adbooster.storage import tables
 from adbooster.storage.model_store import local_copy

@@ -28,7 +28,7 @@ from adbooster.painting.duplicates import Scenes
 from adbooster.painting.finish import Finisher
 from adbooster.painting.painter import Painter
 from adbooster.painting.placing import Placer
-from adbooster.painting.staged_rows import staged_creatives, staged_folder
+from adbooster.painting.requests import staged_creatives, staged_folder
 from adbooster.report.contact_sheet import write_contact_sheet
 from adbooster.storage.objects import Root
 

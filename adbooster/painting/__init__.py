@@ -7,6 +7,7 @@ nothing names yet. Used by the rooms generate and measure; whatever changes a pi
 __all__ = [
     "brand_rules",
     "candidates",
+    "checks",
     "config",
     "duplicates",
     "finish",
@@ -14,6 +15,5 @@ __all__ = [
     "painter",
     "placing",
     "requests",
-    "staged_rows",
     "targeting",
 ]

@@ -15,7 +15,7 @@ from adbooster.generate import marks
 from adbooster.generate.checks import check as check_generate
 from adbooster.generate.job import generate
 from adbooster.generate.plan import plan_night
-from adbooster.painting.staged_rows import staged_folder
+from adbooster.painting.requests import staged_folder
 from adbooster.storage import tables
 from tests.conftest import row
 from tests.generate.test_generate import config

@@ -19,12 +19,11 @@ from adbooster.generate.plan import NightPlan
 from adbooster.generate.publish import plan_publication
 from adbooster.generate.rounds import Painted
 from adbooster.models.clip_input import read_clip_input
-from adbooster.painting import staged_rows
 from adbooster.painting.config import Targeting
 from adbooster.painting.finish import Finisher
 from adbooster.painting.painter import Painter
 from adbooster.painting.placing import Placer
-from adbooster.painting.requests import plan_requests
+from adbooster.painting.requests import plan_requests, staged_folder
 from adbooster.pictures import cutouts, images, layout
 from adbooster.prompts.config import Prompting
 from adbooster.storage import tables
@@ -265,9 +264,9 @@ def test_what_a_killed_run_staged_is_not_painted_again(warm_ray, stocked):
     recipe = generate(whole.model_copy(update={"dry_run": True})).recipe_id
     wanted = requests(stocked, name=recipe)
     done = Chain(stocked, config(stocked, "killed"), recipe)(wanted.slice(0, 1))
-    stocked.fs.makedirs(stocked.path(staged_rows.staged_folder("killed", recipe)))
-    pap.write_table(done, stocked.path(staged_rows.staged_folder("killed", recipe)) + "/part-0.parquet")
-    stocked.write(staged_rows.staged_folder("killed", recipe) + "/part-1.parquet", b"PAR1 cut short")
+    stocked.fs.makedirs(stocked.path(staged_folder("killed", recipe)))
+    pap.write_table(done, stocked.path(staged_folder("killed", recipe)) + "/part-0.parquet")
+    stocked.write(staged_folder("killed", recipe) + "/part-1.parquet", b"PAR1 cut short")
     report = generate(whole)
     assert (report.already_staged, report.painted, report.published) == (1, 1, 2)
     assert tables.read(stocked, "creatives").num_rows == undisturbed.num_rows

@@ -11,7 +11,7 @@ from adbooster.generate import marks
 from adbooster.measure import measurements
 from adbooster.night import state
 from adbooster.painting import candidates
-from adbooster.painting.staged_rows import staged_creatives
+from adbooster.painting.requests import staged_creatives
 from adbooster.prepare import changes, feeds
 from adbooster.report import gallery, page
 from adbooster.storage import lock, model_store, tables, vacuum
