@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
-from scipy import ndimage
 
 from adbooster.channels.presets import FileFormat
 from adbooster.pictures import colours
@@ -94,12 +93,27 @@ def fidelity(before_u8: np.ndarray, after_u8: np.ndarray, product_u8: np.ndarray
     before_u8, after_u8  uint8 [H,W,3]
     product_u8           uint8 [H,W], 255 = product; its solid part is compared, without its rim where it has more
     """
+    box = tuple(_span(product_u8.any(axis=axis)) for axis in (1, 0))
+    product_u8 = product_u8[box]
     solid = product_u8 == 255
-    inner = ndimage.binary_erosion(solid)
-    at = np.flatnonzero(inner if inner.any() else solid if solid.any() else product_u8 > 0)
-    before, after = (picture.reshape(-1, 3)[at] for picture in (before_u8, after_u8))
-    square = float(((before.astype(np.float32) - after) ** 2).mean()) if len(at) else 0.0
+    inner = _without_rim(solid)
+    at = np.nonzero(inner if inner.any() else solid if solid.any() else product_u8 > 0)
+    before, after = (picture[box][at] for picture in (before_u8, after_u8))
+    square = float(((before.astype(np.float32) - after) ** 2).mean()) if len(before) else 0.0
     psnr = min(99.0, 10 * float(np.log10(255**2 / square))) if square else 99.0
-    some = slice(None, None, max(1, -(-len(at) // MOST_PIXELS)))
-    distance = colours.ciede2000(colours.lab(before[some]), colours.lab(after[some])) if len(at) else np.zeros(1)
+    some = slice(None, None, max(1, -(-len(before) // MOST_PIXELS)))
+    distance = colours.ciede2000(colours.lab(before[some]), colours.lab(after[some])) if len(before) else np.zeros(1)
     return Fidelity(psnr, float(distance.mean()), float(np.percentile(distance, 99)))
+
+
+def _span(there: np.ndarray) -> slice:
+    """From the first to the last that is there."""
+    at = np.flatnonzero(there)
+    return slice(at[0], at[-1] + 1) if len(at) else slice(0)
+
+
+def _without_rim(solid: np.ndarray) -> np.ndarray:
+    """Pixels, bool [H,W], whose four neighbours are there as well."""
+    inner = np.zeros_like(solid)
+    inner[1:-1, 1:-1] = solid[1:-1, 1:-1] & solid[:-2, 1:-1] & solid[2:, 1:-1] & solid[1:-1, :-2] & solid[1:-1, 2:]
+    return inner

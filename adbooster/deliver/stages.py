@@ -25,6 +25,7 @@ class Renderer:
     def __init__(self, root: Root, how: Encoding, allowed: Fidelities):
         self.root, self.how, self.allowed = root, how, allowed
         self.last: tuple[str, np.ndarray, np.ndarray] = ("", np.zeros(0), np.zeros(0))
+        self.last_cut: tuple[str, np.ndarray] = ("", np.zeros(0))
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         done = [{"rendition_id": row["rendition_id"]} | self._rendered(row) for row in rows.to_pylist()]
@@ -66,9 +67,18 @@ class Renderer:
             if hashlib.sha256(content).hexdigest() != row["master_sha256"]:
                 raise _Altered
             master = images.decode(content)
-            mask = _placed(images.decode_mask(self.root.read(row["mask_uri"])), Box(**row["layout"]), master.shape[:2])
+            mask = _placed(self._cut(row["mask_uri"]), Box(**row["layout"]), master.shape[:2])
             self.last = (row["master_uri"] + row["mask_uri"], master, mask)
         return self.last[1], self.last[2]
+
+    def _cut(self, mask_uri: str) -> np.ndarray:
+        """A photo's product mask without the page around it, uint8 [H,W]; creatives of one product have the same."""
+        if self.last_cut[0] != mask_uri:
+            mask = images.decode_mask(self.root.read(mask_uri))
+            ys, xs = (np.flatnonzero((mask > ON).any(axis=axis)) for axis in (1, 0))
+            cut = mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1] if len(ys) else mask[:0, :0]
+            self.last_cut = mask_uri, np.ascontiguousarray(cut)
+        return self.last_cut[1]
 
     def _encoded(self, row: dict, picture_u8: np.ndarray, kind: FileFormat) -> Encoded | None:
         quality = self.how.min_quality, self.how.quality
@@ -107,13 +117,11 @@ def marks_of(row: dict) -> Marks:
     return Marks(**{name: row[name] for name in names}, source=f"urn:sha256:{row['master_sha256']}")
 
 
-def _placed(mask_u8: np.ndarray, box: Box, shape: tuple[int, ...]) -> np.ndarray:
-    """A photo's product mask where the product stands in a creative of (height, width) `shape`."""
-    ys, xs = np.nonzero(mask_u8 > ON)
+def _placed(cut_u8: np.ndarray, box: Box, shape: tuple[int, ...]) -> np.ndarray:
+    """A product's mask, cut to the product, where that stands in a creative of (height, width) `shape`."""
     placed = np.zeros(shape, np.uint8)
-    if len(ys):
-        cut = np.ascontiguousarray(mask_u8[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
-        placed[box.slices] = images.resize(cut, box.width_px, box.height_px)
+    if cut_u8.size:
+        placed[box.slices] = images.resize(cut_u8, box.width_px, box.height_px)
     return placed
 
 
