@@ -1,27 +1,37 @@
-"""`jobs.generate` as an operator's driver runs it: a process and a cluster of its own, which a test may kill.
+"""`jobs.generate` or `jobs.deliver` as an operator's driver runs it: a process and a cluster of its own, which a test may kill.
 
-python -m tests.chaos_driver '{"config": "<file>.yaml", "witness": "<file>", "pause_s": 0.5, "nodes": 0}'
+python -m tests.chaos_driver '{"job": "generate", "config": "<file>.yaml", "witness": "<file>", "pause_s": 0.5, "nodes": 0}'
 
-Every request that a painter begins leaves a line in the witness file: request, pid, node, time. With `nodes` the job
+Every request that a stage begins leaves a line in the witness file: request, pid, node, time. With `nodes` the job
 runs on a `ray.cluster_utils.Cluster` of a head without CPUs and so many workers, and the node that paints is killed
 after its second call, without a word to it.
 """
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
+import psutil
 import ray
 
 from adbooster.cli import main as run_job
+from adbooster.deliver import job as delivery
+from adbooster.deliver.config import DeliverConfig
 from adbooster.generate import rounds
 from adbooster.generate.config import GenerateConfig
+
+JOBS = {
+    "generate": (GenerateConfig, "adbooster.generate.job:generate"),
+    "deliver": (DeliverConfig, "adbooster.deliver.job:deliver"),
+}
 
 
 class Witnessed:
@@ -41,7 +51,9 @@ class Witnessed:
 
 
 def requests_in(rows) -> list[str]:
-    """What a painting is for: `<request_id>/<round>`; a later round is another painting."""
+    """What a painting is for: `<request_id>/<round>`; a later round is another painting. Of a rendition, its id."""
+    if "rendition_id" in rows.column_names:
+        return rows["rendition_id"].to_pylist()
     ids = rows["request_id"].to_pylist()
     rounds = rows["round"].to_pylist() if "round" in rows.column_names else [0] * len(ids)
     return [f"{request_id}/{number}" for request_id, number in zip(ids, rounds, strict=True)]
@@ -49,19 +61,34 @@ def requests_in(rows) -> list[str]:
 
 @contextmanager
 def witnessing(witness: str, pause_s: float = 0):
-    """Whatever `generate` sends through a pool is witnessed."""
+    """Whatever `generate` and `deliver` send through a pool is witnessed."""
     real = rounds.through
     added: dict = {"witness": witness, "pause_s": pause_s}
-    rounds.through = lambda ds, stage, *rest, **init: real(ds, Witnessed, *rest, of=stage, **added, **init)
+    rounds.through = delivery.through = lambda ds, stage, *rest, **init: real(
+        ds, Witnessed, *rest, of=stage, **added, **init
+    )
     try:
         yield
     finally:
-        rounds.through = real
+        rounds.through = delivery.through = real
 
 
 def seen(witness: str) -> list[dict]:
     """The lines of a witness file, oldest first."""
     return [json.loads(line) for line in open(witness)] if os.path.exists(witness) else []
+
+
+def kill(driver: subprocess.Popen) -> None:
+    """kill -9 of a driver; returns when nothing that it started is left."""
+    started = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    agents = [p for p in started if p.is_running() and "Agent" in p.name()]  # outlive their driver; do no work
+    _, left = psutil.wait_procs(set(started) - set(agents), timeout=30)
+    assert not left, f"outlived its driver: {left}"
+    for agent in agents:
+        with suppress(psutil.NoSuchProcess):
+            agent.kill()
 
 
 def start_cluster(nodes: int, witness: str) -> None:
@@ -93,8 +120,7 @@ def main() -> None:
     if settings["nodes"]:
         start_cluster(settings["nodes"], settings["witness"])
     with witnessing(settings["witness"], settings["pause_s"]):
-        argv = ["--config", settings["config"]]
-        run_job(GenerateConfig, "adbooster.generate.job:generate", argv)
+        run_job(*JOBS[settings.get("job", "generate")], ["--config", settings["config"]])
 
 
 if __name__ == "__main__":  # as the module that the stages' processes import, not as a second copy of it

@@ -93,8 +93,15 @@ def fidelity(before_u8: np.ndarray, after_u8: np.ndarray, product_u8: np.ndarray
     before_u8, after_u8  uint8 [H,W,3]
     product_u8           uint8 [H,W], 255 = product; its solid part is compared, without its rim where it has more
     """
-    at = np.flatnonzero(proof.solid(product_u8))
-    before, after = (picture.reshape(-1, 3)[at] for picture in (before_u8, after_u8))
-    some = slice(None, None, max(1, -(-len(at) // MOST_PIXELS)))
-    distance = colours.ciede2000(colours.lab(before[some]), colours.lab(after[some])) if len(at) else np.zeros(1)
+    box = tuple(_span(product_u8.any(axis=axis)) for axis in (1, 0))
+    at = np.nonzero(proof.solid(product_u8[box]))
+    before, after = (picture[box][at] for picture in (before_u8, after_u8))
+    some = slice(None, None, max(1, -(-len(before) // MOST_PIXELS)))
+    distance = colours.ciede2000(colours.lab(before[some]), colours.lab(after[some])) if len(before) else np.zeros(1)
     return Fidelity(proof.psnr_of(before, after), float(distance.mean()), float(np.percentile(distance, 99)))
+
+
+def _span(there: np.ndarray) -> slice:
+    """From the first to the last that is there."""
+    at = np.flatnonzero(there)
+    return slice(at[0], at[-1] + 1) if len(at) else slice(0)

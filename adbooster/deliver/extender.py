@@ -11,7 +11,7 @@ import pyarrow as pa
 from adbooster.contracts import schema
 from adbooster.contracts.naming import seed_of
 from adbooster.deliver import extension
-from adbooster.deliver.masters import AlteredMaster, product_alpha, read_master
+from adbooster.deliver.masters import AlteredMaster, placed, read_master, read_product_mask
 from adbooster.engine.stage_process import in_network
 from adbooster.models.outpainter import Painting
 from adbooster.painting.config import PaintingConfig
@@ -34,7 +34,7 @@ class Framer:
     def _framed(self, row: dict) -> dict[str, Any]:
         try:
             master = read_master(self.root, row["master_uri"], row["master_sha256"])
-            alpha = product_alpha(self.root, row["mask_uri"], Box(**row["layout"]), master.shape[:2])
+            alpha = placed(read_product_mask(self.root, row["mask_uri"]), Box(**row["layout"]), master.shape[:2])
         except FileNotFoundError:
             return {"reject": "missing_image"}
         except images.UnreadableImage:

@@ -19,7 +19,7 @@ from adbooster.deliver.feed_files import Ready
 from adbooster.deliver.plan import LASTING, Plan, known_renditions, plan, staged_folder, with_files
 from adbooster.deliver.sources import Sources, State, read_withdrawn
 from adbooster.deliver.stages import Renderer
-from adbooster.engine import cluster
+from adbooster.engine import cluster, stage_times
 from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import dataset, preflight, through
 from adbooster.engine.progress import Progress
@@ -133,19 +133,22 @@ def _render(config: DeliverConfig, root: Root, requests: pa.Table) -> None:
     """Run requests through the renderers; their rows are staged as they are finished."""
     cluster.start()
     preflight({"render": config.render})
+    times = stage_times.start()
     ds = through(
         dataset(requests, config.render.batch),
         Renderer,
         config.render,
         schema.RENDITIONS,
         Failures(root, config.run_id, "failed_delivery"),
+        times=times,
         root=root,
         how=config.encoding,
         allowed=config.fidelity,
         signing=config.signing,
     )
     with Progress("deliver", requests.num_rows, config.progress_s, root) as progress:
-        stage_parts(ds, root, staged_folder(config.run_id), progress=progress)
+        staged = stage_parts(ds, root, staged_folder(config.run_id), progress=progress)
+    stage_times.write(root, config.run_id, "deliver", times, [staged.blocked_s])
 
 
 def _check_failures(config: DeliverConfig, requests: pa.Table, known: pa.Table) -> None:

@@ -25,12 +25,16 @@ def read_master(root: Root, uri: str, sha256: str) -> np.ndarray:
     return images.decode(content)
 
 
-def product_alpha(root: Root, mask_uri: str, box: Box, shape: tuple[int, ...]) -> np.ndarray:
-    """A product's stored mask where the product stands in a creative of (height, width) `shape`, uint8 [H,W]."""
-    mask_u8 = images.decode_mask(root.read(mask_uri))
-    ys, xs = np.nonzero(mask_u8 > ON)
-    placed = np.zeros(shape, np.uint8)
-    if len(ys):
-        cut = np.ascontiguousarray(mask_u8[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
-        placed[box.slices] = images.resize(cut, box.width_px, box.height_px)
-    return placed
+def read_product_mask(root: Root, mask_uri: str) -> np.ndarray:
+    """A photo's product mask without the page around it, uint8 [h,w]; of no size where there is no product."""
+    mask = images.decode_mask(root.read(mask_uri))
+    ys, xs = (np.flatnonzero((mask > ON).any(axis=axis)) for axis in (1, 0))
+    return np.ascontiguousarray(mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1] if len(ys) else mask[:0, :0])
+
+
+def placed(mask_u8: np.ndarray, box: Box, shape: tuple[int, ...]) -> np.ndarray:
+    """A product's mask, cut to the product, where that stands in a creative of (height, width) `shape`: uint8 [H,W]."""
+    whole = np.zeros(shape, np.uint8)
+    if mask_u8.size:
+        whole[box.slices] = images.resize(mask_u8, box.width_px, box.height_px)
+    return whole

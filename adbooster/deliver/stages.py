@@ -11,7 +11,7 @@ from adbooster.contracts import schema
 from adbooster.deliver import encoding
 from adbooster.deliver.config import Encoding, Fidelities
 from adbooster.deliver.encoding import Encoded, Fidelity
-from adbooster.deliver.masters import AlteredMaster, product_alpha, read_master
+from adbooster.deliver.masters import AlteredMaster, placed, read_master, read_product_mask
 from adbooster.pictures import images
 from adbooster.pictures.layout import Box
 from adbooster.provenance import credentials, xmp
@@ -31,6 +31,7 @@ class Renderer:
         self.anchors = read_anchors(signing.trust_anchors) if signing else ""
         self.photo: tuple[str, bytes] = ("", b"")
         self.last: tuple[str, np.ndarray, np.ndarray] = ("", np.zeros(0), np.zeros(0))
+        self.last_cut: tuple[str, np.ndarray] = ("", np.zeros(0))
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         done = [{"rendition_id": row["rendition_id"]} | self._rendered(row) for row in rows.to_pylist()]
@@ -74,7 +75,9 @@ class Renderer:
             uri, sha256 = row["extended_uri"], row["extended_sha256"]
         if self.last[0] != uri + row["mask_uri"]:
             master = read_master(self.root, uri, sha256)
-            mask = product_alpha(self.root, row["mask_uri"], Box(**row["layout"]), master.shape[:2])
+            if self.last_cut[0] != row["mask_uri"]:  # creatives of one product have the same
+                self.last_cut = row["mask_uri"], read_product_mask(self.root, row["mask_uri"])
+            mask = placed(self.last_cut[1], Box(**row["layout"]), master.shape[:2])
             self.last = (uri + row["mask_uri"], master, mask)
         return self.last[1], self.last[2]
 

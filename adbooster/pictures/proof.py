@@ -22,7 +22,8 @@ def product_psnr(picture_u8: np.ndarray, cutout: Cutout, box: Box) -> float:
 def solid(product_u8: np.ndarray) -> np.ndarray:
     """Where a product is compared, bool [H,W]: its solid part (255) without its rim, or all of it where it has no more."""
     whole = product_u8 == 255
-    inner = np.asarray(ndimage.binary_erosion(whole), bool)
+    inner = np.zeros_like(whole)  # its four neighbours are there as well
+    inner[1:-1, 1:-1] = whole[1:-1, 1:-1] & whole[:-2, 1:-1] & whole[2:, 1:-1] & whole[1:-1, :-2] & whole[1:-1, 2:]
     return inner if inner.any() else whole if whole.any() else product_u8 > 0
 
 

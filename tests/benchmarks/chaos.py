@@ -3,11 +3,12 @@
     python -m tests.benchmarks.chaos --seeds 20 --out chaos.jsonl                  every seed once; a table at the end
     python -m tests.benchmarks.chaos --seeds 20 --out chaos.jsonl --minutes 3      as many as fit, the rest next time
 
-A cluster of a head without CPUs and two nodes with a CPU pool and a (pretended) GPU each runs `jobs.generate` as an
-operator's driver, a process of its own, against an S3 that fails. Each seed draws shares of failing requests and two
-to four of the kinds below with their moments, over the time that the undisturbed night took. A run that does not end well
-is started again with the same command. Then the live table but for `run_id` and `gpu_s`, and every object by name and
-bytes, are compared with the undisturbed ones.
+A cluster of a head without CPUs and two nodes with a CPU pool and a (pretended) GPU each runs `jobs.generate` and, for two
+channels, `jobs.deliver` as an operator's driver, a process of its own, against an S3 that fails. Each seed draws shares of
+failing requests and two to four of the kinds below with their moments, over the time that the undisturbed night took. A run
+that does not end well is started again with the same command. Then the live creatives and deliveries but for `run_id` and `gpu_s`, the channels' feeds
+but for their runs and times, and every object by name and bytes, are compared with the undisturbed ones; a feed may name
+only what is delivered.
 
 kills (SIGKILL)     a painting worker, the node that paints, the driver
 pauses (SIGSTOP)    the driver; the raylet of the node that paints, so that its workers have S3 and no head
@@ -21,27 +22,16 @@ Each seed is one line of the file; a file that has a seed is not asked for it ag
 import argparse
 import hashlib
 import json
-import logging
 import multiprocessing
-import os
 import random
-import signal
-import subprocess
+import re
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
-os.environ["RAY_AUTH_MODE"] = "disabled"
-os.environ.update(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_REGION="us-east-1")
-os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
-
-import psutil
 import pyarrow as pa
 
 from adbooster.contracts import schema
@@ -49,28 +39,18 @@ from adbooster.pictures import images
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
 from adbooster.tiny import world
-from tests import chaos_driver
-from tests.faults import SHARES, Faults, FaultyS3
+from tests.benchmarks.chaos_nodes import KILLS, LASTING, PAUSES, SPELLS, ThreeNodes, s3_server
+from tests.deliver.conftest import small_channels
+from tests.faults import SHARES, Faults
 
 MODELS = Path(world.__file__).parent / "models"
 CONTEXTS = ("a spooky halloween night", "a snowy winter day", "a tropical beach holiday", "a football stadium")
 RECIPE = {"candidates": 2, "num_inference_steps": 2, "guidance_scale": 2.0, "size_px": 256, "paint_px": 64}
-MAY_DIFFER = {"run_id", "gpu_s"}
-PAUSE_S = 0.3  # after each request, so that moments fall into painting too and not only into starting
+MAY_DIFFER, POINTER_MAY_DIFFER = {"run_id", "gpu_s"}, {"run_id", "published_at"}
+CHANNELS = ("meta", "web")  # at a fifth of their sizes
 TOO_LONG_S, MOST_RUNS = 300, 8
-KILLS = ("worker", "node", "driver")
-PAUSES = {"driver_paused": (3, 15), "raylet_paused": (3, 80)}  # shortest and longest, s
-SPELLS = {"slow_down": (10, 40), "no_storage": (5, 20), "node_without_storage": (5, 20), "credentials_expire": (0, 5)}
-LASTING = {"refused_deletes": {"locked": True}, "clock_ahead": {"clock_s": 3600}, "clock_behind": {"clock_s": -3600}}
 KINDS = (*KILLS, *PAUSES, *SPELLS, *LASTING)
 S3_FAULTS = (*SHARES, "expired", "denied", "unchecked")
-RAY = {
-    "RAY_worker_niceness": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_health_check_period_ms": "500",  # a dead node is known after two seconds, a slow one is left alone
-    "RAY_health_check_failure_threshold": "4",
-    "RAY_health_check_timeout_ms": "15000",
-}
 
 
 def stock(root: Root) -> None:
@@ -90,201 +70,44 @@ def stock(root: Root) -> None:
 
 
 def digest(root: Root) -> dict:
-    """What is live, and every object: equal for equal nights."""
-    rows = tables.read(root, "creatives").drop_columns(sorted(MAY_DIFFER)).to_pylist()
-    rows = json.dumps(sorted(rows, key=lambda r: r["creative_id"]), sort_keys=True, default=str)
+    """What is live, what channels are given, and every object: equal for equal nights."""
+    creatives, deliveries = (tables.read(root, name) for name in ("creatives", "deliveries"))
     objects = {name: hashlib.sha256(root.read(name)).hexdigest() for name in sorted(root.stats("objects"))}
-    return {"rows": hashlib.sha256(rows.encode()).hexdigest(), "n": rows.count('"creative_id"'), "objects": objects}
+    delivered = {uri for uri in deliveries["uri"].to_pylist() if uri}
+    return {
+        "rows": rows_digest(creatives, "creative_id"),
+        "n": creatives.num_rows,
+        "deliveries": rows_digest(deliveries, "delivery_id"),
+        "delivered": len(delivered),
+        "feeds": feeds(root),
+        "dangling": sorted(named_in_feeds(root) - (delivered & objects.keys())),
+        "objects": objects,
+    }
 
 
-@contextmanager
-def environment(**values: str | None) -> Iterator[None]:
-    """Processes started in this block have these; null: not this one."""
-    before = {name: os.environ.get(name) for name in values}
-    _set(values)
-    try:
-        yield
-    finally:
-        _set(before)
+def rows_digest(rows: pa.Table, key: str) -> str:
+    """Of a table's rows, but for what says who made them and how long it took."""
+    kept = rows.drop_columns([name for name in rows.column_names if name in MAY_DIFFER]).to_pylist()
+    text = json.dumps(sorted(kept, key=lambda r: r[key]), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _set(values: dict[str, str | None]) -> None:
-    for name, value in values.items():
-        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+def feeds(root: Root) -> dict[str, str]:
+    """Every file below delivery/ by name and digest, the pointers but for the run that wrote them and when."""
+    found = {}
+    for name in sorted(root.stats("delivery")):
+        content = root.read(name)
+        if name.endswith("/latest.json"):
+            pointer = {k: v for k, v in json.loads(content).items() if k not in POINTER_MAY_DIFFER}
+            content = json.dumps(pointer, sort_keys=True).encode()
+        found[name] = hashlib.sha256(content).hexdigest()
+    return found
 
 
-def night(settings: dict) -> None:
-    """One run of `jobs.generate`, in a process that may be killed."""
-    log = os.open(settings["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    _set(settings["environment"])
-    logging.disable(logging.NOTSET)
-    with chaos_driver.witnessing(settings["witness"], PAUSE_S):
-        chaos_driver.run_job(
-            chaos_driver.GenerateConfig, "adbooster.generate.job:generate", ["--config", settings["config"]]
-        )
-
-
-def nothing() -> None:
-    pass
-
-
-class ThreeNodes:
-    """A head and two nodes that paint; each node, and the driver, meets S3 through a proxy of its own."""
-
-    def __init__(self, upstream: str, folder: Path):
-        from ray.cluster_utils import Cluster
-
-        self.folder, self.upstream, self.faults = folder, upstream, Faults()
-        self.open, self.doors = ExitStack(), {}
-        self.door = self._door("driver")
-        self.renew("KEY0")
-        self.environment = {
-            "AWS_SHARED_CREDENTIALS_FILE": str(folder / "credentials"),
-            "RAY_TMPDIR": str(folder),
-            **RAY,
-        }
-        (folder / "ray").mkdir()
-        with self._environment(self.door):
-            quiet = {"include_dashboard": False, "object_store_memory": 150 * 2**20}
-            self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
-            self.processes = multiprocessing.get_context("forkserver")
-            self.processes.set_forkserver_preload(["adbooster.painting.painter", "tests.chaos_driver"])
-        self.whole()
-
-    def _door(self, of: str) -> FaultyS3:
-        self.doors[of] = self.open.enter_context(FaultyS3(self.upstream, replace(self.faults, counts={})))
-        return self.doors[of]
-
-    @contextmanager
-    def _environment(self, door: FaultyS3, **more: str) -> Iterator[None]:
-        """Of processes that meet S3 through this door, with credentials from the file only."""
-        without = {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}
-        with environment(**without, AWS_ENDPOINT_URL=door.endpoint, **self.environment, **more):
-            yield
-
-    def renew(self, key: str) -> None:
-        """New credentials in the file that everyone reads."""
-        self.key, new = key, self.folder / "credentials.new"
-        new.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = s\naws_session_token = t\n")
-        new.replace(self.folder / "credentials")
-
-    def use(self, faults: Faults) -> None:
-        """At every door, from now on; what the doors had counted is forgotten."""
-        self.faults = faults
-        for i, door in enumerate(self.doors.values()):
-            door.use(replace(faults, seed=faults.seed + i, counts={}))
-
-    def change(self, of: str = "", **faults: object) -> None:
-        """Of the faults at every door, or at one."""
-        for name, door in self.doors.items():
-            if of in ("", name):
-                door.faults = replace(door.faults, **faults)  # its counts and its generator go on
-        if not of:
-            self.faults = replace(self.faults, **faults)
-
-    def counts(self) -> dict[str, int]:
-        return dict(sum((Counter(door.faults.counts) for door in self.doors.values()), Counter()))
-
-    def whole(self) -> None:
-        """Two nodes again, as an autoscaler would see to it."""
-        while len(self.cluster.worker_nodes) < 2:
-            door = self._door("new")
-            with self._environment(door):
-                node = self.cluster.add_node(num_cpus=3, num_gpus=1, object_store_memory=150 * 2**20)
-            self.doors[node.node_id] = self.doors.pop("new")
-        self.cluster.wait_for_nodes()
-
-    def start(self, settings: dict) -> multiprocessing.Process:
-        with self._environment(self.door, RAY_ADDRESS=self.cluster.address):
-            names = ("AWS_ENDPOINT_URL", "AWS_SHARED_CREDENTIALS_FILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-            taken = {name: os.environ.get(name) for name in names}  # a forked process has those of an earlier time
-            run = self.processes.Process(target=night, args=(settings | {"environment": taken},), daemon=True)
-            run.start()
-        return run
-
-    def disturb(
-        self, kind: str, run: multiprocessing.Process, witness: str, chance: random.Random
-    ) -> tuple[bool, float, Callable[[], None]]:
-        """Something of a kind: whether there was anything to do it to, and after how many seconds it is undone, and how."""
-        for_s = chance.uniform(*(PAUSES | SPELLS).get(kind, (0, 0)))
-        if kind in KILLS:
-            return self.kill(kind, run, witness, chance), 0, nothing
-        if kind in LASTING:
-            self.change(**LASTING[kind])
-            return True, 0, nothing
-        if kind in PAUSES:
-            return self._pause(kind, run, self._painting(witness, chance), for_s)
-        if kind == "credentials_expire":
-            new = f"KEY{int(self.key[3:]) + 1}"
-            self.change(expired=frozenset({self.key}))
-            return True, for_s, lambda: self.renew(new)
-        if kind == "node_without_storage":
-            node = self._painting(witness, chance)
-            self.change(node.node_id, cut=1.0)
-            return True, for_s, lambda: self.change(node.node_id, cut=0.0)
-        share = {"slow_down": "slow_down", "no_storage": "cut"}[kind]
-        self.change(**{share: 1.0})
-        return True, for_s, lambda: self.change(**{share: 0.0})
-
-    def _painting(self, witness: str, chance: random.Random):
-        """The node that painted last, or one that may."""
-        nodes = sorted(self.cluster.worker_nodes, key=lambda n: n.node_id)
-        seen = chaos_driver.seen(witness)
-        return next(
-            (n for n in nodes if seen and n.all_processes["raylet"][0].process.pid == seen[-1]["node"]),
-            chance.choice(nodes),
-        )
-
-    def _pause(
-        self, kind: str, run: multiprocessing.Process, node, for_s: float
-    ) -> tuple[bool, float, Callable[[], None]]:
-        pids = [raylet.process.pid for raylet in node.all_processes["raylet"]]
-        if kind == "driver_paused":
-            pids = [run.pid] if run.exitcode is None and run.pid else []
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-
-        def go_on() -> None:
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
-
-        return bool(pids), for_s, go_on
-
-    def close(self) -> None:
-        self.cluster.shutdown()
-        self.open.close()
-
-    def kill(self, kind: str, run: multiprocessing.Process, witness: str, chance: random.Random) -> bool:
-        """SIGKILL to one of a kind; False if there was none to kill."""
-        if kind == "driver":
-            if run.exitcode is None:
-                run.kill()
-                return True
-            return False
-        if kind == "worker":
-            return self._kill_worker(chance)
-        nodes = sorted(self.cluster.worker_nodes, key=lambda n: n.node_id)
-        if len(nodes) < 2:  # somewhere the night has to go on
-            return False
-        self.cluster.remove_node(self._painting(witness, chance), allow_graceful=False)
-        return True
-
-    def _kill_worker(self, chance: random.Random) -> bool:
-        workers = []
-        for node in self.cluster.worker_nodes:
-            raylets = [psutil.Process(p.process.pid) for p in node.all_processes["raylet"]]
-            for process in (child for raylet in raylets for child in raylet.children(recursive=True)):
-                with suppress(psutil.NoSuchProcess):
-                    title = " ".join(process.cmdline())[:60]
-                    if title.startswith("ray::") and "IDLE" not in title and "Agent" not in title:
-                        workers.append(process)
-        with suppress(psutil.NoSuchProcess, IndexError):
-            chance.choice(sorted(workers, key=lambda p: p.pid)).kill()
-            return True
-        return False
+def named_in_feeds(root: Root) -> set[str]:
+    """The objects whose addresses are in the files that channels fetch."""
+    fetched = (root.read(name).decode() for name in root.stats("delivery") if re.search(r"/feed\.\w+$", name))
+    return {uri for text in fetched for uri in re.findall(r"objects/\w\w/\w+\.\w+", text)}
 
 
 class Chaos:
@@ -302,9 +125,7 @@ class Chaos:
         return root, settings
 
     def _run(self, root: Root, settings: dict, run_id: str) -> multiprocessing.Process:
-        config = {
-            "root_uri": root.uri,
-            "run_id": run_id,
+        generate = {
             "weights": str(MODELS / "outpaint"),
             "rank_model": str(MODELS / "rank"),
             "device": "cpu",
@@ -314,9 +135,15 @@ class Chaos:
             "paint_batch": 2,  # a request fills a pass: each is a block and a part of its own
             "recipe": RECIPE,
         }
+        deliver = {
+            "channels": small_channels(self.nodes.folder, *CHANNELS),
+            "public_base_url": "https://cdn.shop.example/ads",
+            "render": {"batch": 4},
+        }
         file = Path(self.nodes.folder) / f"{Path(settings['log']).stem}.{run_id}.yaml"
-        file.write_text(json.dumps(config))
-        return self.nodes.start(settings | {"config": str(file)})
+        file.write_text(json.dumps({"root_uri": root.uri, "generate": generate, "deliver": deliver}))
+        jobs = {"generate": run_id, "deliver": f"{run_id}-delivery"}
+        return self.nodes.start(settings | {"config": str(file), "jobs": jobs})
 
     def _undisturbed(self) -> dict:
         """The night that all are compared with: what is live after it, and its seconds once the cluster is warm."""
@@ -329,6 +156,8 @@ class Chaos:
                 raise SystemExit(f"the undisturbed night failed: {Path(settings['log']).read_text()[-3000:]}")
             calm = digest(root) | {"night_s": round(time.monotonic() - started, 2)}
         assert calm["n"] == 8, calm["n"]
+        assert calm["delivered"] > 8, calm
+        assert not calm["dangling"], calm["dangling"]
         return calm
 
     def seed(self, seed: int) -> dict:
@@ -368,12 +197,12 @@ class Chaos:
         faults = self.nodes.counts()
         self.nodes.use(Faults())
         found = digest(root) if codes[-1] == 0 else {}
-        same = all(found.get(k) == self.calm[k] for k in ("rows", "n", "objects"))
-        if not same or late:
-            print(f"seed {seed}: {Path(settings['log']).read_text()[-4000:]}", file=sys.stderr)
+        differing = [k for k in self.calm if k != "night_s" and found.get(k) != self.calm[k]]
+        if differing or late:
+            print(f"seed {seed} differs in {differing}: {Path(settings['log']).read_text()[-4000:]}", file=sys.stderr)
         seconds = round(time.monotonic() - started, 1)
         told = {"seed": seed, "met": dict(+met), "s3": faults, "exit_codes": codes, "seconds": seconds}
-        return told | {"differs": not same, "too_late": late}
+        return told | {"differs": bool(differing), "too_late": late}
 
 
 def _undone(undo: list[tuple[float, Callable[[], None]]]) -> list[tuple[float, Callable[[], None]]]:
@@ -401,29 +230,6 @@ def table(lines: list[dict]) -> str:
     rows += [("differences", sum(line["differs"] for line in lines))]
     rows += [("runs that did not end in time", sum(line["too_late"] for line in lines))]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
-
-
-@contextmanager
-def s3_server() -> Iterator[str]:
-    """moto in a process of its own with a bucket `chaos`; only nodes and drivers meet it through a proxy."""
-    import s3fs
-
-    port = 20000 + os.getpid() % 9000
-    command = [sys.executable, "-m", "moto.server", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    endpoint = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            with suppress(OSError):
-                urllib.request.urlopen(endpoint, timeout=1).close()
-                break
-            time.sleep(0.2)
-        with environment(AWS_ENDPOINT_URL=endpoint):
-            s3fs.S3FileSystem(endpoint_url=endpoint).mkdir("chaos")
-            yield endpoint
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def run(

@@ -1,6 +1,7 @@
 """Channels at a fifth of their sizes, and a job whose renditions are made in this process."""
 
 import hashlib
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pap
@@ -17,17 +18,18 @@ from adbooster.deliver.stages import Renderer
 def small(tmp_path):
     """Writes presets of channels at a fifth of their sizes; gives the paths of their files."""
 
-    def write(*names, **changes):
-        paths = []
-        for name in names:
-            content = yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) | changes
-            for slot in content["slots"].values():
-                slot |= {size: [round(n / 5) for n in slot[size]] for size in ("min_px", "wanted_px")}
-            paths.append(tmp_path / f"{content['name']}.yaml")
-            paths[-1].write_text(yaml.safe_dump(content))
-        return tuple(map(str, paths))
+    return partial(small_channels, tmp_path)
 
-    return write
+
+def small_channels(folder, *names, **changes):
+    paths = []
+    for name in names:
+        content = yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) | changes
+        for slot in content["slots"].values():
+            slot |= {size: [round(n / 5) for n in slot[size]] for size in ("min_px", "wanted_px")}
+        paths.append(folder / f"{content['name']}.yaml")
+        paths[-1].write_text(yaml.safe_dump(content))
+    return tuple(map(str, paths))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from adbooster.contracts.errors import ConfigError, CoverageTooLow, PublishConfl
 from adbooster.deliver.checks import check
 from adbooster.deliver.config import DeliverConfig
 from adbooster.deliver.job import deliver
+from adbooster.engine import stage_times
 from adbooster.pictures import images
 from adbooster.pictures.layout import Box
 from adbooster.storage import tables
@@ -58,6 +59,7 @@ def test_a_catalog_goes_to_every_channel_through_the_pool(warm_ray, root, small,
     assert types["google_merchant"] == "trainedAlgorithmicMedia"
     assert types["meta"] == "compositeWithTrainedAlgorithmicMedia"
     assert {f"delivery/{name}/latest.json" for name in report.channels} <= set(root.stats("delivery"))
+    assert stage_times.read(root, "d1")["deliver"]["Renderer"]["rows"] == report.to_render
 
 
 def test_an_unchanged_catalog_costs_nothing(root, small, rendered):

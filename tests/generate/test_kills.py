@@ -8,11 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pytest
 
@@ -26,7 +24,7 @@ from adbooster.storage.objects import Root
 from adbooster.storage.rollback import rollback
 from adbooster.storage.vacuum import vacuum
 from adbooster.tiny import world
-from tests.chaos_driver import requests_in, seen, witnessing
+from tests.chaos_driver import kill, requests_in, seen, witnessing
 from tests.conftest import row
 from tests.faults import Faults, FaultyS3
 from tests.generate.test_generate import RECIPE, config
@@ -120,16 +118,7 @@ class Driver:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """kill -9 of the driver; returns when nothing that it started is left."""
-        started = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        agents = [p for p in started if p.is_running() and "Agent" in p.name()]  # outlive their driver; paint nothing
-        _, left = psutil.wait_procs(set(started) - set(agents), timeout=30)
-        assert not left, f"outlived its driver: {left}"
-        for agent in agents:
-            with suppress(psutil.NoSuchProcess):
-                agent.kill()
+        kill(self.process)
 
     def report(self) -> dict:
         out, _ = self.process.communicate(timeout=240)
