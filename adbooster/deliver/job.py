@@ -103,7 +103,7 @@ def _extend(config: DeliverConfig, root: Root, work: Plan) -> Counter[str]:
     extend, requests = config.extend, work.extensions
     cluster.start()
     preflight({"place": extend.place, "paint": extend.paint, "finish": extend.finish})
-    failures = Failures(root, config.run_id, "failed_extension")
+    failures, times = Failures(root, config.run_id, "failed_extension"), stage_times.start()
     batch = -(-extend.paint.batch // extend.paint_batch) * extend.paint_batch  # whole passes of the network
     batch = min(batch, -(-requests.num_rows // extend.paint.actors))
     place, paint = (pool.model_copy(update={"batch": batch}) for pool in (extend.place, extend.paint))
@@ -112,12 +112,13 @@ def _extend(config: DeliverConfig, root: Root, work: Plan) -> Counter[str]:
         *(pc.struct_field(requests["frame"], name).cast(pa.string()) for name in ("width_px", "height_px")), " "
     )
     requests = requests.take(pc.sort_indices(shape))
-    ds = through(dataset(requests, batch), Framer, place, schema.CANVASES, failures, root=root)
+    ds = through(dataset(requests, batch), Framer, place, schema.CANVASES, failures, times=times, root=root)
     how = {"config": work.painting, "attempts": extend.attempts, "max_seam": extend.max_seam}
-    ds = through(ds, Extender, paint, schema.EXTENDED, failures, **how)
-    ds = through(ds, Joiner, extend.finish, schema.EXTENSIONS, failures, root=root)
+    ds = through(ds, Extender, paint, schema.EXTENDED, failures, times=times, **how)
+    ds = through(ds, Joiner, extend.finish, schema.EXTENSIONS, failures, times=times, root=root)
     with Progress("extend", requests.num_rows, config.progress_s, root) as progress:
         staged = stage_parts(ds, root, extending.staged_folder(config.run_id), progress=progress)
+    stage_times.write(root, config.run_id, "extend", times, [staged.blocked_s])
     words = Counter(word for part in staged.rows for word in part["reject"].drop_null().to_pylist())
     failed = Counter({word: n for word, n in words.items() if word not in extending.LASTING})
     _check_share(config, failed, requests.num_rows, "extensions")

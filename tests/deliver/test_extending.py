@@ -19,6 +19,7 @@ from adbooster.deliver.config import DeliverConfig, Extension
 from adbooster.deliver.extender import Extender, Framer, Joiner
 from adbooster.deliver.job import deliver
 from adbooster.deliver.plan import plan
+from adbooster.engine.staging import Staged
 from adbooster.night.config import NightlyConfig
 from adbooster.painting.requests import revisions
 from adbooster.pictures import images
@@ -61,7 +62,7 @@ def extended(monkeypatch, rendered):
     """Creatives are extended here, without Ray, and staged as the engine stages them; gives the requests, call by call."""
     calls = []
 
-    def through(ds, stage, pool, out, failures=None, **init):
+    def through(ds, stage, pool, out, failures=None, times=None, **init):
         good = pc.is_null(ds["reject"])
         skipped = schema.fill(ds.filter(pc.invert(good)), out)
         return pa.concat_tables([stage(**init)(ds.filter(good)), skipped]) if pc.any(good).as_py() else skipped
@@ -71,11 +72,13 @@ def extended(monkeypatch, rendered):
         pap.write_table(rows, out)
         root.write(f"{folder}/{hashlib.sha256(out.getvalue()).hexdigest()[:32]}.parquet", out.getvalue().to_pybytes())
         calls.append(rows)
-        return type("Staged", (), {"rows": [rows]})
+        return Staged([rows], "")
 
     for name, fake in (("through", through), ("stage_parts", stage_parts), ("dataset", lambda rows, batch: rows)):
         monkeypatch.setattr(f"adbooster.deliver.job.{name}", fake)
-    monkeypatch.setattr("adbooster.deliver.job.cluster.start", lambda: None)
+    for name in ("cluster.start", "stage_times.start"):
+        monkeypatch.setattr(f"adbooster.deliver.job.{name}", lambda: None)
+    monkeypatch.setattr("adbooster.deliver.job.stage_times.write", lambda *given: {})
     monkeypatch.setattr("adbooster.deliver.job.preflight", lambda pools: None)
     return calls
 
