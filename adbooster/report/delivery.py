@@ -67,7 +67,8 @@ def collect(root: Root, most: int = MOST) -> dict:
     pictures = _Small(root)
     withdrawals = withdrawn.collect(root, version)
     for file in withdrawals.get("files", ()):
-        file["urls"] = [address for name in file["channels"] if name in of and (address := of[name].url(file["uri"]))]
+        addresses = (of[name].url(file["uri"]) for name in file["channels"] if name in of)
+        file["urls"] = sorted({address for address in addresses if address})
     return {
         "made_at": datetime.now(UTC).isoformat(timespec="minutes"),
         "version": version,
@@ -177,7 +178,7 @@ def _slot(row: dict, of: Published, small: dict[str, int], in_feed: dict[str, se
 def _titles(root: Root, rows: list[dict]) -> dict[str, str]:
     wanted = pa.array(sorted({r["product_id"] for r in rows}), pa.string())
     where = pc.field("product_id").isin(wanted) & (pc.field("role") == "main")
-    samples = tables.read(root, "samples", ["product_id", "title"], where=where).to_pylist()
+    samples = tables.read(root, "samples", ["product_id", "role", "title"], where=where).to_pylist()
     return {s["product_id"]: s["title"] or "" for s in samples}
 
 

@@ -40,7 +40,7 @@ def _unnamed(root: Root, withdrawn: pa.Table, version: int | None) -> dict[str, 
     """Files that showed something withdrawn before it was, with their channels, and that no row of `version` names."""
     ids = {kind: withdrawn.filter(pc.equal(withdrawn["kind"], kind))["value"].combine_chunks() for kind in KINDS}
     hit = reduce(or_, (pc.field(f"{kind}_id").isin(values) for kind, values in ids.items()))
-    columns, found = ["channel", "uri"], []
+    columns, found = ["channel", "uri", *(f"{kind}_id" for kind in KINDS)], []
     for before in sorted(_before(root, withdrawn), reverse=True)[:MOST_VERSIONS]:
         try:
             found.append(tables.read(root, "deliveries", columns, before, hit & pc.field("uri").is_valid()))
@@ -48,7 +48,7 @@ def _unnamed(root: Root, withdrawn: pa.Table, version: int | None) -> dict[str, 
             continue
     if not found:
         return {}
-    rows = pa.concat_tables(found).group_by(columns).aggregate([])
+    rows = pa.concat_tables(found).group_by(["channel", "uri"]).aggregate([])
     live = tables.read(root, "deliveries", ["uri"], version)["uri"].combine_chunks()
     files: dict[str, list[str]] = {}
     for row in rows.filter(pc.invert(pc.is_in(rows["uri"], live))).sort_by("channel").to_pylist():

@@ -62,15 +62,15 @@ function feedText(c) {
   const feed = c.feed, now = ((DATA.delivery.numbers.channels || {})[c.name] || {}).feed || {};
   const refused = Object.entries(now.left_out || {}).map(([word, n]) => `${count(n)} ${words(word)}`).join(', ');
   return el('span', { class: 'meaning' }, known(feed.entries) ? `${many(feed.entries, 'entry', 'entries')}, ${when(feed.published_at)}` : '', feed.problem ? ` ${feed.problem}` : '',
-    known(now.added) ? `; this run added ${count(now.added)}, changed ${count(now.changed)}, removed ${count(now.removed)}` : '', refused ? `; left out: ${refused}` : '');
+    !known(now.added) ? '' : now.added + now.changed + now.removed ? `; this run added ${count(now.added)}, changed ${count(now.changed)}, removed ${count(now.removed)}` : '; unchanged by this run', refused ? `; left out: ${refused}` : '');
 }
 
 /** What is withdrawn, and the files of it that no feed names and caches may hold. */
 function withdrawn(found) {
   if (!found.ids) return null;
   return el('details', { class: 'withdrawn', id: 'withdrawn' },
-    el('summary', {}, `Withdrawn: ${many(found.ids, 'product, cohort or creative', 'products, cohorts and creatives')}; `,
-      found.may_be_cached ? `${many(found.may_be_cached, 'delivered file')} of them still stored, and caches may hold ${found.may_be_cached === 1 ? 'it' : 'them'} (adbooster vacuum removes what is stored)` : 'no delivered file of them is stored any more'),
+    el('summary', {}, `Withdrawn: ${many(found.ids, 'id')}; `,
+      found.may_be_cached ? `${many(found.may_be_cached, 'delivered file')} of what is withdrawn still stored, and caches may hold ${found.may_be_cached === 1 ? 'it' : 'them'} (adbooster vacuum removes what is stored)` : 'no delivered file of it is stored any more'),
     el('ul', { class: 'notes' }, found.listed.map((w) => el('li', {}, `${w.kind} `, foreign(w.value), w.withdrawn_at ? `, ${when(w.withdrawn_at)}` : '')),
       found.ids > found.listed.length ? el('li', {}, `and ${count(found.ids - found.listed.length)} more`) : null),
     found.files.length ? el('ul', { class: 'notes' }, found.files.map((f) => el('li', {}, `${f.channels.join(', ')}: `, f.urls.length ? f.urls.map((a) => [outside(a), ' ']) : foreign(f.uri))),
