@@ -27,6 +27,8 @@ MOST_SLOTS = 1200  # of them together
 EMBEDDED_BYTES = 8 << 20  # of small pictures, as base64
 SLOT_PX = 224
 MASTER_PX = 240
+LOOKED_BACK = 5  # commits whose run may have small pictures already
+_WEBP = "data:image/webp;base64,"
 _SHOWN = ("channel", "slot", "reason", "made_by", "frame", "uri", "width_px", "height_px", "size_bytes", "format")
 _SHOWN += ("quality", "psnr_db", "delta_e_mean", "delta_e_p99", "digital_source_type", "signed_by", "run_id")
 SHOWN = [name for name in _SHOWN if name in schema.DELIVERIES.names]
@@ -121,19 +123,36 @@ class _Small:
     """Small pictures as addresses that the page can show, each once, as many as EMBEDDED_BYTES have room for."""
 
     def __init__(self, root: Root):
-        self.root, self.addresses, self.room = root, [], EMBEDDED_BYTES
+        self.root, self.addresses, self.room, self.made = root, [], EMBEDDED_BYTES, _made_before(root)
 
     def add(self, uris: list[str | None], side_px: int) -> dict[str, int]:
         """The numbers of those that have a picture, by uri."""
         wanted = list(dict.fromkeys(uri for uri in uris if uri))
+        missing = [uri for uri in wanted if uri not in self.made]
+        for uri, webp in zip(missing, gallery.thumbnails(self.root, missing, side_px), strict=True):
+            self.made[uri] = _WEBP + base64.b64encode(webp).decode() if webp else ""
         numbers = {}
-        for uri, webp in zip(wanted, gallery.thumbnails(self.root, wanted, side_px), strict=True):
-            address = f"data:image/webp;base64,{base64.b64encode(webp).decode()}" if webp else ""
-            if webp and len(address) <= self.room:
+        for uri in wanted:
+            address = self.made[uri]
+            if address and len(address) <= self.room:
                 numbers[uri] = len(self.addresses)
                 self.addresses.append(address)
                 self.room -= len(address)
         return numbers
+
+
+def _made_before(root: Root) -> dict[str, str]:
+    """Small pictures by uri of the last run that changed what is delivered: mostly it shows the same."""
+    for commit in tables.history(root, "deliveries")[:LOOKED_BACK]:
+        try:
+            data = read(root, commit.run_id or "") or {}
+            shown = [part for c in data.get("creatives", []) for part in (c, *c["slots"])]
+            found = {part["uri"]: data["pictures"][part["thumb"]] for part in shown if part.get("thumb") is not None}
+        except (*published.UNREADABLE, IndexError):
+            continue
+        if found and all(address.startswith(_WEBP) for address in found.values()):
+            return found
+    return {}
 
 
 def _creatives(root: Root, rows: list[dict], of: dict[str, Published], pictures: _Small) -> list[dict]:

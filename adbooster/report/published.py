@@ -12,7 +12,7 @@ from adbooster.channels.feeds import FeedSettings, url
 from adbooster.storage.objects import Root
 
 MOST_JSON = 64 << 20  # bytes of a feed that can only be read whole; CSV and TSV are read line by line
-MOST_FACTS, MOST_TEXT = 24, 300  # of an entry that are shown, and characters of each
+MOST_FACTS, MOST_TEXT = 40, 300  # of an entry that are shown, and characters of each
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error)
 _IMAGE = re.compile(r"(image\[\d+\])\.")
 

@@ -13,7 +13,7 @@ from adbooster.deliver.job import deliver
 from adbooster.deliver.withdraw import withdraw
 from adbooster.pictures import images
 from adbooster.pictures.layout import Box
-from adbooster.report import delivery, published
+from adbooster.report import delivery, gallery, published
 from adbooster.report.page import write_report
 from adbooster.storage import tables
 from tests.conftest import row
@@ -204,12 +204,27 @@ def test_the_page_is_made_again_without_opening_a_picture(root, small, rendered)
     assert shown(root, "d1") == before
 
 
+def test_an_unchanged_catalog_opens_no_picture_for_its_page(root, small, rendered, monkeypatch):
+    publish(root)
+    channels = small("web", "tiktok")
+    deliver(config(root, channels))
+    opened = []
+    keep = gallery.thumbnails
+    monkeypatch.setattr(gallery, "thumbnails", lambda root, uris, px: opened.extend(uris) or keep(root, uris, px))
+    delivery.collect(root)
+    assert opened == []
+    root.write("runs/d1/delivery.json", b'{"creatives": [{"uri": 1, "thumb": 9, "slots": []}], "pictures": []}')
+    data = delivery.collect(root)
+    assert len(opened) == len(data["pictures"]) > 0
+
+
 def test_pictures_that_are_gone_or_beyond_the_room_leave_an_empty_place(root, small, rendered, monkeypatch):
     publish(root, products=("P1", "P2"))
     deliver(config(root, small("web")))
     monkeypatch.setattr(delivery, "EMBEDDED_BYTES", 10)
     assert {s["thumb"] for s in slots(delivery.collect(root))} == {None}
     monkeypatch.undo()
+    root.clear("runs/d1")
     for folder in root.names("objects"):
         root.clear(f"objects/{folder}")
     data = delivery.collect(root)
