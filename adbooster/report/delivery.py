@@ -7,6 +7,7 @@ is delivered, it holds at most MOST creatives, MOST_SLOTS slots and EMBEDDED_BYT
 import base64
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Set
 from datetime import UTC, datetime
 from typing import Any
 
@@ -125,7 +126,7 @@ class _Small:
     def __init__(self, root: Root):
         self.root, self.addresses, self.room, self.made = root, [], EMBEDDED_BYTES, _made_before(root)
 
-    def add(self, uris: list[str | None], side_px: int) -> dict[str, int]:
+    def add(self, uris: Iterable[str | None], side_px: int) -> dict[str, int]:
         """The numbers of those that have a picture, by uri."""
         wanted = list(dict.fromkeys(uri for uri in uris if uri))
         missing = [uri for uri in wanted if uri not in self.made]
@@ -186,7 +187,7 @@ def _creatives(root: Root, rows: list[dict], of: dict[str, Published], pictures:
     return found
 
 
-def _slot(row: dict, of: Published, small: dict[str, int], in_feed: dict[str, set[str]]) -> dict[str, Any]:
+def _slot(row: dict, of: Published, small: dict[str, int], in_feed: dict[str, Set[str]]) -> dict[str, Any]:
     entry = {name: round(row[name], 3) if isinstance(row[name], float) else row[name] for name in SHOWN}
     if row["uri"] is None:
         return entry

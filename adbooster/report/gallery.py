@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -158,7 +159,7 @@ def _winners(root: Root, rows: list[dict], kept: dict[str, dict], pictures: Pict
     return [pictures.add(thumb) if thumb else None for thumb in thumbs]
 
 
-def thumbnails(root: Root, uris: list[str | None], side_px: int) -> list[bytes | None]:
+def thumbnails(root: Root, uris: Sequence[str | None], side_px: int) -> list[bytes | None]:
     """Small pictures of stored ones; null where there is none, as a later vacuum may have removed it."""
 
     def thumbnail(uri: str | None) -> bytes | None:

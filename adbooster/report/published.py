@@ -1,7 +1,6 @@
 """What a channel fetches, by its published feed and the settings that it was made with. What cannot be read is said, never raised."""
 
 import csv
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Set
@@ -76,8 +75,9 @@ def _entries(root: Root, file: str, kind: str) -> Iterator[dict[str, Any]]:
         yield from json.loads(root.read(file))["entries"]
         return
     how: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if kind == "tsv" else {}
-    with root.fs.open(root.path(file), "rb") as opened, io.TextIOWrapper(opened, "utf-8", newline="") as text:
-        yield from csv.DictReader(text, **how)
+    with root.fs.open(root.path(file), "rb") as opened:
+        lines: Iterator[bytes] = iter(opened)  # pyright: ignore[reportAssignmentType]  # fsspec has no type for it
+        yield from csv.DictReader((line.decode() for line in lines), **how)
 
 
 def facts(entry: dict[str, Any], cohort_id: str, uris: Set[str]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def facts(entry: dict[str, Any], cohort_id: str, uris: Set[str]) -> dict[str, An
     return {"facts": told[:MOST_FACTS], "more": max(0, len(told) - MOST_FACTS)}
 
 
-def named(value: Any, uris: Set[str]) -> set[str]:
+def named(value: Any, uris: Set[str]) -> Set[str]:
     """Which of these objects a value names by their addresses, one or several with commas between them, anywhere inside."""
     found = (
         part[part.rfind("objects/") :] for _, text in _flat(value) for part in text.split(",") if "objects/" in part

@@ -16,6 +16,7 @@ from adbooster.pictures.layout import Box
 from adbooster.report import delivery, gallery, published
 from adbooster.report.page import write_report
 from adbooster.storage import tables
+from adbooster.storage.objects import Root
 from tests.conftest import row
 from tests.deliver.conftest import config, rendered, small
 from tests.deliver.pictures import publish
@@ -117,6 +118,15 @@ def test_what_cannot_be_read_of_a_channel_is_said_and_the_rest_is_shown(root, sm
     assert "web/card" not in data["slots"]
 
 
+def test_the_same_on_s3(s3_root, small, rendered):
+    root = Root(s3_root)
+    publish(root)
+    deliver(config(root, small("google_merchant", "web")))
+    data = shown(root, "d1")
+    assert all(s["in_feed"] and data["pictures"][s["thumb"]] for s in slots(data))
+    assert {c["feed"]["problem"] for c in data["channels"]} == {""}
+
+
 def test_a_large_json_feed_is_not_read(root, small, rendered, monkeypatch):
     publish(root)
     monkeypatch.setattr(published, "MOST_JSON", 10)
@@ -192,6 +202,16 @@ def test_a_dry_run_and_a_run_without_deliveries_show_none(root, small):
     assert not root.exists("runs/d1")
     write_report(root, "e1")
     assert shown(root, "e1") is None
+
+
+def test_in_a_night_the_page_keeps_what_generate_put_on_it(root, small, rendered):
+    publish(root)
+    gallery.write(root, "d1", tables.read(root, "creatives"), {"painted": 7}, 300)
+    deliver(config(root, small("web")))
+    page = root.read("runs/d1/report.html").decode()
+    data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    assert data["numbers"] == {"painted": 7}
+    assert len(data["delivery"]["creatives"]) == 1
 
 
 def test_the_page_is_made_again_without_opening_a_picture(root, small, rendered):
