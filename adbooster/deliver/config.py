@@ -226,4 +226,6 @@ class DeliverReport(BaseModel):
     deliveries_version: int | None = None
     not_renewed: list[str] = []
     """Channels that have a feed and are not in `channels`: their feeds name what they named before."""
+    gallery_uri: str | None = None
+    """The run's page (report.html) with every slot; null in a dry run."""
     seconds: float = 0.0

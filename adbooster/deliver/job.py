@@ -24,6 +24,8 @@ from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import dataset, preflight, through
 from adbooster.engine.progress import Progress
 from adbooster.engine.staging import stage_parts
+from adbooster.report import delivery
+from adbooster.report.page import write_report
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
 
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def deliver(config: DeliverConfig) -> DeliverReport:
-    """Make the files that are not there yet, then publish all rows in one commit of tables/deliveries, then the feeds.
+    """Make the files that are not there yet, then publish all rows in one commit of tables/deliveries, then the feeds and the page.
 
     raises  TooManyRejects, CoverageTooLow, PublishConflict; nothing of this run is live then, and what was made is kept
     """
@@ -90,7 +92,10 @@ def deliver(config: DeliverConfig) -> DeliverReport:
         "deliveries_version": version,
         "seconds": _since(started),
     }
-    return report.model_copy(update=figures)
+    report = report.model_copy(update=figures)
+    delivery.write(root, config.run_id, report.model_dump(mode="json") | {"require": config.require})
+    page = {"gallery_uri": write_report(root, config.run_id), "seconds": _since(started)}
+    return report.model_copy(update=page)
 
 
 def _extend(config: DeliverConfig, root: Root, work: Plan) -> Counter[str]:

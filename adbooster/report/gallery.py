@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -57,7 +58,7 @@ def collect(root: Root, run_id: str, creatives: pa.Table, most: int) -> dict:
     shown = creatives.filter(pc.less_equal(creatives["request_id"], last))
     order = [(c, "ascending") for c in ("product_id", "cohort_id", "placement", "rank")]
     rows = shown.take(pc.sort_indices(shown, sort_keys=order)).to_pylist()
-    pictures = _Pictures(root, run_id, inline=len(rows) <= INLINE_MOST)
+    pictures = Pictures(root, run_id, inline=len(rows) <= INLINE_MOST)
     cohorts = _cohorts(root, rows)
     products = _products(root, rows, pictures)
     at = [{row["id"]: i for i, row in enumerate(some)} for some in (products, cohorts)]
@@ -89,7 +90,7 @@ def collect(root: Root, run_id: str, creatives: pa.Table, most: int) -> dict:
     }
 
 
-class _Pictures:
+class Pictures:
     """Small pictures by content: each once, as an address that the page can show."""
 
     def __init__(self, root: Root, run_id: str, inline: bool):
@@ -124,7 +125,7 @@ def _cohorts(root: Root, rows: list[dict]) -> list[dict]:
     ]
 
 
-def _products(root: Root, rows: list[dict], pictures: _Pictures) -> list[dict]:
+def _products(root: Root, rows: list[dict], pictures: Pictures) -> list[dict]:
     """The products of the rows with small pictures of their photo and mask."""
     columns = ["product_id", "role", "title", "category", "photo_uri", "mask_uri"]
     samples = tables.read(root, "samples", columns)
@@ -134,8 +135,8 @@ def _products(root: Root, rows: list[dict], pictures: _Pictures) -> list[dict]:
     )
     main_rows = {r["product_id"]: r for r in mains.to_pylist()}
     products = [{"product_id": name} | main_rows.get(name, dict.fromkeys(columns[1:])) for name in wanted]
-    photos = _thumbs(root, [r["photo_uri"] for r in products], PRODUCT_PX)
-    masks = _thumbs(root, [r["mask_uri"] for r in products], PRODUCT_PX)
+    photos = thumbnails(root, [r["photo_uri"] for r in products], PRODUCT_PX)
+    masks = thumbnails(root, [r["mask_uri"] for r in products], PRODUCT_PX)
     return [
         {
             "id": row["product_id"],
@@ -149,16 +150,16 @@ def _products(root: Root, rows: list[dict], pictures: _Pictures) -> list[dict]:
     ]
 
 
-def _winners(root: Root, rows: list[dict], kept: dict[str, dict], pictures: _Pictures) -> list[int | None]:
+def _winners(root: Root, rows: list[dict], kept: dict[str, dict], pictures: Pictures) -> list[int | None]:
     """A small picture of every creative: the one that was kept when it was painted, or one made of its file."""
     kept_thumbs = [kept.get(r["request_id"], {}).get("winners", {}).get(str(r["seed"])) for r in rows]
     missing = sorted({r["uri"] for r, known in zip(rows, kept_thumbs, strict=True) if not known and r["uri"]})
-    made = dict(zip(missing, _thumbs(root, missing, candidates.WINNER_PX), strict=True))
+    made = dict(zip(missing, thumbnails(root, missing, candidates.WINNER_PX), strict=True))
     thumbs = [known or made.get(r["uri"]) for r, known in zip(rows, kept_thumbs, strict=True)]
     return [pictures.add(thumb) if thumb else None for thumb in thumbs]
 
 
-def _thumbs(root: Root, uris: list[str | None], side_px: int) -> list[bytes | None]:
+def thumbnails(root: Root, uris: Sequence[str | None], side_px: int) -> list[bytes | None]:
     """Small pictures of stored ones; null where there is none, as a later vacuum may have removed it."""
 
     def thumbnail(uri: str | None) -> bytes | None:
@@ -171,7 +172,7 @@ def _thumbs(root: Root, uris: list[str | None], side_px: int) -> list[bytes | No
         return list(threads.map(thumbnail, uris))
 
 
-def _creative(row: dict, kept: dict | None, live: set[str], pictures: _Pictures) -> dict:
+def _creative(row: dict, kept: dict | None, live: set[str], pictures: Pictures) -> dict:
     plain = ("creative_id", "request_id", "placement", "rank", "prompt", "negative_prompt", "prompt_style", "sha256")
     plain += ("uri", "width", "height", "fallback", "fallback_reason", "run_id")
     entry = {name: row[name] for name in plain}
@@ -188,7 +189,7 @@ def _creative(row: dict, kept: dict | None, live: set[str], pictures: _Pictures)
     return entry
 
 
-def _candidate(candidate: dict, won: str, stepped_back: set[str], pictures: _Pictures) -> dict:
+def _candidate(candidate: dict, won: str, stepped_back: set[str], pictures: Pictures) -> dict:
     entry = {name: candidate[name] for name in ("seed", "score", "word")}
     if candidate["seed"] in stepped_back:  # it won its round and is not live: another winner has its scene
         entry["word"] = "duplicate_background"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from adbooster.report import gallery
+from adbooster.report import delivery, gallery
 from adbooster.storage.objects import Root
 
 PAGE = Path(__file__).parent / "page"
@@ -23,6 +23,7 @@ SCRIPTS = (
     "marks.js",
     "gallery.js",
     "detail.js",
+    "delivery.js",
     "page.js",
 )  # one script, in this order
 
@@ -30,21 +31,22 @@ SCRIPTS = (
 def write_report(root: Root, run_id: str, evaluation: dict | None = None) -> str:
     """Write runs/<run_id>/report.html and return its address.
 
-    It shows what `gallery.write` kept for the run, or, for a run that painted nothing, what is live now. Call it again
-    when there is an evaluation: the page is made anew from the same data, without opening a picture.
+    It shows what `gallery.write` kept for the run, or, for a run that painted nothing, what is live now, and what
+    `delivery.write` kept. Call it again when there is an evaluation or a delivery: the page is made anew from the same
+    data, without opening a picture.
     evaluation  runs/<run_id>/evaluation.json as a dict; None: the one that lies there, if there is one
     """
     at = f"runs/{run_id}/evaluation.json"
     if evaluation is None and root.exists(at):
         evaluation = json.loads(root.read(at))
-    data = gallery.read(root, run_id) | {"evaluation": evaluation}
+    data = gallery.read(root, run_id) | {"evaluation": evaluation, "delivery": delivery.read(root, run_id)}
     relative = f"runs/{run_id}/report.html"
     root.write(relative, render(data).encode())
     return f"{root.uri}/{relative}"
 
 
 def render(data: dict) -> str:
-    """The page for what gallery.collect gives, with `numbers` and `evaluation`."""
+    """The page for what gallery.collect gives, with `numbers`, `evaluation` and `delivery`."""
     style = (PAGE / "report.css").read_text()
     script = "'use strict';\n(() => {\n" + "".join((PAGE / name).read_text() for name in SCRIPTS) + "})();\n"
     parts = {

@@ -4,6 +4,7 @@ import sys
 import threading
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pap
 import pytest
 
@@ -155,6 +156,17 @@ def test_a_table_older_than_a_column_is_read_with_nulls_and_grows(root):
     tables.merge(root, "cohorts", new, "cohort_id", 0, {})
     found = {r["cohort_id"]: (r["negative"], r["centroid"]) for r in tables.read(root, "cohorts").to_pylist()}
     assert found == {"a": (None, None), "b": ("rain", [1.0])}
+
+
+def test_only_rows_that_are_asked_for_are_read_of_a_table_that_was_merged_into(root):
+    merge(root, ["a", "b"], "old", None)
+    merge(root, ["b", "c"], "new", 0)
+    merge(root, ["d"], "last", 1)
+    for wanted, found in ((["b", "d", "x"], {"b", "d"}), ([], set())):
+        where = pc.field("cohort_id").isin(pa.array(wanted, pa.string()))
+        read = tables.read(root, "cohorts", ["cohort_id", "query"], where=where)
+        assert set(read["cohort_id"].to_pylist()) == found
+    assert tables.read(root, "cohorts", ["cohort_id"], 0, pc.field("cohort_id") == "c").num_rows == 0
 
 
 def test_replace_puts_all_rows_in_place_of_all_in_one_commit(root):

@@ -185,6 +185,7 @@ function markAt(i, mark) {
 }
 
 function refreshMarks() {
+  refreshDelivered();
   for (const made of byId('grid').querySelectorAll('.card')) showMark(made, gallery.list[Number(made.dataset.i)]);
 }
 

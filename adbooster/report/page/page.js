@@ -108,6 +108,7 @@ index();
 fillFilters();
 results();
 evaluation();
+deliveries();
 tellMarks();
 listen();
 applyFilters();

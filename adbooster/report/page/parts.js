@@ -79,9 +79,9 @@ const kept = {
   },
 };
 
-/** The picture of a number, or an empty place. `alt` is plain text. */
-function picture(number, alt, name = '') {
-  const address = DATA.pictures[number];
+/** The picture of a number among addresses, or an empty place. `alt` is plain text. */
+function picture(number, alt, name = '', addresses = DATA.pictures) {
+  const address = addresses[number];
   if (number === null || number === undefined || !address) return el('div', { class: `gone ${name}` }, 'no picture');
   return el('img', { src: address, alt, class: name, loading: 'lazy', decoding: 'async', draggable: 'false' });
 }
