@@ -97,8 +97,8 @@ def fidelity(before_u8: np.ndarray, after_u8: np.ndarray, product_u8: np.ndarray
     product_u8 = product_u8[box]
     solid = product_u8 == 255
     inner = _without_rim(solid)
-    at = np.nonzero(inner if inner.any() else solid if solid.any() else product_u8 > 0)
-    before, after = (picture[box][at] for picture in (before_u8, after_u8))
+    at = np.flatnonzero(inner if inner.any() else solid if solid.any() else product_u8 > 0)
+    before, after = (picture[box].reshape(-1, 3).take(at, axis=0) for picture in (before_u8, after_u8))
     square = float(((before.astype(np.float32) - after) ** 2).mean()) if len(before) else 0.0
     psnr = min(99.0, 10 * float(np.log10(255**2 / square))) if square else 99.0
     some = slice(None, None, max(1, -(-len(before) // MOST_PIXELS)))
