@@ -41,6 +41,7 @@ bench: venv
 	$(BIN)/python -m tests.benchmarks.generate --quick
 	$(BIN)/python -m tests.benchmarks.prepare --quick
 	$(BIN)/python -m tests.benchmarks.finetune --quick
+	$(BIN)/python -m tests.benchmarks.deliver --quick
 
 fuzz: venv
 	ADBOOSTER_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz

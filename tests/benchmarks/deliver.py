@@ -1,6 +1,6 @@
 """Renditions a second: jobs.deliver against the plain Pillow loop that a user would write instead.
 
-    python -m tests.benchmarks.deliver --quick     200 creatives instead of 10,000, which take some 25 GB of disk
+    python -m tests.benchmarks.deliver --quick     200 creatives instead of 10,000, which take some 10 GB of disk
 
 Creatives of 1080 px, stored as AdBooster stores them, for five slots of one channel. They are a dozen scenes, but each is a
 file of its own (a serial number in its metadata), so that each is read, hashed and decoded by itself. The loop, a process
