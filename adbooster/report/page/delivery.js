@@ -1,6 +1,13 @@
 // Deliveries: each creative in the slots of the channels as they show it, why slots are empty, what feeds say, what is withdrawn.
 const REASONS = {
   needs_extension: 'a crop does not fill it: more scene would have to be painted around the creative',
+  visible_seam: 'it was extended, and the creative’s edge showed each time',
+  second_copy: 'it was extended, and there was a second product each time',
+  people_not_asked: 'it was extended, and there were people each time',
+  text_in_scene: 'it was extended, and there was writing each time',
+  unsafe: 'it was extended, and what was painted was unsafe each time',
+  other_recipe: 'the creative was painted by another recipe or other weights than extensions are',
+  failed_extension: 'extending it failed',
   too_small: 'the creative is too small for the smallest size that the channel takes',
   product_outside: 'the product does not fit between the slot’s margins',
   over_budget: 'no file within the byte limit at the lowest quality that is allowed',
@@ -189,7 +196,7 @@ function filledFacts(s) {
   const lossy = known(s.psnr_db) ? `product ${s.psnr_db.toFixed(1)} dB, ΔE ${s.delta_e_mean.toFixed(2)} (p99 ${s.delta_e_p99.toFixed(2)})` : 'lossless';
   const shown = s.in_feed === null ? null : el('p', { class: s.in_feed ? '' : 'muted' }, s.in_feed ? 'in the feed' : 'not in the feed: it names others of this product, or leaves it out');
   return [
-    el('p', {}, `${s.width_px} × ${s.height_px} ${s.format}, ${bytes(s.size_bytes)}${known(s.quality) ? `, quality ${s.quality}` : ''}`), el('p', {}, lossy), el('p', {}, `made by ${words(s.made_by || 'unknown')}`),
+    el('p', {}, `${s.width_px} × ${s.height_px} ${s.format}, ${bytes(s.size_bytes)}${known(s.quality) ? `, quality ${s.quality}` : ''}`), el('p', {}, lossy), el('p', {}, `made by ${words(s.made_by || 'unknown')}${s.made_by === 'extension' && known(s.seam) ? `, seam ${s.seam.toFixed(2)}` : ''}${s.extension_reject ? ` (not extended: ${words(s.extension_reject)})` : ''}`),
     el('p', {}, 'labelled ', el('span', { class: 'label' }, s.digital_source_type || 'nothing'), 'signed_by' in s ? (s.signed_by ? [', signed by ', foreign(s.signed_by)] : ', not signed') : ''),
     shown, s.url ? el('p', {}, outside(s.url, 'public address')) : null,
   ];
