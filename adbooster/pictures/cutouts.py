@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pymatting
 
 from adbooster.pictures.images import resize
 
@@ -36,6 +35,8 @@ def cut(photo_u8: np.ndarray, product_mask_u8: np.ndarray) -> Cutout:
 
     Source of the estimate: Germer et al., Fast Multi-Level Foreground Estimation, 2020 (pymatting).
     """
+    import pymatting  # with numba a second and 100 MiB, for what most processes never do
+
     ys, xs = np.nonzero(product_mask_u8 > ON)
     window = slice(ys.min(), ys.max() + 1), slice(xs.min(), xs.max() + 1)
     pixels, alpha = photo_u8[window], product_mask_u8[window]
