@@ -110,17 +110,15 @@ class Slot(Config):
     asset: str = Field(default="", pattern=r"^[A-Z_]{0,64}$")
     """Field type of the asset in Google Ads."""
 
-    @model_validator(mode="after")
-    def _can_be_filled(self) -> Self:
-        """A product as small and as narrow as it may be has a place."""
+    def check_fillable(self, name: str) -> None:
+        """raises  ConfigError if a product as small and as narrow as it may be has no place; settings that are stored may"""
         longer = self.product.scale[0] * min(self.wanted_px)
         wide, high = longer / self.wanted_px[0], longer / self.wanted_px[1]
         if not (self._has_place(wide, 0) or self._has_place(0, high)):
-            raise ValueError(
-                f"no product has a place: at product.scale {self.product.scale[0]:g} or more and with its middle at centre_x "
+            raise ConfigError(
+                f"slots.{name}: no product has a place: at product.scale {self.product.scale[0]:g} or more and with its middle at centre_x "
                 f"{list(self.product.centre_x)}, centre_y {list(self.product.centre_y)} it reaches into the safe area's margins"
             )
-        return self
 
     def _has_place(self, wide: float, high: float) -> bool:
         """Whether a product of so large a share of the width and of the height can lie off the margins."""
@@ -223,6 +221,9 @@ def _channel(name: str) -> Channel:
         raise ConfigError(f"{path} has {size} bytes, a channel's file at most {MAX_BYTES}")
     content = parse_yaml(path.read_bytes(), str(path))
     try:
-        return Channel.model_validate(content)
+        channel = Channel.model_validate(content)
     except ValidationError as e:
         raise ConfigError(f"the channel {path} cannot be used: {first_error(e, most=60)}") from e
+    for slot_name, slot in channel.slots.items():
+        slot.check_fillable(slot_name)
+    return channel

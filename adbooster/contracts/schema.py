@@ -439,7 +439,7 @@ CANVASES = _schema(
     width_px=pa.int32(),
     height_px=pa.int32(),
     seen=pa.binary(),  # uint8 [H,W,3]
-    known=pa.binary(),  # uint8 [H,W], 255 = the creative
+    known=LAYOUT,  # where the creative is kept, in whole pixels of the canvas
     product=pa.binary(),  # uint8 [H,W], the product's alpha
 )
 
@@ -520,11 +520,12 @@ DELIVERIES = _schema(
     master_sha256=pa.string(),  # of the creative's file
     frame=LAYOUT,  # the part of the creative that is shown, in its pixels; an extension's reaches beyond its edges
     made_by=pa.string(),  # crop, extension, or placement (a crop of a creative of another placement); null: empty
-    extension_id=pa.string(),  # of the extension that is shown, or was tried first
+    extension_id=pa.string(),  # of the extension that is shown
     extended_uri=pa.string(),  # the creative with more scene round it, lossless
     extended_sha256=pa.string(),
     seam=pa.float32(),  # step across the creative's edge over the scene's own
-    extension_reject=pa.string(),  # why the extension is not shown
+    refused_extensions=_TEXTS,  # extensions that were tried first and are not shown
+    refused_why=_TEXTS,  # a word for each of them
     reason=pa.string(),  # why the slot is empty; null: it is filled
     digital_source_type=pa.string(),  # code of the IPTC vocabulary that the file carries
     **{f.name: f.type for f in RENDITIONS if f.name not in ("rendition_id", "reject")},

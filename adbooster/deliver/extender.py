@@ -42,12 +42,12 @@ class Framer:
         except AlteredMaster:
             return {"reject": "altered_master"}
         frame, there = Box(**row["frame"]), Box(**row["kept"])
-        seen, known = extension.canvas(master, frame, there, row["scale"])
-        product, _ = extension.canvas(np.repeat(alpha[..., None], 3, axis=2), frame, there, row["scale"])
-        product = np.where(known == 255, product[..., 0], 0).astype(np.uint8)
-        high, wide = known.shape
-        arrays = {"seen": seen.tobytes(), "known": known.tobytes(), "product": product.tobytes()}
-        return {"width_px": wide, "height_px": high} | arrays
+        canvas = extension.canvas(master, frame, there, row["scale"])
+        product = extension.canvas(np.repeat(alpha[..., None], 3, axis=2), frame, there, row["scale"]).seen_u8[..., 0]
+        product = np.where(canvas.known_u8 == 255, product, 0).astype(np.uint8)
+        high, wide = product.shape
+        size = {"width_px": wide, "height_px": high, "known": vars(canvas.known)}
+        return size | {"seen": canvas.seen_u8.tobytes(), "product": product.tobytes()}
 
 
 class Extender:
@@ -69,7 +69,8 @@ class Extender:
         asked = rows.to_pylist()
         done: list[dict | None] = [None] * len(asked)
         with in_network():
-            conditions = [self.outpainter.condition(_pixels(row, "seen"), _pixels(row, "known")) for row in asked]
+            canvases = [extension.Canvas(_pixels(row, "seen"), Box(**row["known"])) for row in asked]
+            conditions = [self.outpainter.condition(c.seen_u8, c.known_u8) for c in canvases]
         for attempt in range(self.attempts):
             todo = [i for i, found in enumerate(done) if found is None or found["reject"]]
             if not todo:
@@ -90,17 +91,18 @@ class Extender:
         return schema.fill(pa.Table.from_pylist(found, pa.schema([*schema.CANVASES, *_NEW])), schema.EXTENDED)
 
     def _judged(self, rows: Sequence[dict], painted: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-        """What was painted, its seam, and the word for what is wrong with it."""
-        pictures, seams = [], []
+        """What was painted, its seam, and the word for what is wrong with it, in the part of it that the frame shows."""
+        pictures, alphas, seams = [], [], []
         for row, picture in zip(rows, painted, strict=True):
-            seen, known = _pixels(row, "seen"), _pixels(row, "known")
-            ys, xs = (np.nonzero(known.any(axis))[0] for axis in (1, 0))
-            there = Box(int(xs[0]), int(ys[0]), int(xs[-1] - xs[0]) + 1, int(ys[-1] - ys[0]) + 1)
-            pictures.append(extension.join(seen, picture, Box(0, 0, *known.shape[::-1]), there, 1.0))
+            known, shown = Box(**row["known"]), _shown(row)
+            whole = Box(0, 0, row["width_px"], row["height_px"])
+            joined = extension.join(_pixels(row, "seen"), picture, whole, known, 1.0)
+            pictures.append(np.ascontiguousarray(joined[shown.slices]))
+            alphas.append(np.ascontiguousarray(_pixels(row, "product")[shown.slices]))
+            there = Box(known.x_px - shown.x_px, known.y_px - shown.y_px, known.width_px, known.height_px)
             seams.append(extension.seam(pictures[-1], there))
-        alphas = [_pixels(row, "product") for row in rows]
+        without = [scenes.scene_only(p, a) for p, a in zip(pictures, alphas, strict=True)]
         with in_network():
-            without = [scenes.scene_only(p, a) for p, a in zip(pictures, alphas, strict=True)]
             vectors = self.ranker.embed_images(without)
         verdicts = self.inspector.inspect(pictures, alphas, vectors, [row["text"] or "" for row in rows])
         return [
@@ -137,7 +139,21 @@ class Joiner:
         return figures | {"extended_uri": uri, "extended_sha256": hashlib.sha256(content).hexdigest()}
 
 
+def _shown(row: dict) -> Box:
+    """What the frame shows of a canvas, which is a little larger; it ends with the creative where the frame goes no further."""
+    frame, there, known = Box(**row["frame"]), Box(**row["kept"]), Box(**row["known"])
+    sides = []
+    for n, (start, length), (first, covered), most in (
+        (frame.width_px, (there.x_px, there.width_px), (known.x_px, known.width_px), row["width_px"]),
+        (frame.height_px, (there.y_px, there.height_px), (known.y_px, known.height_px), row["height_px"]),
+    ):
+        low = 0 if start else first
+        high = min(most, round(n * row["scale"])) if start + length < n else first + covered
+        sides.append((low, max(high, first + covered) - low))
+    return Box(sides[0][0], sides[1][0], sides[0][1], sides[1][1])
+
+
 def _pixels(row: dict, name: str) -> np.ndarray:
-    """An array of a row in flight, uint8 [H,W,3], or [H,W] of masks."""
+    """An array of a row in flight, uint8 [H,W,3], or [H,W] of the product's alpha."""
     shape = row["height_px"], row["width_px"], *((3,) if name in ("seen", "painted") else ())
     return np.frombuffer(row[name], np.uint8).reshape(shape)

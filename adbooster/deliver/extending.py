@@ -1,6 +1,7 @@
 """Which creatives may be extended, what is known of their extensions, and what is asked of those that are not there."""
 
 import json
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -22,21 +23,43 @@ _CODE = "1"  # raise it to paint every extension again
 # The same frame of the same creative would end in these again; what ended in another word is tried again.
 LASTING = ("visible_seam", "second_copy", "people_not_asked", "text_in_scene", "unsafe")
 OTHER_RECIPE = "other_recipe"
-_FACTS = ("extension_id", "extended_uri", "extended_sha256", "seam")
+
+
+class Models:
+    """What extensions are painted with, hashed once, where a frame is asked for that is not known; `tried`: what a run asked for."""
+
+    def __init__(self, config: DeliverConfig, extend: Extension, root: Root, live: pa.Table):
+        """live: the column weights_revision of the live creatives"""
+        self.config, self.extend, self.root = config, extend, root
+        self.live, self.tried = live, set[str]()
+
+    @cached_property
+    def painting(self) -> PaintingConfig:
+        """The settings that extensions are painted with: with the weights of the live creatives, where the root has them."""
+        painting = self.extend.painting(self.config.root_uri, self.config.run_id)
+        counts = pc.value_counts(self.live["weights_revision"].drop_null()).to_pylist()
+        revision = max(counts, key=lambda c: (c["counts"], c["values"]), default={"values": None})["values"]
+        own = f"weights/{revision}"
+        if revision and self.root.exists(own) and content_hash(local_copy(painting.weights)) != revision:
+            return painting.model_copy(update={"weights": f"{self.root.uri}/{own}"})
+        return painting
+
+    @cached_property
+    def recipe_id(self) -> str:
+        return revisions(self.painting)[1]
 
 
 class Extensions:
     """The extensions of a root's creatives under settings.
 
     live    schema.DELIVERIES
-    run_id  a run that has painted: what failed in it counts as well, and nothing more is asked for; empty: none has
+    run_id  a run that has painted: what failed in it counts as well; empty: none has
     """
 
-    def __init__(self, config: DeliverConfig, extend: Extension, root: Root, live: pa.Table, run_id: str = ""):
-        self.extend, self.over = extend, bool(run_id)
-        self.painting = painting_of(config, extend, root)
-        self.recipe_id = revisions(self.painting)[1]
-        self.known = {row["extension_id"]: row for row in known_extensions(root, live, run_id).to_pylist()}
+    def __init__(self, models: Models, live: pa.Table, run_id: str = ""):
+        self.models, self.extend = models, models.extend
+        self.table = known_extensions(models.root, live, run_id)
+        self.at = {name: i for i, name in enumerate(self.table["extension_id"].to_pylist())}
 
     def name(self, creative: dict, frame: Box) -> str:
         """Names an extension by all that decides its pixels: the creative's file, what painted it, the frame."""
@@ -46,9 +69,10 @@ class Extensions:
     def of(self, creative: dict, frame: Box) -> dict[str, Any]:
         """The extension (schema.EXTENSIONS): with its file, with a reject word, or with neither, to be painted."""
         name = self.name(creative, frame)
-        if name in self.known:
-            return self.known[name]
-        word = OTHER_RECIPE if creative["recipe_id"] != self.recipe_id else "failed_extension" if self.over else None
+        if (at := self.at.get(name)) is not None:
+            return self.table.slice(at, 1).to_pylist()[0]
+        other = creative["recipe_id"] != self.models.recipe_id
+        word = OTHER_RECIPE if other else "failed_extension" if name in self.models.tried else None
         return dict.fromkeys(schema.EXTENSIONS.names) | {"extension_id": name, "reject": word}
 
     def request(self, creative: dict, frame: Box) -> dict[str, Any]:
@@ -61,19 +85,9 @@ class Extensions:
             "master_sha256": creative["sha256"],
             "frame": vars(frame),
             "kept": vars(extension.kept(size, frame, Box(**creative["layout"]), self.extend.edge_px)),
-            "scale": self.painting.recipe.paint_size(creative["placement"])[0] / creative["width"],
+            "scale": self.models.painting.recipe.paint_size(creative["placement"])[0] / creative["width"],
             "reject": None,
         }
-
-
-def painting_of(config: DeliverConfig, extend: Extension, root: Root) -> PaintingConfig:
-    """The settings that extensions are painted with: with the weights of the live creatives, where the root has them."""
-    painting = extend.painting(config.root_uri, config.run_id)
-    revision = tables.metadata(root, "creatives").get("weights_revision")
-    own = f"weights/{revision}"
-    if revision and root.exists(own) and content_hash(local_copy(painting.weights)) != revision:
-        return painting.model_copy(update={"weights": f"{root.uri}/{own}"})
-    return painting
 
 
 def staged_folder(run_id: str) -> str:
@@ -86,13 +100,12 @@ def known_extensions(root: Root, live: pa.Table, run_id: str = "") -> pa.Table:
 
     run_id  a run that has painted: what failed in it counts as well; of other runs a reason that may pass does not
     """
-    tried = live.filter(pc.is_valid(live["extension_id"]))
-    delivered = schema.fill(
-        tried.select([*_FACTS, "extension_reject"]).rename_columns([*_FACTS, "reject"]), schema.EXTENSIONS
-    )
+    delivered = schema.fill(live.filter(pc.is_valid(live["extended_uri"])), schema.EXTENSIONS)
+    refused = [pc.list_flatten(live[name]) for name in ("refused_extensions", "refused_why")]
+    refused = schema.fill(pa.table(refused, ["extension_id", "reject"]), schema.EXTENSIONS)
     others = [run for run in root.folders("runs") if run != run_id and not root.exists(f"runs/{run}/report.json")]
     staged = [tables.read_staged(root, staged_folder(run), schema.EXTENSIONS) for run in others]
-    found = pa.concat_tables([delivered, *staged])
+    found = pa.concat_tables([delivered, refused, *staged])
     found = found.filter(pc.or_(pc.is_valid(found["extended_uri"]), pc.is_in(found["reject"], pa.array(LASTING))))
     if run_id:
         found = pa.concat_tables([found, tables.read_staged(root, staged_folder(run_id), schema.EXTENSIONS)])

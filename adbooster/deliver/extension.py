@@ -22,12 +22,19 @@ _FINENESS = (128, 32)  # of them a creative's shorter side: what is a fine step,
 class Canvas(NamedTuple):
     """What is painted for a frame.
 
-    seen_u8    uint8 [h,w,3], the creative where it is kept, grey elsewhere
-    known_u8   uint8 [h,w], 255 = the creative, 0 = to be painted
+    seen_u8  uint8 [h,w,3], the creative where it is kept, grey elsewhere
+    known    where that is, in whole pixels of the canvas
     """
 
     seen_u8: np.ndarray
-    known_u8: np.ndarray
+    known: Box
+
+    @property
+    def known_u8(self) -> np.ndarray:
+        """uint8 [h,w], 255 = the creative, 0 = to be painted"""
+        mask = np.zeros(self.seen_u8.shape[:2], np.uint8)
+        mask[self.known.slices] = 255
+        return mask
 
 
 def kept(size: tuple[int, int], frame: Box, product: Box, edge_px: int) -> Box:
@@ -54,16 +61,18 @@ def canvas(master_u8: np.ndarray, frame: Box, there: Box, scale: float) -> Canva
     """
     wide, high = (math.ceil(n * scale / MULTIPLE - 1e-6) * MULTIPLE for n in (frame.width_px, frame.height_px))
     whole_wide, whole_high = _whole((wide, high), scale)
-    known = np.zeros((whole_high, whole_wide), np.uint8)
-    known[there.slices] = 255
-    known = np.where(images.resize(known, wide, high) == 255, 255, 0).astype(np.uint8)
     ends = (
         (there.y_px, whole_high - there.y_px - there.height_px),
         (there.x_px, whole_wide - there.x_px - there.width_px),
     )
     # Its edges go on where nothing is known, so that scaling mixes no grey into them.
     seen = images.resize(np.pad(_part(master_u8, frame, there), (*ends, (0, 0)), mode="edge"), wide, high)
-    return Canvas(np.where(known[..., None] == 255, seen, np.uint8(compositing.GREY)), known)
+    x, width = _covered(there.x_px, there.width_px, wide / whole_wide)
+    y, height = _covered(there.y_px, there.height_px, high / whole_high)
+    shown = np.full_like(seen, compositing.GREY)
+    known = Box(x, y, width, height)
+    shown[known.slices] = seen[known.slices]
+    return Canvas(shown, known)
 
 
 def join(master_u8: np.ndarray, painted_u8: np.ndarray, frame: Box, there: Box, scale: float) -> np.ndarray:
@@ -96,13 +105,19 @@ def seam(picture_u8: np.ndarray, there: Box) -> float:
     found = [1.0]
     for n in _FINENESS:
         step = max(1, round(min(there.width_px, there.height_px) / n))
-        found += [_step(lines, step) for lines in _across(picture_u8, there, step)]
+        found += [_step(*lines, step) for lines in _across(picture_u8, there, step)]
     return max(found)
 
 
 def _whole(painted: tuple[int, ...], scale: float) -> tuple[int, int]:
     """(width, height) in the creative's pixels of what is painted: the frame, or a little more."""
     return math.ceil(painted[0] / scale), math.ceil(painted[1] / scale)
+
+
+def _covered(start: int, n: int, factor: float) -> tuple[int, int]:
+    """Start and length of the pixels that n from `start` on cover whole once they are scaled."""
+    first, last = math.ceil(start * factor - 1e-6), math.floor((start + n) * factor + 1e-6)
+    return first, max(1, last - first)
 
 
 def _part(master_u8: np.ndarray, frame: Box, there: Box) -> np.ndarray:
@@ -164,26 +179,29 @@ def _spread(steps: list[np.ndarray], there: Box, shape: tuple[int, ...], fade_px
     return field * np.exp(-np.hypot(down[:, None], along[None]) / fade_px)[..., None].astype(np.float32)
 
 
-def _across(picture_u8: np.ndarray, there: Box, step: int) -> list[np.ndarray]:
-    """For each edge that the picture reaches beyond: float [n,length,3], lines one after another from outside inwards."""
-    (ys, xs), upright, found = there.slices, picture_u8.transpose(1, 0, 2), []
-    for array, across, along in ((upright, xs, ys), (picture_u8, ys, xs)):
-        if across.start >= step:
-            found.append(array[across.start - step :][: (LINES + 1) * step, along])
-        if len(array) - across.stop >= step:
-            found.append(array[: across.stop + step][::-1][: (LINES + 1) * step, along])
-    return [lines.astype(np.float32) for lines in found]
+def _across(picture_u8: np.ndarray, there: Box, step: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each edge that the picture reaches beyond: lines [n,length,3] just outside, nearest last, and inside, nearest first."""
+    (ys, xs), found = there.slices, []
+    for array, across, along in ((picture_u8.transpose(1, 0, 2), xs, ys), (picture_u8, ys, xs)):
+        for lines, start, stop in (
+            (array, across.start, across.stop),
+            (array[::-1], len(array) - across.stop, len(array) - across.start),
+        ):
+            if start:
+                found.append((lines[max(0, start - step) : start, along], lines[start:stop, along][: LINES * step]))
+    return found
 
 
-def _step(lines: np.ndarray, step: int) -> float:
-    blocks = _means(_means(lines, step, 0), 2 * step, 1)
-    steps = np.sqrt((np.diff(blocks, axis=0) ** 2).mean(axis=2))  # [LINES, blocks]: the first is across the edge
+def _step(outside: np.ndarray, inside: np.ndarray, step: int) -> float:
+    lines = np.concatenate([outside.mean(axis=0, keepdims=True, dtype=np.float32), _means(inside, step, 0)])
+    blocks = _means(lines, 2 * step, 1)
+    steps = np.sqrt((np.diff(blocks, axis=0) ** 2).mean(axis=2))  # the first is across the edge
     seen = np.quantile(steps, 0.9, axis=1)
-    return float(seen[0] / max(np.median(seen[1:]), FLOOR))
+    return float(seen[0] / max(np.median(seen[1:]) if len(seen) > 1 else 0.0, FLOOR))
 
 
 def _means(array: np.ndarray, n: int, axis: int) -> np.ndarray:
     """Means of n neighbours along an axis; what is left over at its end is left out."""
-    n = min(n, array.shape[axis])
+    n = max(1, min(n, array.shape[axis]))
     starts = np.arange(0, array.shape[axis] - n + 1, n)
-    return np.add.reduceat(np.take(array, range(len(starts) * n), axis), starts, axis) / n
+    return np.add.reduceat(np.take(array, range(len(starts) * n), axis).astype(np.float32), starts, axis) / n

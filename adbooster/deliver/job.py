@@ -43,9 +43,10 @@ def deliver(config: DeliverConfig) -> DeliverReport:
     work = plan(config, root, channels)
     not_extended: Counter[str] = Counter()
     to_extend = work.extensions.num_rows
-    if to_extend and not config.dry_run:
-        not_extended = _extend(config, root, work)
-        work = plan(config, root, channels, extended=True)
+    while work.extensions.num_rows and not config.dry_run:  # again for those of other placements, where the first fails
+        not_extended += _extend(config, root, work)
+        work = plan(config, root, channels, work)
+        to_extend += work.extensions.num_rows
     to_render, planned = work.to_render, pa.concat_tables([work.wanted, work.kept])
     report = DeliverReport(
         run_id=config.run_id,
@@ -104,7 +105,7 @@ def _extend(config: DeliverConfig, root: Root, work: Plan) -> Counter[str]:
     raises  TooManyRejects if more failed than allowed for a reason that is neither the seam's nor a gate's
     """
     assert config.extend
-    assert work.painting
+    assert work.models
     extend, requests = config.extend, work.extensions
     cluster.start()
     preflight({"place": extend.place, "paint": extend.paint, "finish": extend.finish})
@@ -118,7 +119,7 @@ def _extend(config: DeliverConfig, root: Root, work: Plan) -> Counter[str]:
     )
     requests = requests.take(pc.sort_indices(shape))
     ds = through(dataset(requests, batch), Framer, place, schema.CANVASES, failures, times=times, root=root)
-    how = {"config": work.painting, "attempts": extend.attempts, "max_seam": extend.max_seam}
+    how = {"config": work.models.painting, "attempts": extend.attempts, "max_seam": extend.max_seam}
     ds = through(ds, Extender, paint, schema.EXTENDED, failures, times=times, **how)
     ds = through(ds, Joiner, extend.finish, schema.EXTENSIONS, failures, times=times, root=root)
     with Progress("extend", requests.num_rows, config.progress_s, root) as progress:
@@ -126,7 +127,7 @@ def _extend(config: DeliverConfig, root: Root, work: Plan) -> Counter[str]:
     stage_times.write(root, config.run_id, "extend", times, [staged.blocked_s])
     words = Counter(word for part in staged.rows for word in part["reject"].drop_null().to_pylist())
     failed = Counter({word: n for word, n in words.items() if word not in extending.LASTING})
-    _check_share(config, failed, requests.num_rows, "extensions")
+    _check_share(config, failed, work.extensions_wanted, "extensions")
     return words
 
 
@@ -187,8 +188,9 @@ def _changes(work: Plan, rows: pa.Table, channels: tuple[Channel, ...]) -> tuple
 
 def _facts(rows: pa.Table) -> pa.ChunkedArray:
     """What makes a row another one, as one text a row."""
-    names = ("rendition_id", "creative_id", "reason", "uri", "extension_id", "extension_reject")
-    parts = [pc.fill_null(rows[name], "") for name in names]
+    names = ("rendition_id", "creative_id", "reason", "uri", "made_by", "extension_id")
+    lists = [pc.binary_join(rows[name], " ") for name in ("refused_extensions", "refused_why")]
+    parts = [pc.fill_null(part, "") for part in (*(rows[name] for name in names), *lists)]
     return pc.binary_join_element_wise(*parts, " ")
 
 

@@ -16,9 +16,8 @@ from adbooster.contracts import schema
 from adbooster.contracts.naming import digest
 from adbooster.contracts.recipe import placements
 from adbooster.deliver.config import DeliverConfig
-from adbooster.deliver.extending import Extensions
+from adbooster.deliver.extending import Extensions, Models
 from adbooster.deliver.sources import Withdrawn, read_withdrawn
-from adbooster.painting.config import PaintingConfig
 from adbooster.pictures.layout import Box
 from adbooster.provenance.signing import Signing, read_chain
 from adbooster.storage import tables
@@ -41,8 +40,8 @@ class Plan:
     wanted     what there should be of the run's channels (schema.DELIVERIES), without what only a file can tell
     kept       live rows (schema.DELIVERIES) that stay as they are: the mask for another file is gone with its photo
     requests   files to be made for `wanted`, each once (schema.RENDITION_REQUESTS)
-    extensions  creatives to be extended first, each frame once (schema.EXTENSION_REQUESTS), as `painting` says; their
-               slots are `to_extend`
+    extensions  creatives to be extended first, each frame once (schema.EXTENSION_REQUESTS), with `models`; their slots are
+               `to_extend`. `extensions_wanted` counts those that are there as well
     known      files that are delivered or staged already (schema.RENDITIONS)
     creatives  how many are live; `left_out` of them by reason
     withdrawn  what was withdrawn when it was planned; `withdrawn_from` are products and cohorts of which nothing else is live
@@ -54,7 +53,8 @@ class Plan:
     kept: pa.Table
     requests: pa.Table
     extensions: pa.Table
-    painting: PaintingConfig | None
+    models: Models | None
+    extensions_wanted: int
     known: pa.Table
     creatives_version: int | None
     creatives: int
@@ -68,10 +68,10 @@ class Plan:
         return self.requests.filter(pc.invert(pc.is_in(self.requests["rendition_id"], self.known["rendition_id"])))
 
 
-def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], extended: bool = False) -> Plan:
+def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], before: Plan | None = None) -> Plan:
     """Read the tables and decide each slot of each product and cohort; no picture is opened.
 
-    extended  this run has extended creatives: none is asked for, what failed is left out
+    before  the plan after which this run has extended creatives: what failed is not asked for again
     """
     base, version = tables.version(root, "deliveries"), tables.version(root, "creatives")
     live = tables.read(root, "deliveries", version=base)
@@ -82,13 +82,17 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], extende
     maskless, signer = _maskless(live, groups), _signed_as(config.signing) if config.signing else None
     extensions = None
     if config.extend:
-        extensions = Extensions(config, config.extend, root, live, config.run_id if extended else "")
+        models = (before and before.models) or Models(config, config.extend, root, best.select(["weights_revision"]))
+        models.tried |= set(before.extensions["extension_id"].to_pylist()) if before else set()
+        extensions = Extensions(models, live, config.run_id if before else "")
     wanted, kept, named = _Rows(schema.DELIVERIES), _Rows(schema.DELIVERIES), set()
+    extensions_wanted: set[str] = set()
     requests, to_extend = _Rows(schema.RENDITION_REQUESTS), _Rows(schema.EXTENSION_REQUESTS)
     slots = [(channel, name, slot) for channel in channels for name, slot in channel.slots.items()]
     for rows in groups:  # so that the files of one creative follow each other
         for channel, name, slot in slots:
             row, request, asked = _slot(config, rows, channel, name, slot, extensions, signer)
+            extensions_wanted |= {row["extension_id"]} if row["extension_id"] else set()
             stays = maskless.get(row["delivery_id"])
             if stays and row["reason"] == "missing_mask" and _still_right(row, stays, slot):
                 kept.add(stays)
@@ -108,7 +112,8 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], extende
         kept=kept.table(),
         requests=asked,
         extensions=to_extend.table(),
-        painting=extensions.painting if extensions else None,
+        models=extensions.models if extensions else None,
+        extensions_wanted=len(extensions_wanted),
         known=known_renditions(root, live, asked["rendition_id"]),
         creatives_version=version,
         creatives=best.num_rows,
@@ -192,7 +197,11 @@ def _deliverable(
 
 
 class _Choice(NamedTuple):
-    """What a slot shows, or why it is empty; `asked`: the extension that is to be painted first."""
+    """What a slot shows, or why it is empty.
+
+    asked    the request of an extension that is to be painted first
+    refused  extensions that would have come first
+    """
 
     shown: Framed
     creative: dict
@@ -200,6 +209,7 @@ class _Choice(NamedTuple):
     reason: str | None
     extension: dict[str, Any] | None = None
     asked: dict[str, Any] | None = None
+    refused: tuple[dict[str, Any], ...] = ()
 
 
 def _slot(
@@ -228,7 +238,8 @@ def _slot(
         "height_px": request["height_px"],
         "made_by": chosen.made_by,
         **{n: extension[n] for n in ("extension_id", "extended_uri", "extended_sha256", "seam")},
-        "extension_reject": extension["reject"],
+        "refused_extensions": [e["extension_id"] for e in chosen.refused] or None,
+        "refused_why": [e["reject"] for e in chosen.refused] or None,
         "reason": reason,
         "digital_source_type": None if reason else channel.digital_source_type,
         "run_id": config.run_id,
@@ -246,21 +257,22 @@ def _choice(creatives: list[dict], slot: Slot, extensions: Extensions | None) ->
     main = min(creatives, key=lambda c: (order.get(c["placement"], len(order)), c["creative_id"]))
     framed = [(frames.frame((c["width"], c["height"]), Box(**c["layout"]), slot), c) for c in creatives]
     framed.sort(key=lambda f: _preference(*f, main if extensions else None), reverse=True)
-    tried = None
+    refused: list[dict[str, Any]] = []
     for shown, creative in framed:
-        if shown.reason is None:
+        if shown.reason is None or (shown.reason == "needs_extension" and extensions and not creative["mask_uri"]):
             how = "crop" if creative is main else "placement"
             reason = None if creative["mask_uri"] else "missing_mask"
-            return _Choice(shown, creative, None if reason else how, reason, tried)
-        if shown.reason == "needs_extension" and extensions and creative["mask_uri"] and shown.frame:
+            return _Choice(shown, creative, None if reason else how, reason, refused=tuple(refused))
+        if shown.reason == "needs_extension" and extensions and shown.frame:
             extension = extensions.of(creative, shown.frame)
             if extension["extended_uri"]:
-                return _Choice(shown, creative, "extension", None, extension)
+                return _Choice(shown, creative, "extension", None, extension, refused=tuple(refused))
             if extension["reject"] is None:
-                return _Choice(shown, creative, None, "to_extend", extension, extensions.request(creative, shown.frame))
-            tried = tried or extension
+                asked = extensions.request(creative, shown.frame)
+                return _Choice(shown, creative, None, "to_extend", extension, asked, tuple(refused))
+            refused.append(extension)
     shown, creative = framed[0]
-    return _Choice(shown, creative, None, tried["reject"] if tried else shown.reason, tried)
+    return _Choice(shown, creative, None, refused[0]["reject"] if refused else shown.reason, refused=tuple(refused))
 
 
 def _preference(shown: Framed, creative: dict, main: dict | None) -> tuple:

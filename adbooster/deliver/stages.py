@@ -96,14 +96,12 @@ class Renderer:
             file = encoding.encode(picture_u8, kind, row["max_bytes"], quality, marks)
             return file, file.content if file else b""
         room, photo_sha256 = row["max_bytes"] - self.signer.reserve_bytes, hashlib.sha256(photo).hexdigest()
-        for _ in range(2):  # a photo with a manifest of its own adds it; how much that is shows the first file
-            file = encoding.encode(picture_u8, kind, room, quality, marks)
-            if file is None:
-                break
+        # A photo with a manifest of its own adds it, a timestamp what its authority says: each file shows how much that was.
+        while (file := encoding.encode(picture_u8, kind, room, quality, marks)) is not None:
             content = self.signer.sign(file.content, photo, photo_sha256, row["digital_source_type"])
             if len(content) <= row["max_bytes"]:
                 return file, content
-            room = row["max_bytes"] - (len(content) - len(file.content)) - SPARE_BYTES
+            room = min(room - 1, row["max_bytes"] - (len(content) - len(file.content)) - SPARE_BYTES)
         return None, b""
 
     def _allowed(self, faithful: Fidelity) -> bool:

@@ -31,7 +31,17 @@ MASTER_PX = 240
 LOOKED_BACK = 5  # commits whose run may have small pictures already
 _WEBP = "data:image/webp;base64,"
 _SHOWN = ("channel", "slot", "reason", "made_by", "frame", "uri", "width_px", "height_px", "size_bytes", "format")
-_SHOWN += ("quality", "psnr_db", "delta_e_mean", "delta_e_p99", "digital_source_type", "signed_by", "seam", "extension_reject", "run_id")
+_SHOWN += (
+    "quality",
+    "psnr_db",
+    "delta_e_mean",
+    "delta_e_p99",
+    "digital_source_type",
+    "signed_by",
+    "seam",
+    "refused_why",
+)
+_SHOWN += ("run_id",)
 SHOWN = [name for name in _SHOWN if name in schema.DELIVERIES.names]
 _SLOT = {"ratio", "min_px", "wanted_px", "formats", "max_bytes", "safe_area"}
 

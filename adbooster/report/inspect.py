@@ -58,7 +58,7 @@ class Inspection(BaseModel):
     """A picture, what it says of itself, and what the tables say of it."""
 
     given: str
-    what: Literal["rendition", "creative", "unknown"]
+    what: Literal["rendition", "extension", "creative", "unknown"]
     sha256: str | None
     """null: the file is not there"""
     size_bytes: int = 0
@@ -106,6 +106,16 @@ def inspect(root: Root | None, given: str, trust_anchors: str = "") -> Inspectio
         there = "it is the file that is delivered" if rows[0]["live"] else "it was delivered, and is not any more"
         checks = [_file(True, there), _xmp_check(said, rows[0]), _signature_check(found, rows[0], bool(trust_anchors))]
         return Inspection(**facts, checks=[*checks, _product_check(root, rows[0]["creative_id"], rows[0], content)])
+    if rows := _rows(root, "deliveries", "extended_sha256", sha256):
+        facts |= {"what": "extension", "creative": _known(root, rows[0])}
+        there = "it is a creative with more scene round it" + (
+            "" if rows[0]["live"] else ", which is not shown any more"
+        )
+        size = {name: rows[0]["frame"][name] for name in ("width_px", "height_px")}
+        whole = rows[0] | size | {"psnr_db": None}
+        return Inspection(
+            **facts, checks=[_file(True, there), _product_check(root, whole["creative_id"], whole, content)]
+        )
     if rows := _rows(root, "creatives", "sha256", sha256):
         facts |= {"what": "creative", "creative": _known(root, rows[0])}
         there = "it is the file of a creative" + ("" if rows[0]["live"] else ", which is not live any more")

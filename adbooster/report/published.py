@@ -5,14 +5,15 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+from adbooster.channels import feed_text
 from adbooster.channels.feeds import FeedSettings, url
 from adbooster.storage.objects import Root
 
-MOST_JSON = 64 << 20  # bytes of a feed that can only be read whole; CSV and TSV are read line by line
+MOST_WHOLE = 64 << 20  # bytes of a feed that can only be read whole; CSV and TSV are read line by line
 MOST_FACTS, MOST_TEXT = 40, 300  # of an entry that are shown, and characters of each
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SyntaxError, csv.Error)
 _IMAGE = re.compile(r"(image\[\d+\])\.")
 
 
@@ -56,7 +57,7 @@ def read(root: Root, channel: str, products: Set[str], cohorts: Set[str]) -> Pub
         return Published(settings=settings, problem="its latest.json cannot be read")
     wanted = cohorts if key == "cohort_id" else products
     try:
-        entries = {str(e[key]): e for e in _entries(root, file, kind) if e.get(key) in wanted}
+        entries = {str(e[key]): e for e in _entries(root, file, kind, key) if e.get(key) in wanted}
     except _TooLarge as e:
         return Published(pointer, settings, problem=f"its feed is too large to be read here: {e}")
     except UNREADABLE:
@@ -68,11 +69,11 @@ class _TooLarge(Exception):
     """A feed that would have to be read whole."""
 
 
-def _entries(root: Root, file: str, kind: str) -> Iterator[dict[str, Any]]:
-    if kind == "json":
-        if (size := root.fs.info(root.path(file))["size"]) > MOST_JSON:
-            raise _TooLarge(f"{size / 1e6:.0f} MB of JSON")
-        yield from json.loads(root.read(file))["entries"]
+def _entries(root: Root, file: str, kind: str, key: str) -> Iterator[dict[str, Any]]:
+    if kind not in ("tsv", "csv"):
+        if (size := root.fs.info(root.path(file))["size"]) > MOST_WHOLE:
+            raise _TooLarge(f"{size / 1e6:.0f} MB of {kind}")
+        yield from feed_text.parse(root.read(file), cast("Any", kind), key).values()
         return
     how: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if kind == "tsv" else {}
     with root.fs.open(root.path(file), "rb") as opened:

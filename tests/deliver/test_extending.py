@@ -14,9 +14,9 @@ from adbooster.channels.presets import Slot, load_channels
 from adbooster.cli.load import load
 from adbooster.contracts import schema
 from adbooster.contracts.errors import TooManyRejects
-from adbooster.deliver import extending
 from adbooster.deliver.config import DeliverConfig, Extension
 from adbooster.deliver.extender import Extender, Framer, Joiner
+from adbooster.deliver.extending import Models
 from adbooster.deliver.job import deliver
 from adbooster.deliver.plan import plan
 from adbooster.engine.staging import Staged
@@ -25,6 +25,7 @@ from adbooster.painting.requests import revisions
 from adbooster.pictures import images
 from adbooster.pictures.layout import Box
 from adbooster.provenance import xmp
+from adbooster.report.inspect import inspect
 from adbooster.storage import tables
 from tests.conftest import MODELS
 from tests.deliver.conftest import config
@@ -95,7 +96,7 @@ def end(root, run_id):
     root.write_json(f"runs/{run_id}/report.json", {})
 
 
-def test_an_extension_keeps_every_pixel_of_the_creative(root, shop, extended):
+def test_an_extension_keeps_every_pixel_of_the_creative(root, shop, extended, tmp_path):
     [creative] = publish(root, recipe_id=RECIPE_ID)
     report = deliver(settings(root, shop))
     assert (report.to_extend, report.extended, report.not_extended) == (1, 1, {})
@@ -116,6 +117,14 @@ def test_an_extension_keeps_every_pixel_of_the_creative(root, shop, extended):
     assert shown.shape == (209, 400, 3)
     assert xmp.read(file).source == f"urn:sha256:{creative['sha256']}"
     assert np.array_equal(shown, images.resize(stored, 400, 209)), "PNG: nothing is lost"
+    for uri, what in ((hero["uri"], "rendition"), (hero["extended_uri"], "extension")):
+        (tmp_path / "file").write_bytes(root.read(uri))
+        found = inspect(root, str(tmp_path / "file"))
+        assert (found.what, found.holds) == (what, True), found.checks
+    spoiled = stored.copy()
+    spoiled[box.height_px // 2, box.width_px // 2 - 30 : box.width_px // 2 + 30] = 0
+    (tmp_path / "file").write_bytes(images.encode_lossless(spoiled))
+    assert inspect(root, str(tmp_path / "file")).holds is False
 
 
 def test_nothing_is_painted_or_encoded_twice(root, shop, extended, rendered):
@@ -166,7 +175,7 @@ def test_a_seam_that_shows_leaves_the_slot_to_another_placement_or_empty(root, s
     assert report.made_by == {"crop": 2, "placement": 1}
     assert report.channels["shop"].empty == {"visible_seam": 1}
     shown = rows(root)["P2", "hero"]
-    assert (shown["placement"], shown["extension_reject"], shown["extended_uri"]) == ("landscape", "visible_seam", None)
+    assert (shown["placement"], shown["refused_why"], shown["extended_uri"]) == ("landscape", ["visible_seam"], None)
     assert [r["attempts"] for r in extended[0].to_pylist()] == [2, 2]
     end(root, "d1")
     again = deliver(settings(root, shop, "d2", extend=strict))
@@ -281,8 +290,58 @@ def test_the_weights_of_the_live_creatives_are_taken_from_the_root(root, shop):
     """jobs.deliver alone, after a night that trained: its file names the weights that it began with."""
     publish(root, recipe_id=RECIPE_ID)
     given = settings(root, shop)
-    assert extending.painting_of(given, given.extend, root).weights == EXTEND["weights"]
-    creatives = tables.read(root, "creatives")
-    root.write("weights/w2/model_index.json", b"{}")
-    tables.merge(root, "creatives", creatives, "creative_id", 0, {"weights_revision": "w2"})
-    assert extending.painting_of(given, given.extend, root).weights == f"{root.uri}/weights/w2"
+    live = tables.read(root, "creatives", ["weights_revision"])
+    assert Models(given, given.extend, root, live).painting.weights == EXTEND["weights"]
+    root.write("weights/w1/model_index.json", b"{}")
+    assert Models(given, given.extend, root, live).painting.weights == f"{root.uri}/weights/w1"
+
+
+def test_models_are_hashed_only_for_a_frame_that_is_not_known(root, shop, extended, monkeypatch):
+    publish(root, recipe_id=RECIPE_ID)
+    deliver(settings(root, shop))
+    end(root, "d1")
+    monkeypatch.setattr("adbooster.deliver.extending.revisions", lambda painting: 1 / 0)
+    assert deliver(settings(root, shop, "d2")).changed == 0
+    with pytest.raises(ZeroDivisionError):
+        deliver(settings(root, shop, "d3", extend={"edge_px": 4}))
+
+
+def test_every_extension_that_was_refused_is_remembered(root, shop, extended, monkeypatch):
+    """The main creative's seam shows, that of another placement does not: the next night paints neither again."""
+    publish(root, recipe_id=RECIPE_ID)
+    publish(root, placement="portrait", size=(240, 300), box=Box(80, 120, 80, 100), recipe_id=RECIPE_ID)
+
+    def seam(picture, there):
+        return 1.0 if there.height_px > 1.1 * there.width_px else 3.0
+
+    monkeypatch.setattr("adbooster.deliver.extender.extension.seam", seam)
+    first = deliver(settings(root, shop, extend={"max_seam": 2.0, "attempts": 1}))
+    end(root, "d1")
+    second = deliver(settings(root, shop, "d2", extend={"max_seam": 2.0, "attempts": 1}))
+    assert (first.to_extend, first.extended, first.not_extended) == (2, 1, {"visible_seam": 1})
+    assert first.made_by == {"crop": 1, "extension": 1}
+    hero = rows(root)["P1", "hero"]
+    assert (hero["placement"], hero["refused_why"]) == ("portrait", ["visible_seam"])
+    assert (second.to_extend, second.changed) == (0, 0)
+
+
+def test_one_creative_that_can_never_be_extended_stops_no_later_night(root, shop, extended):
+    creatives = publish(root, products=[f"P{i}" for i in range(11)], recipe_id=RECIPE_ID)
+    root.write(creatives[0]["uri"], images.encode_lossless(np.zeros((240, 240, 3), np.uint8)))
+    first = deliver(settings(root, shop))
+    assert (first.to_extend, first.not_extended) == (11, {"altered_master": 1})
+    end(root, "d1")
+    second = deliver(settings(root, shop, "d2"))
+    assert (second.to_extend, second.not_extended, second.changed) == (1, {"altered_master": 1}, 0)
+
+
+def test_a_product_with_a_new_photo_keeps_its_extended_slot(root, shop, extended):
+    publish(root, recipe_id=RECIPE_ID)
+    deliver(settings(root, shop))
+    before = rows(root)
+    samples = tables.read(root, "samples")
+    other = samples.set_column(samples.schema.get_field_index("photo_sha256"), "photo_sha256", pa.array(["0" * 64]))
+    tables.merge(root, "samples", other, "sample_id", tables.version(root, "samples"), {})
+    report = deliver(settings(root, shop, "d2"))
+    assert rows(root) == before
+    assert (report.to_extend, report.changed, report.made_by) == (0, 0, {"crop": 1, "extension": 1})

@@ -28,9 +28,8 @@ def smooth(wide, high):
 def test_every_pixel_that_is_kept_is_there_whatever_was_painted(frame, scale):
     master = scene(*SIZE, seed=3)
     there = extension.kept(SIZE, frame, BOX, 0)
-    seen, known = extension.canvas(master, frame, there, scale)
-    assert seen.shape == (*known.shape, 3)
-    assert all(n % 8 == 0 for n in known.shape)
+    seen = extension.canvas(master, frame, there, scale).seen_u8
+    assert all(n % 8 == 0 for n in seen.shape[:2])
     painted = np.random.default_rng(0).integers(0, 256, seen.shape, np.uint8)
     joined = extension.join(master, painted, frame, there, scale)
     assert joined.shape == (frame.height_px, frame.width_px, 3)
@@ -44,10 +43,36 @@ def test_every_pixel_that_is_kept_is_there_whatever_was_painted(frame, scale):
 
 def test_the_model_is_shown_the_creative_alone():
     master = np.full((240, 240, 3), 200, np.uint8)
-    seen, known = extension.canvas(master, WIDE, extension.kept(SIZE, WIDE, BOX, 0), 0.5)
-    assert (seen[known == 255] == 200).all()
-    assert known.mean() / 255 == pytest.approx(240 / 368, abs=0.03)
-    assert (seen[:, :20] == 127).all()
+    canvas = extension.canvas(master, WIDE, extension.kept(SIZE, WIDE, BOX, 0), 0.5)
+    assert canvas.seen_u8.shape == (120, 184, 3)
+    assert (canvas.known.x_px, canvas.known.width_px, canvas.known.height_px) == (30, 120, 120)
+    assert (canvas.seen_u8[canvas.known_u8 == 255] == 200).all()
+    assert (canvas.seen_u8[canvas.known_u8 == 0] == 127).all()
+
+
+@pytest.mark.parametrize("side", [1080, 240])
+@pytest.mark.parametrize("painted_px", [1024, 512, 300])
+@pytest.mark.parametrize("frame", [Box(-0.2, -0.1, 1.3, 1.3), Box(-0.25, 0, 1.5, 1), Box(0.1, -0.4, 0.8, 1.7)])
+def test_a_plain_scene_that_is_painted_on_has_no_seam(side, painted_px, frame):
+    """No line of what is shown to the model, or of what is compared with it, is left out or mixed with something else."""
+    frame = Box(*(round(n * side) for n in (frame.x_px, frame.y_px, frame.width_px, frame.height_px)))
+    scale, box = min(1.0, painted_px / side), Box(side // 3, side // 3, side // 3, side // 3)
+    master = np.full((side, side, 3), 220, np.uint8)
+    there = extension.kept((side, side), frame, box, 0)
+    canvas = extension.canvas(master, frame, there, scale)
+    assert (canvas.seen_u8[canvas.known.slices] == 220).all()
+    painted = np.full_like(canvas.seen_u8, 220)
+    whole = Box(0, 0, *canvas.seen_u8.shape[1::-1])
+    small = extension.join(canvas.seen_u8, painted, whole, canvas.known, 1.0)
+    assert (small == 220).all()
+    assert (extension.join(master, painted, frame, there, scale) == 220).all()
+    assert extension.seam(small, canvas.known) == 1.0
+
+
+def test_a_strip_of_a_few_pixels_is_looked_at_too():
+    picture = np.full((240, 244, 3), 200, np.uint8)
+    picture[:, :3] = 100
+    assert extension.seam(picture, Box(3, 0, 241, 240)) > 10
 
 
 def test_a_strip_that_is_painted_anew_takes_nothing_of_the_product():
@@ -80,8 +105,7 @@ def test_what_was_painted_takes_on_the_tones_of_the_creative(frame):
     master = np.zeros((240, 240, 3), np.uint8)
     at = Box(max(0, frame.x_px), max(0, frame.y_px), there.width_px, there.height_px)
     master[at.slices] = big[there.slices]
-    _, known = extension.canvas(master, frame, there, 0.5)
-    high, wide = known.shape
+    high, wide = extension.canvas(master, frame, there, 0.5).seen_u8.shape[:2]
     off = smooth(2 * wide, 2 * high).astype(int) + np.array([-4, -12, -20])
     painted = images.resize(off.clip(0, 255).astype(np.uint8), wide, high)
     pasted = images.resize(painted, 2 * wide, 2 * high, bicubic=True)[: frame.height_px, : frame.width_px].copy()

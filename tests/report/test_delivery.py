@@ -129,7 +129,7 @@ def test_the_same_on_s3(s3_root, small, rendered):
 
 def test_a_large_json_feed_is_not_read(root, small, rendered, monkeypatch):
     publish(root)
-    monkeypatch.setattr(published, "MOST_JSON", 10)
+    monkeypatch.setattr(published, "MOST_WHOLE", 10)
     deliver(config(root, small("web")))
     data = shown(root, "d1")
     assert "too large" in data["channels"][0]["feed"]["problem"]

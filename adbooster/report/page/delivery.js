@@ -196,7 +196,7 @@ function filledFacts(s) {
   const lossy = known(s.psnr_db) ? `product ${s.psnr_db.toFixed(1)} dB, ΔE ${s.delta_e_mean.toFixed(2)} (p99 ${s.delta_e_p99.toFixed(2)})` : 'lossless';
   const shown = s.in_feed === null ? null : el('p', { class: s.in_feed ? '' : 'muted' }, s.in_feed ? 'in the feed' : 'not in the feed: it names others of this product, or leaves it out');
   return [
-    el('p', {}, `${s.width_px} × ${s.height_px} ${s.format}, ${bytes(s.size_bytes)}${known(s.quality) ? `, quality ${s.quality}` : ''}`), el('p', {}, lossy), el('p', {}, `made by ${words(s.made_by || 'unknown')}${s.made_by === 'extension' && known(s.seam) ? `, seam ${s.seam.toFixed(2)}` : ''}${s.extension_reject ? ` (not extended: ${words(s.extension_reject)})` : ''}`),
+    el('p', {}, `${s.width_px} × ${s.height_px} ${s.format}, ${bytes(s.size_bytes)}${known(s.quality) ? `, quality ${s.quality}` : ''}`), el('p', {}, lossy), el('p', {}, `made by ${words(s.made_by || 'unknown')}${s.made_by === 'extension' && known(s.seam) ? `, seam ${s.seam.toFixed(2)}` : ''}${(s.refused_why || []).length ? ` (not extended: ${s.refused_why.map(words).join(', ')})` : ''}`),
     el('p', {}, 'labelled ', el('span', { class: 'label' }, s.digital_source_type || 'nothing'), 'signed_by' in s ? (s.signed_by ? [', signed by ', foreign(s.signed_by)] : ', not signed') : ''),
     shown, s.url ? el('p', {}, outside(s.url, 'public address')) : null,
   ];
