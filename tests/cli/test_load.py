@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from adbooster.canary.config import CanaryConfig
 from adbooster.cli.load import load
@@ -52,13 +53,14 @@ def test_paths_in_a_list_are_relative_to_the_file_too(tmp_path):
 
 
 def test_a_night_may_deliver(tmp_path):
-    (tmp_path / "night.yaml").write_text(
-        DEMO.read_text() + "deliver: {channels: [meta], public_base_url: https://cdn.shop.example/}\n"
-    )
+    without = yaml.safe_load(DEMO.read_text()) | {"deliver": None}
+    deliver = {"channels": ["meta"], "public_base_url": "https://cdn.shop.example/"}
+    (tmp_path / "night.yaml").write_text(yaml.safe_dump(without | {"deliver": deliver}))
+    (tmp_path / "without.yaml").write_text(yaml.safe_dump(without))
     night = load(NightlyConfig, ["--config", str(tmp_path / "night.yaml"), "--run-id", "n", "--root-uri", "/r"])
     assert (night.deliver.root_uri, night.deliver.run_id) == ("/r", "n")
     assert night.deliver.public_base_url == "https://cdn.shop.example"
-    assert load(NightlyConfig, ["--config", str(DEMO), "--root-uri", "/r"]).deliver is None
+    assert load(NightlyConfig, ["--config", str(tmp_path / "without.yaml"), "--root-uri", "/r"]).deliver is None
 
 
 def test_one_file_serves_every_job():
