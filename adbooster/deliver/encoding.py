@@ -93,7 +93,7 @@ def fidelity(before_u8: np.ndarray, after_u8: np.ndarray, product_u8: np.ndarray
     before_u8, after_u8  uint8 [H,W,3]
     product_u8           uint8 [H,W], 255 = product; its solid part is compared, without its rim where it has more
     """
-    box = tuple(_span(product_u8.any(axis=axis)) for axis in (1, 0))
+    box = tuple(_span(np.asarray(product_u8.any(axis=axis))) for axis in (1, 0))
     at = np.flatnonzero(proof.solid(product_u8[box]))
     before, after = (picture[box].reshape(-1, 3).take(at, axis=0) for picture in (before_u8, after_u8))
     some = slice(None, None, max(1, -(-len(before) // MOST_PIXELS)))
