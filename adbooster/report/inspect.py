@@ -114,7 +114,7 @@ def inspect(root: Root | None, given: str, trust_anchors: str = "") -> Inspectio
         size = {name: rows[0]["frame"][name] for name in ("width_px", "height_px")}
         whole = rows[0] | size | {"psnr_db": None}
         return Inspection(
-            **facts, checks=[_file(True, there), _product_check(root, whole["creative_id"], whole, content)]
+            **facts, checks=[_file(True, there), _product_check(root, rows[0]["creative_id"], whole, content)]
         )
     if rows := _rows(root, "creatives", "sha256", sha256):
         facts |= {"what": "creative", "creative": _known(root, rows[0])}
