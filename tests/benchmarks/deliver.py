@@ -4,8 +4,8 @@
 
 Creatives of 1080 px, stored as AdBooster stores them, for five slots of one channel. They are a dozen scenes, but each is a
 file of its own (a serial number in its metadata), so that each is read, hashed and decoded by itself. The loop, a process
-a core, reads each creative once, crops, resizes, encodes with the same quality and writes files; of 10,000 creatives it
-takes every fifth. The job also checks the creative's hash, places the product's mask, measures the product's PSNR and
+a core, reads each creative once, crops, resizes, encodes with the same quality and writes files; without --quick it takes
+every fifth creative. The job also checks the creative's hash, places the product's mask, measures the product's PSNR and
 CIEDE2000 in the decoded file, writes its marks, reads it back from the storage, stages a row and publishes table and feed.
 Beside the rates: processor time a rendition without Ray, planning, the run after it that changes nothing, and the memory of
 the driver and of the actors while files are made. Exit code 1 beyond the bars.
@@ -194,8 +194,10 @@ class Memory:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="200 creatives instead of 10,000")
-    quick = parser.parse_args().quick
-    n, every, cores = (200, 1, os.cpu_count() or 1) if quick else (10_000, 5, os.cpu_count() or 1)
+    parser.add_argument("--creatives", type=int, default=10_000, help="how many without --quick (default 10,000)")
+    given = parser.parse_args()
+    quick = given.quick
+    n, every, cores = (200, 1, os.cpu_count() or 1) if quick else (given.creatives, 5, os.cpu_count() or 1)
     versions = f"Python {platform.python_version()}, Pillow {PIL.__version__}, ray {ray.__version__}"
     print(f"{platform.machine()}, {cores} cores, {versions}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
