@@ -227,5 +227,5 @@ class DeliverReport(BaseModel):
     not_renewed: list[str] = []
     """Channels that have a feed and are not in `channels`: their feeds name what they named before."""
     gallery_uri: str | None = None
-    """The run's page (report.html) with every slot; null in a dry run."""
+    """The run's page (report.html) with every slot; null in a dry run, and where a run alone changed nothing."""
     seconds: float = 0.0

@@ -24,7 +24,7 @@ from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import dataset, preflight, through
 from adbooster.engine.progress import Progress
 from adbooster.engine.staging import stage_parts
-from adbooster.report import delivery
+from adbooster.report import delivery, gallery
 from adbooster.report.page import write_report
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
@@ -94,6 +94,9 @@ def deliver(config: DeliverConfig) -> DeliverReport:
         "seconds": _since(started),
     }
     report = report.model_copy(update=figures)
+    said = changed.num_rows or gone or any(work.withdrawn) or gallery.kept(root, config.run_id)
+    if not said:  # the page before says the same
+        return report.model_copy(update={"seconds": _since(started)})
     delivery.write(root, config.run_id, report.model_dump(mode="json") | {"require": config.require})
     page = {"gallery_uri": write_report(root, config.run_id), "seconds": _since(started)}
     return report.model_copy(update=page)

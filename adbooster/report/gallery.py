@@ -41,6 +41,11 @@ def write(root: Root, run_id: str, creatives: pa.Table, numbers: dict, most: int
     return data
 
 
+def kept(root: Root, run_id: str) -> bool:
+    """Whether the run has a page of its own."""
+    return root.exists(_path(run_id))
+
+
 def read(root: Root, run_id: str, most: int = 300) -> dict:
     """What `write` kept for the run; for a run without it, what is live now."""
     if root.exists(_path(run_id)):

@@ -71,6 +71,7 @@ def test_an_unchanged_catalog_costs_nothing(root, small, rendered):
     assert (first.to_render, second.to_render, len(rendered)) == (rendered[0].num_rows, 0, 1)
     assert (second.changed, second.removed, second.deliveries_version) == (0, 0, 0)
     assert root.stats("delivery") == before
+    assert (first.gallery_uri, second.gallery_uri) == (f"{root.uri}/runs/d1/report.html", None), "no picture is opened"
     assert second.channels["meta"].filled == first.channels["meta"].filled > 0
     assert (second.channels["meta"].feed.added, second.channels["meta"].feed.changed) == (0, 0)
 
