@@ -11,7 +11,7 @@ import pyarrow as pa
 from adbooster.contracts import schema
 from adbooster.contracts.naming import seed_of
 from adbooster.deliver import extension
-from adbooster.deliver.masters import AlteredMaster, placed, read_master, read_product_mask
+from adbooster.deliver.masters import UNUSABLE, placed, read_master, read_product_mask, unusable_word
 from adbooster.engine.stage_process import in_network
 from adbooster.models.outpainter import Painting
 from adbooster.painting.config import PaintingConfig
@@ -35,12 +35,8 @@ class Framer:
         try:
             master = read_master(self.root, row["master_uri"], row["master_sha256"])
             alpha = placed(read_product_mask(self.root, row["mask_uri"]), Box(**row["layout"]), master.shape[:2])
-        except FileNotFoundError:
-            return {"reject": "missing_image"}
-        except images.UnreadableImage:
-            return {"reject": "unreadable_image"}
-        except AlteredMaster:
-            return {"reject": "altered_master"}
+        except UNUSABLE as e:
+            return {"reject": unusable_word(e)}
         frame, there = Box(**row["frame"]), Box(**row["kept"])
         canvas = extension.canvas(master, frame, there, row["scale"])
         product = extension.canvas(np.repeat(alpha[..., None], 3, axis=2), frame, there, row["scale"]).seen_u8[..., 0]

@@ -1,6 +1,7 @@
 """Which creatives may be extended, what is known of their extensions, and what is asked of those that are not there."""
 
 import json
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -98,20 +99,42 @@ def staged_folder(run_id: str) -> str:
 def known_extensions(root: Root, live: pa.Table, run_id: str = "") -> pa.Table:
     """Extensions that are delivered, or staged and not published (schema.EXTENSIONS), each once.
 
-    run_id  a run that has painted: what failed in it counts as well; of other runs a reason that may pass does not
+    live    schema.DELIVERIES
+    run_id  as of `known_files`
     """
     delivered = schema.fill(live.filter(pc.is_valid(live["extended_uri"])), schema.EXTENSIONS)
     refused = [pc.list_flatten(live[name]) for name in ("refused_extensions", "refused_why")]
     refused = schema.fill(pa.table(refused, ["extension_id", "reject"]), schema.EXTENSIONS)
-    others = [run for run in root.folders("runs") if run != run_id and not root.exists(f"runs/{run}/report.json")]
-    staged = [tables.read_staged(root, staged_folder(run), schema.EXTENSIONS) for run in others]
-    found = pa.concat_tables([delivered, refused, *staged])
-    found = found.filter(pc.or_(pc.is_valid(found["extended_uri"]), pc.is_in(found["reject"], pa.array(LASTING))))
+    return known_files(root, pa.concat_tables([delivered, refused]), "extension_id", staged_folder, LASTING, run_id)
+
+
+def known_files(
+    root: Root,
+    delivered: pa.Table,
+    key: str,
+    folder_of: Callable[[str], str],
+    lasting: Sequence[str],
+    run_id: str = "",
+    wanted: pa.ChunkedArray | None = None,
+) -> pa.Table:
+    """Rows of files that are delivered, or staged in the folders of unfinished runs, each once; one with a file before one without.
+
+    key      what names a file; only those `wanted`, where these are given
+    lasting  reject words that hold for other runs as well
+    run_id   a run that has made files: what failed in it counts, whatever its word
+    """
+    staged = [
+        tables.read_staged(root, folder_of(run), delivered.schema) for run in tables.unfinished_runs(root, run_id)
+    ]
+    found = pa.concat_tables([delivered, *staged])
+    found = found.filter(pc.or_(pc.is_null(found["reject"]), pc.is_in(found["reject"], pa.array(lasting))))
     if run_id:
-        found = pa.concat_tables([found, tables.read_staged(root, staged_folder(run_id), schema.EXTENSIONS)])
+        found = pa.concat_tables([found, tables.read_staged(root, folder_of(run_id), delivered.schema)])
+    if wanted is not None:
+        found = found.filter(pc.is_in(found[key], wanted))
     first: dict[str, int] = {}
-    files = found["extended_uri"].to_pylist()
-    for i, name in enumerate(found["extension_id"].to_pylist()):
-        if name not in first or (files[first[name]] is None and files[i] is not None):
+    rejects = found["reject"].to_pylist()
+    for i, name in enumerate(found[key].to_pylist()):
+        if name not in first or (rejects[first[name]] is not None and rejects[i] is None):
             first[name] = i
     return found.take(pa.array(list(first.values()), pa.int64()))

@@ -14,6 +14,16 @@ class AlteredMaster(Exception):
     """A creative's file is not the one that its row names."""
 
 
+UNUSABLE = (FileNotFoundError, images.UnreadableImage, AlteredMaster)
+
+
+def unusable_word(e: Exception) -> str:
+    """The reject word of one of UNUSABLE."""
+    if isinstance(e, AlteredMaster):
+        return "altered_master"
+    return "missing_image" if isinstance(e, FileNotFoundError) else "unreadable_image"
+
+
 def read_master(root: Root, uri: str, sha256: str) -> np.ndarray:
     """A stored creative, uint8 [H,W,3].
 

@@ -16,7 +16,7 @@ from adbooster.contracts import schema
 from adbooster.contracts.naming import digest
 from adbooster.contracts.recipe import placements
 from adbooster.deliver.config import DeliverConfig
-from adbooster.deliver.extending import Extensions, Models
+from adbooster.deliver.extending import Extensions, Models, known_files
 from adbooster.deliver.sources import Withdrawn, read_withdrawn
 from adbooster.pictures.layout import Box
 from adbooster.provenance.signing import Signing, read_chain
@@ -104,17 +104,17 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], before:
             if asked and asked["extension_id"] not in named:
                 named.add(asked["extension_id"])
                 to_extend.add(asked)
-    asked = requests.table()
+    files = requests.table()
     return Plan(
         base=base,
         live=live,
         wanted=wanted.table(),
         kept=kept.table(),
-        requests=asked,
+        requests=files,
         extensions=to_extend.table(),
         models=extensions.models if extensions else None,
         extensions_wanted=len(extensions_wanted),
-        known=known_renditions(root, live, asked["rendition_id"]),
+        known=known_renditions(root, live, files["rendition_id"]),
         creatives_version=version,
         creatives=best.num_rows,
         left_out=left_out,
@@ -348,19 +348,7 @@ def known_renditions(root: Root, live: pa.Table, wanted: pa.ChunkedArray, run_id
     run_id  a run that has ended: what failed in it counts as well; of other runs a reason that may pass does not
     """
     delivered = schema.fill(live.rename_columns({"reason": "reject"}), schema.RENDITIONS)
-    others = [run for run in root.folders("runs") if run != run_id and not root.exists(f"runs/{run}/report.json")]
-    staged = [tables.read_staged(root, staged_folder(run), schema.RENDITIONS) for run in others]
-    found = pa.concat_tables([delivered, *staged])
-    found = found.filter(pc.or_(pc.is_null(found["reject"]), pc.is_in(found["reject"], pa.array(LASTING))))
-    if run_id:
-        found = pa.concat_tables([found, tables.read_staged(root, staged_folder(run_id), schema.RENDITIONS)])
-    found = found.filter(pc.is_in(found["rendition_id"], wanted))
-    first: dict[str, int] = {}
-    rejects = found["reject"].to_pylist()
-    for i, name in enumerate(found["rendition_id"].to_pylist()):
-        if name not in first or (rejects[first[name]] is not None and rejects[i] is None):
-            first[name] = i
-    return found.take(pa.array(list(first.values()), pa.int64()))
+    return known_files(root, delivered, "rendition_id", staged_folder, LASTING, run_id, wanted)
 
 
 def with_files(wanted: pa.Table, known: pa.Table) -> pa.Table:

@@ -11,7 +11,7 @@ from adbooster.contracts import schema
 from adbooster.deliver import encoding
 from adbooster.deliver.config import Encoding, Fidelities
 from adbooster.deliver.encoding import Encoded, Fidelity
-from adbooster.deliver.masters import AlteredMaster, placed, read_master, read_product_mask
+from adbooster.deliver.masters import UNUSABLE, placed, read_master, read_product_mask, unusable_word
 from adbooster.pictures import images
 from adbooster.pictures.layout import Box
 from adbooster.provenance import credentials, xmp
@@ -41,12 +41,8 @@ class Renderer:
         try:
             master, product = self._master(row)
             photo = self._photo(row)
-        except FileNotFoundError:
-            return {"reject": "missing_image"}
-        except images.UnreadableImage:
-            return {"reject": "unreadable_image"}
-        except AlteredMaster:
-            return {"reject": "altered_master"}
+        except UNUSABLE as e:
+            return {"reject": unusable_word(e)}
         size = row["width_px"], row["height_px"]
         shown = Box(**row["frame"]).slices
         picture, product = (images.resize(np.ascontiguousarray(a[shown]), *size) for a in (master, product))

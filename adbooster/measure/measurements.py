@@ -35,8 +35,9 @@ def staged_folder(run_id: str) -> str:
 def _known(root: Root, run_id: str, wanted: pa.ChunkedArray) -> pa.Table:
     """One row a measurement: from the table, this run, and runs that were killed; a rejected one only of this run."""
     kept = tables.read(root, "looks")
-    others = [run for run in root.folders("runs") if run != run_id and not root.exists(f"runs/{run}/report.json")]
-    staged = [tables.read_staged(root, staged_folder(run), schema.LOOKS) for run in others]
+    staged = [
+        tables.read_staged(root, staged_folder(run), schema.LOOKS) for run in tables.unfinished_runs(root, run_id)
+    ]
     staged = [rows.filter(pc.is_null(rows["reject"])) for rows in staged]
     found = pa.concat_tables([kept, tables.read_staged(root, staged_folder(run_id), schema.LOOKS), *staged])
     found = found.filter(pc.is_in(found["look_id"], wanted))

@@ -185,10 +185,9 @@ def staged_folder(run_id: str, recipe_id: str) -> str:
 
 def staged_creatives(root: Root, run_id: str, recipe_id: str) -> pa.Table:
     """What this run and unfinished runs of the same recipe have painted and not published (schema.STAGED)."""
-    unfinished = [run for run in root.folders("runs") if not root.exists(f"runs/{run}/report.json")]
     parts = [
         tables.read_staged(root, staged_folder(run, recipe_id), schema.STAGED)
-        for run in dict.fromkeys([run_id, *unfinished])
+        for run in dict.fromkeys([run_id, *tables.unfinished_runs(root)])
     ]
     painted = pa.concat_tables(parts)
     painted = painted.filter(pc.is_null(painted["reject"]))

@@ -18,7 +18,7 @@ from pydantic import BaseModel, computed_field
 
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.redaction import redact
-from adbooster.pictures import cutouts, images, proof
+from adbooster.pictures import compositing, cutouts, images, proof
 from adbooster.pictures.cutouts import Cutout
 from adbooster.pictures.layout import Box
 from adbooster.provenance import credentials, xmp
@@ -237,8 +237,7 @@ def _like_master(
     """Whether a rendition's product is the creative's, as near as its row says (all of it where it is lossless)."""
     frame = Box(**row["frame"])
     height, width = master_u8.shape[:2]
-    product = np.zeros((height, width), np.uint8)
-    product[box.slices] = cutout.scaled(box.width_px, box.height_px).alpha
+    product = compositing.placed_alpha(cutout, box, (width, height))
     x, y = max(0, -frame.x_px), max(0, -frame.y_px)  # a frame may reach beyond the creative, where more was painted
     right, below = (
         max(0, end - n) for end, n in ((frame.x_px + frame.width_px, width), (frame.y_px + frame.height_px, height))

@@ -180,6 +180,11 @@ def read_staged(root: Root, folder: str, wanted: pa.Schema) -> pa.Table:
     return pa.concat_tables(rows or [wanted.empty_table()])
 
 
+def unfinished_runs(root: Root, but: str = "") -> list[str]:
+    """Runs without a report, except one of that name: killed, stopped, or still at work."""
+    return [run for run in root.folders("runs") if run != but and not root.exists(f"runs/{run}/report.json")]
+
+
 def _part(root: Root, relative: str) -> pa.Table | None:
     try:
         return pap.read_table(pa.BufferReader(root.read(relative)))
