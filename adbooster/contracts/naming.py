@@ -2,12 +2,22 @@
 
 import hashlib
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 BUCKETS = 1 << 16
+_BETWEEN = "\x1f"
 
 
 def digest(*parts: str) -> str:
     """SHA-256 hex of the parts, each kept apart from the next."""
-    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+    return hashlib.sha256(_BETWEEN.join(parts).encode()).hexdigest()
+
+
+def digests(*parts: pa.Array | pa.ChunkedArray | str) -> pa.Array:
+    """`digest` of many rows: columns of texts without nulls, and texts that all rows share."""
+    joined = pc.binary_join_element_wise(*parts, _BETWEEN)
+    return pa.array([hashlib.sha256(text.encode()).hexdigest() for text in joined.to_pylist()], pa.string())
 
 
 def seed_of(name: str, number: int) -> int:

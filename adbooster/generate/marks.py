@@ -15,6 +15,7 @@ from adbooster.contracts.naming import digest
 from adbooster.contracts.redaction import redact
 from adbooster.contracts.text import clean, first_error
 from adbooster.storage import tables
+from adbooster.storage.buckets import Scan
 from adbooster.storage.inputs import Input, read_inputs
 from adbooster.storage.objects import Root
 
@@ -99,6 +100,13 @@ class Effects(NamedTuple):
     held: int = 0
     left_empty: int = 0
 
+    def plus(self, other: "Effects") -> "Effects":
+        return Effects(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+_PICTURE = ("product_id", "cohort_id", "placement", "sha256")
+_SAME = ("product_id", "cohort_id", "placement", "photo_sha256", "text")  # an approved creative holds while these do
+
 
 class Marks:
     """All marks that hold, and what follows for requests and creatives."""
@@ -106,66 +114,64 @@ class Marks:
     def __init__(self, rows: pa.Table):
         self.rows = rows
         by_mark: dict[str, set[str]] = defaultdict(set)
-        self.pictures: set[tuple] = set()  # (product, cohort, placement, sha256) that were rejected
         self.named: dict[str, list[str]] = defaultdict(list)  # request -> its rejected creatives
-        for row in rows.to_pylist():
+        for row in rows.select(["mark", "request_id", "creative_id"]).to_pylist():
             by_mark[row["mark"]].add(row["request_id"] if row["mark"] == "empty" else row["creative_id"])
             if row["mark"] == "rejected":
                 self.named[row["request_id"]].append(row["creative_id"])
-                self.pictures.add(tuple(row[n] for n in ("product_id", "cohort_id", "placement", "sha256")))
+        rejected = rows.filter(pc.equal(rows["mark"], "rejected"))
+        self.pictures = _key(rejected, _PICTURE).drop_null()  # pictures that were rejected for a place
         self.approved, self.rejected, self.empty = by_mark["approved"], by_mark["rejected"], by_mark["empty"]
 
-    def apply(self, requests: pa.Table, live: pa.Table) -> tuple[pa.Table, Effects]:
-        """The night's requests (schema.REQUESTS) changed by the marks, and how many are changed.
+    def apply(self, requests: pa.Table, approved: pa.Table) -> tuple[pa.Table, Effects]:
+        """The night's requests (schema.REQUESTS), or some of them, changed by the marks, and how many are changed.
 
         A request with rejected creatives gets a name of its own, which follows from its name and theirs: other seeds,
         and resumed like any other. One whose live creative is approved keeps the name that one was painted under, so
         that it is not painted again, while the product's photo and the cohort's text are the same.
+        approved  the live creatives among `self.approved`, of the products of these requests
         """
         if not self.rows.num_rows:
             return requests, Effects()
-        own = requests["request_id"].to_pylist()
-        names = [self._name(request_id) for request_id in own]
-        renamed, kept_names = sum(a != b for a, b in zip(own, names, strict=True)), 0
-        if approved := self._approved_places(live):
-            keys = (requests[c].to_pylist() for c in ("product_id", "cohort_id", "placement", "photo_sha256", "text"))
-            kept = [approved.get(key, name) for key, name in zip(zip(*keys, strict=True), names, strict=True)]
-            kept_names = sum(a != b for a, b in zip(names, kept, strict=True))
-            names = kept
-        at = requests.schema.get_field_index("request_id")
-        requests = requests.set_column(at, "request_id", pa.array(names, pa.string()))
-        stays = pa.array([name not in self.empty for name in names], pa.bool_())
-        empty = requests.num_rows - (pc.sum(stays).as_py() or 0)
-        return requests.filter(stays), Effects(renamed, kept_names, empty)
+        own = requests["request_id"].combine_chunks()
+        bad = pc.is_in(own, pa.array([name for name in self.named if name], pa.string()))
+        names = pc.replace_with_mask(
+            own, bad, pa.array([self._name(name) for name in own.filter(bad).to_pylist()], pa.string())
+        )
+        renamed, kept_names = len(own.filter(bad)), 0
+        if approved.num_rows:
+            at = pc.index_in(_key(requests, _SAME), _key(approved, _SAME))
+            held = approved["request_id"].combine_chunks().take(at)
+            kept_names = pc.sum(pc.not_equal(held, names)).as_py() or 0
+            names = pc.coalesce(held, names)
+        requests = requests.set_column(requests.schema.get_field_index("request_id"), "request_id", names)
+        stays = pc.invert(pc.is_in(names, pa.array(sorted(self.empty), pa.string())))
+        return requests.filter(stays), Effects(renamed, kept_names, len(stays) - (pc.sum(stays).as_py() or 0))
 
     def _name(self, request_id: str) -> str:
         while rejected := self.named.get(request_id):
             request_id = digest(request_id, "rejected", *sorted(rejected))
         return request_id
 
-    def _approved_places(self, live: pa.Table) -> dict[tuple, str]:
-        """The request of every place with an approved live creative, by place, photo and cohort's text."""
-        rows = live.filter(pc.is_in(live["creative_id"], pa.array(sorted(self.approved), pa.string())))
-        wanted = ("product_id", "cohort_id", "placement", "photo_sha256", "text", "request_id")
-        return {tuple(row[c] for c in wanted[:-1]): row["request_id"] for row in rows.select(wanted).to_pylist()}
-
     def refuse(self, fresh: pa.Table) -> tuple[pa.Table, pa.Table]:
         """(rows that may be published, rows that a person has rejected before) of a night's new creatives.
 
         An original picture that was rejected for a cohort comes back when no other seed beats it either.
         """
-        if not self.rejected:
-            return fresh, fresh.slice(0, 0)
-        columns = ("creative_id", "product_id", "cohort_id", "placement", "sha256")
-        keys = zip(*(fresh[c].to_pylist() for c in columns), strict=True)
-        bad = pa.array([k[0] in self.rejected or k[1:] in self.pictures for k in keys], pa.bool_())
+        bad = pc.is_in(fresh["creative_id"].combine_chunks(), pa.array(sorted(self.rejected), pa.string()))
+        bad = pc.or_(bad, pc.is_in(_key(fresh, _PICTURE), self.pictures))
         return fresh.filter(pc.invert(bad)), fresh.filter(bad)
 
 
+def _key(rows: pa.Table, columns: tuple[str, ...]) -> pa.Array:
+    """The columns of each row as one text; null where one of them is."""
+    return pc.binary_join_element_wise(*(rows[name].combine_chunks() for name in columns), "\x1f")
+
+
 def read_and_store(
-    root: Root, uri: str, live: pa.Table, run_id: str, dry_run: bool = False, signing_key_env: str = ""
+    root: Root, uri: str, live: Scan, run_id: str, dry_run: bool = False, signing_key_env: str = ""
 ) -> tuple[Marks, MarkFigures]:
-    """Tonight's marks merged over those of earlier nights.
+    """Tonight's marks merged over those of earlier nights; `live` gives the rows of tables/creatives.
 
     Unless this is a dry run they are stored: who said what in which file in tables/decisions, what holds in tables/marks.
     """
@@ -214,12 +220,12 @@ def _remember(root: Root, files: list[tuple[Input, _File]], run_id: str) -> None
         tables.merge(root, "decisions", table, "decision_id", base, {"run_id": run_id})
 
 
-def _rows(tonight: list[Mark], live: pa.Table, known: pa.Table, run_id: str) -> tuple[pa.Table, set[str], int]:
+def _rows(tonight: list[Mark], live: Scan, known: pa.Table, run_id: str) -> tuple[pa.Table, set[str], int]:
     """Rows of schema.MARKS with what is known of their creatives, creatives whose mark is cleared, number of unknown ones."""
     ids = pa.array([m.creative_id for m in tonight], pa.string())
     columns = [n for n in schema.MARKS.names if n not in ("mark", "run_id")]
     facts: dict[str, dict] = {}
-    for table in (known, live):  # live rows last: they are newest
+    for table in (known, *live(columns)):  # live rows last: they are newest
         for row in table.filter(pc.is_in(table["creative_id"], ids)).select(columns).to_pylist():
             facts[row["creative_id"]] = row
     rows = [
@@ -250,17 +256,10 @@ def leave_empty(root: Root, refused: pa.Table, marks: Marks, run_id: str) -> Non
         tables.merge(root, "marks", pa.Table.from_pylist(rows, schema.MARKS), "creative_id", base, {"run_id": run_id})
 
 
-def close_ranks(kept: pa.Table, lost: pa.Table) -> pa.Table:
-    """Creatives that stay, ranked from 0 again where a rejected one of their request (`lost`) is gone."""
-    if not lost.num_rows:
-        return kept
-    at = sorted(
-        zip(kept["request_id"].to_pylist(), kept["rank"].to_pylist(), range(kept.num_rows), strict=True),
-    )
-    thinned = set(lost["request_id"].to_pylist())
-    ranks, counts = kept["rank"].to_pylist(), Counter()
-    for request_id, _, i in at:
-        if request_id in thinned:
-            ranks[i] = counts[request_id]
-            counts[request_id] += 1
+def close_ranks(kept: pa.Table) -> pa.Table:
+    """Creatives that stay of requests that lost one, ranked from 0 again."""
+    request_ids, ranks, counts = kept["request_id"].to_pylist(), kept["rank"].to_pylist(), Counter[str]()
+    for request_id, _, i in sorted(zip(request_ids, ranks, range(kept.num_rows), strict=True)):
+        ranks[i] = counts[request_id]
+        counts[request_id] += 1
     return kept.set_column(kept.schema.get_field_index("rank"), "rank", pa.array(ranks, pa.int32()))

@@ -1,111 +1,243 @@
-"""What a night has to paint: the requests that are neither live nor staged, and what the tables know about each."""
+"""What a night has to paint: the requests that are neither live nor staged, and what the tables know about each.
+
+Everything is found part by part of the products (storage.buckets): memory does not grow with the catalog. What is kept
+of all parts is in columns of what changes, and on this machine's disk.
+"""
 
 import json
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import date, datetime
+from types import TracebackType
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adbooster.contracts import schema
 from adbooster.contracts.deadline import day_of
 from adbooster.contracts.errors import ConfigError
 from adbooster.generate import marks
 from adbooster.generate.config import GenerateConfig
-from adbooster.generate.marks import MarkFigures, Marks
+from adbooster.generate.marks import Effects, MarkFigures, Marks
+from adbooster.painting import candidates
 from adbooster.painting.brand_rules import BrandRules, read_brand_rules
 from adbooster.painting.config import BrandFigures
-from adbooster.painting.requests import plan_requests, revisions, staged_creatives
+from adbooster.painting.requests import Planner, revisions, staged_creatives
 from adbooster.prompts.config import PromptFigures
-from adbooster.storage import tables
+from adbooster.storage import buckets, tables
+from adbooster.storage.buckets import Part, Snapshot, Spill
 from adbooster.storage.model_store import local_copy
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
+PLACE = ("product_id", "cohort_id", "placement")  # what a creative is live for
+WAVE_ROWS = 1 << 18  # requests that are given to the painters at one time
+# Of a staged creative, what decides whether it is published; the rest is read when it is.
+_JUDGED = ("creative_id", "request_id", *PLACE, "rank", "clip_score", "fallback", "fallback_reason", "sha256", "run_id")
+JUDGED = (
+    *_JUDGED,
+    "background_phash",
+    "background_simhash",
+    "gpu_s",
+    "paint_batch",
+    "candidate_rejects",
+    "round",
+    "reject",
+)
+_LIVE = ("creative_id", "request_id", *PLACE, "rank", "recipe_id", "gpu_s")
 
 
-@dataclass(frozen=True)
-class NightPlan:
-    """One night's work, planned on one version of tables/creatives.
+@dataclass
+class PartFigures:
+    """What a night knows of one part without reading it again.
 
-    base      that version; None if there is no table
-    live      its rows (schema.CREATIVES)
-    requests  all that should be live after the night (schema.REQUESTS)
-    staged    what unfinished runs of the same recipe have painted (schema.STAGED)
+    requests  that should be live after the night; filled  of these, those whose place has a creative now
+    live      that are live under their very name
+    unasked   ids of live creatives in places that no request names
     """
 
-    recipe_id: str
-    weights_revision: str
-    base: int | None
-    live: pa.Table
-    requests: pa.Table
-    staged: pa.Table
-    marks: Marks
-    mark_figures: MarkFigures
-    prompt_figures: PromptFigures
-    brand_figures: BrandFigures
+    requests: int = 0
+    filled: int = 0
+    live: int = 0
+    unasked: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
+
+
+class NightPlan:
+    """One night's work, planned on one version of tables/creatives. Use as a context: it holds files of this machine.
+
+    live        that version, by part
+    parts       what everything is done in
+    staged      what unfinished runs of the same recipe have painted of what is missing (columns JUDGED)
+    families    of the cohorts, by their id
+    lowest      names of the night's lowest requests, as many as the page shows
+    """
+
+    def __init__(self, config: GenerateConfig, root: Root):
+        """Read the tables and name every request; writes prompts and marks of people to their tables, unless it is a dry run.
+
+        raises  ConfigError if there is no usable product or no cohort
+        """
+        self.root = root
+        self.weights_revision, self.recipe_id = revisions(config)
+        self.base = tables.version(root, "creatives")
+        self.live = Snapshot(root, "creatives", self.base)
+        self.marks, self.mark_figures = marks.read_and_store(
+            root, config.marks_uri, self.live.scan, config.run_id, config.dry_run, config.signing_key_env
+        )
+        planner = Planner(
+            root,
+            config.recipe,
+            self.recipe_id,
+            config.prompts,
+            config.targeting,
+            config.rank_model,
+            dry_run=config.dry_run,
+            tokenizer_path=local_copy(config.weights) / "tokenizer",
+            signing_key_env=config.signing_key_env,
+            brand=_brand_rules(config, root),
+        )
+        self.families = dict(zip(*(planner.cohorts[n].to_pylist() for n in ("cohort_id", "family")), strict=True))
+        self.parts = buckets.parts(max(self.live.rows, planner.most_requests), config.part_rows)
+        self._open = ExitStack()
+        try:
+            self._missing = self._open.enter_context(Spill(schema.REQUESTS, self.parts))
+            self._plan(config, planner)
+        except BaseException:
+            self._open.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._open.close()
+
+    def _plan(self, config: GenerateConfig, planner: Planner) -> None:
+        self.of: dict[Part, PartFigures] = {}
+        self.by_cohort, self.lowest = Counter[str](), pa.array([], pa.string())
+        staged = staged_creatives(self.root, config.run_id, self.recipe_id, JUDGED)
+        own, named, rates = buckets.numbers(staged["product_id"]), [], _Rates(self.recipe_id)
+        effects, leaving, again = Effects(), 0, 0
+        for part in self.parts:
+            live, planned = self.live.read(part, list(_LIVE)), planner.plan(part)
+            requests, changed = self.marks.apply(planned.requests, live, self._approved(part))
+            mine = staged.filter(part.has(own))
+            again += (
+                pc.sum(pc.is_in(pc.unique(mine["request_id"]), requests["request_id"].combine_chunks())).as_py() or 0
+            )
+            missing = without(requests, live)
+            self._missing.add(missing)
+            named.append(mine.filter(pc.is_in(mine["request_id"], missing["request_id"].combine_chunks())))
+            self.of[part] = _figures(requests, live)
+            effects, leaving = effects.plus(changed), leaving + _of_pairs(live, planned.forbidden)
+            rates.add(live)
+            self.by_cohort += _counts(requests["cohort_id"])
+            self.lowest = candidates.lowest(self.lowest, requests["request_id"], config.gallery)
+        if not self.requests and config.targeting.rule == "table":
+            raise ConfigError(f"the targeting table {config.targeting.table_uri} names no usable product")
+        self.staged, self.already_staged, self.rates = pa.concat_tables(named), again, rates
+        self.mark_figures = self.mark_figures.model_copy(update=effects._asdict())
+        self.prompt_figures: PromptFigures = planner.prompter.figures
+        self.brand_figures = planner.judgement.figures() if planner.judgement else BrandFigures()
+        self.brand_figures = _with_live(self.brand_figures, leaving)
+
+    def _approved(self, part: Part) -> pa.Table:
+        """The part's live creatives that people approved, with what marks compare."""
+        if not self.marks.approved:
+            return schema.CREATIVES.empty_table()
+        rows = self.live.read(part, ["creative_id", "request_id", *PLACE, "photo_sha256", "text"])
+        return rows.filter(pc.is_in(rows["creative_id"], pa.array(sorted(self.marks.approved), pa.string())))
 
     @property
-    def missing(self) -> pa.Table:
-        """Requests that are not live."""
-        return without(self.requests, self.live)
+    def requests(self) -> int:
+        """How many there are."""
+        return sum(of.requests for of in self.of.values())
 
     @property
-    def to_paint(self) -> pa.Table:
-        """Requests that are neither live nor staged."""
-        return without(self.missing, self.staged)
+    def already_live(self) -> int:
+        return sum(of.live for of in self.of.values())
 
     @property
-    def already_staged(self) -> int:
-        return len(set(self.staged["request_id"].to_pylist()) & set(self.requests["request_id"].to_pylist()))
+    def to_paint(self) -> int:
+        """How many requests are neither live nor staged."""
+        return self.requests - self.already_live - pc.count_distinct(self.staged["request_id"]).as_py()
+
+    def missing(self, part: Part, columns: list[str] | None = None) -> pa.Table:
+        """Requests of a part that are not live (schema.REQUESTS)."""
+        return self._missing.read(part, columns)
+
+    def unpainted(self, painted: pa.Table, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Requests that are not live and not among `painted`, part by part."""
+        columns = columns and list(dict.fromkeys([*columns, "request_id"]))
+        return (without(self.missing(part, columns), painted) for part in self.parts)
+
+    def of_missing(self, staged: pa.Table) -> pa.Table:
+        """Of rows with product_id and request_id those of requests that are not live."""
+        own, found = buckets.numbers(staged["product_id"]), []
+        for part in self.parts:
+            mine = staged.filter(part.has(own))
+            wanted = self.missing(part, ["request_id"])["request_id"] if mine.num_rows else mine["request_id"]
+            found.append(mine.filter(pc.is_in(mine["request_id"], wanted.combine_chunks())))
+        return pa.concat_tables(found)
+
+    def cohort_shares(self) -> dict[str, float]:
+        """Each cohort's share of the requests, largest first."""
+        total = self.by_cohort.total()
+        return {name: round(n / total, 4) for name, n in sorted(self.by_cohort.items(), key=lambda e: (-e[1], e[0]))}
 
     def gpu_hours_estimate(self) -> tuple[float | None, str | None]:
         """GPU-hours of what is to be painted at the rate measured on live creatives, and on which; None without any."""
-        first = self.live.filter(pc.equal(self.live["rank"], 0))
+        rate, measured_on = self.rates.mean()
+        return None if rate is None else round(rate * self.to_paint / 3600, 4), measured_on
+
+
+class _Rates:
+    """GPU-seconds of live requests, of this recipe and of all."""
+
+    def __init__(self, recipe_id: str):
+        self.recipe_id, self.seconds, self.rows = recipe_id, [0.0, 0.0], [0, 0]
+
+    def add(self, live: pa.Table) -> None:
+        first = live.filter(pc.equal(live["rank"], 0))
         same = first.filter(pc.equal(first["recipe_id"], self.recipe_id))
-        rows, measured_on = (same, "this recipe") if same.num_rows else (first, "other recipes")
-        if not rows.num_rows:
-            return None, None
-        return round(pc.mean(rows["gpu_s"]).as_py() * self.to_paint.num_rows / 3600, 4), measured_on
+        for i, rows in enumerate((same, first)):
+            self.seconds[i] += pc.sum(rows["gpu_s"]).as_py() or 0.0
+            self.rows[i] += len(rows) - rows["gpu_s"].null_count
+
+    def mean(self) -> tuple[float | None, str | None]:
+        """A request's, and what it was measured on."""
+        for seconds, rows, on in zip(self.seconds, self.rows, ("this recipe", "other recipes"), strict=True):
+            if rows:
+                return seconds / rows, on
+        return None, None
 
 
-def plan_night(config: GenerateConfig, root: Root) -> NightPlan:
-    """Read the tables and name every request; writes prompts and marks of people to their tables, unless it is a dry run.
+def _figures(requests: pa.Table, live: pa.Table) -> PartFigures:
+    asked, there = places(requests), places(live)
+    return PartFigures(
+        requests=requests.num_rows,
+        filled=pc.sum(pc.is_in(asked, there)).as_py() or 0,
+        live=pc.sum(pc.is_in(requests["request_id"], live["request_id"].combine_chunks())).as_py() or 0,
+        unasked=live["creative_id"].filter(pc.invert(pc.is_in(there, asked))).combine_chunks(),
+    )
 
-    raises  ConfigError if there is no usable product or no cohort
-    """
-    weights_revision, recipe = revisions(config)
-    base = tables.version(root, "creatives")
-    live = tables.read(root, "creatives", version=base)
-    known_marks, mark_figures = marks.read_and_store(
-        root, config.marks_uri, live, config.run_id, config.dry_run, config.signing_key_env
-    )
-    planned = plan_requests(
-        root,
-        config.recipe,
-        recipe,
-        config.prompts,
-        config.targeting,
-        config.rank_model,
-        dry_run=config.dry_run,
-        tokenizer_path=local_copy(config.weights) / "tokenizer",
-        signing_key_env=config.signing_key_env,
-        brand=_brand_rules(config, root),
-    )
-    requests, effects = known_marks.apply(planned.requests, live)
-    return NightPlan(
-        recipe_id=recipe,
-        weights_revision=weights_revision,
-        base=base,
-        live=live,
-        requests=requests,
-        staged=staged_creatives(root, config.run_id, recipe),
-        marks=known_marks,
-        mark_figures=mark_figures.model_copy(update=effects._asdict()),
-        prompt_figures=planned.prompt_figures,
-        brand_figures=_with_live(planned.brand_figures, planned.forbidden, live),
-    )
+
+def places(rows: pa.Table) -> pa.Array:
+    """What each creative is live for, as one text: product, cohort, placement."""
+    return pc.binary_join_element_wise(*(rows[name].combine_chunks() for name in PLACE), "\x1f")
+
+
+def _counts(values: pa.ChunkedArray) -> Counter[str]:
+    return Counter({c["values"]: c["counts"] for c in pc.value_counts(values).to_pylist()})
+
+
+def _of_pairs(live: pa.Table, pairs: pa.Table) -> int:
+    pair = ["product_id", "cohort_id"]
+    return live.select(pair).join(pairs, pair, join_type="left semi").num_rows if pairs.num_rows else 0
 
 
 def _brand_rules(config: GenerateConfig, root: Root) -> tuple[BrandRules, date] | None:
@@ -138,23 +270,15 @@ def _brand_file(run_id: str) -> str:
     return f"runs/{run_id}/brand_rules.json"
 
 
-def _with_live(figures: BrandFigures, forbidden: pa.Table, live: pa.Table) -> BrandFigures:
+def _with_live(figures: BrandFigures, leaves: int) -> BrandFigures:
     """The figures with the number of live creatives of forbidden pairs; what matches nothing is logged."""
     for note in figures.notes:
         log.warning("%s", note)
-    if not forbidden.num_rows:
+    if not figures.pairs:
         return figures
     words = ", ".join(f"{n} {word}" for word, n in figures.rejects.items() if n)
-    pair = ["product_id", "cohort_id"]
-    leaves = live.select(pair).join(forbidden, pair, join_type="left semi").num_rows
     log.info("brand rules of %s forbid %d pairs (%s); %d creatives leave", figures.day, figures.pairs, words, leaves)
     return figures.model_copy(update={"live": leaves})
-
-
-def cohort_shares(requests: pa.Table) -> dict[str, float]:
-    """Each cohort's share of the requests, largest first."""
-    counts = Counter(requests["cohort_id"].to_pylist())
-    return {name: round(n / requests.num_rows, 4) for name, n in sorted(counts.items(), key=lambda e: (-e[1], e[0]))}
 
 
 def without(rows: pa.Table, *others: pa.Table) -> pa.Table:

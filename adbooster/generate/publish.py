@@ -10,46 +10,75 @@ from adbooster.contracts import schema
 from adbooster.contracts.settings import code_commit
 from adbooster.generate import marks
 from adbooster.generate.config import GenerateConfig
-from adbooster.generate.plan import NightPlan
-from adbooster.storage import tables
+from adbooster.generate.plan import PLACE, NightPlan, PartFigures, places
+from adbooster.painting.requests import painted_once, staged_folders
+from adbooster.storage import buckets, tables
+from adbooster.storage.buckets import Change, Part, Spill
 from adbooster.storage.objects import Root
 
 
 @dataclass(frozen=True)
-class Publication:
-    """What one commit would change.
+class PartChange:
+    """What one commit would change in a part.
 
-    live      rows that are live after it (schema.CREATIVES)
-    changed   of these, rows that are new or have another rank
-    retired   rows that are no longer live
-    coverage  share of the requests that have a creative after it (0-1)
+    new      creative_id and round of what is added
+    gone     ids of live creatives that leave, or that a new one replaces
+    thinned  requests that keep creatives after one of theirs was rejected: those are ranked anew
+    filled   requests that have a creative after it
     """
 
-    live: pa.Table
-    changed: pa.Table
-    retired: pa.Table
+    new: pa.Table
+    gone: pa.Array
+    thinned: pa.Array
+    filled: int
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What one commit would change, of the parts that change; coverage  share of the requests with a creative after it (0-1)"""
+
+    changes: dict[Part, PartChange]
+    requests: int
     coverage: float
 
+    @property
+    def retired(self) -> int:
+        """Live rows that are no longer live."""
+        return sum(len(change.gone) for change in self.changes.values())
 
-def plan_publication(
-    requests: pa.Table, live: pa.Table, painted: pa.Table, rejected: Set[str] = frozenset()
-) -> Publication:
+
+def plan_publication(night: NightPlan, painted: pa.Table, emptied: pa.Table) -> Publication:
     """Add what was painted, replace what it supersedes, retire what no request names or a person rejected.
 
-    requests  the night's (schema.REQUESTS); live  rows at the version that the night was planned on
-    painted   new rows (schema.STAGED); rejected  ids of creatives that people rejected
+    painted  new rows (plan.JUDGED); emptied  rows of requests that stay empty, as people rejected all that they end on
     """
-    asked, new = set(places(requests)), set(places(painted))
-    ids = zip(places(live), live["creative_id"].to_pylist(), strict=True)
-    stays = pa.array([at in asked and at not in new and name not in rejected for at, name in ids], pa.bool_())
-    retired = live.filter(pc.invert(stays))
-    painted = schema.fill(painted, schema.CREATIVES)
-    rejected_rows = retired.filter(pc.is_in(retired["creative_id"], pa.array(sorted(rejected), pa.string())))
-    kept = marks.close_ranks(live.filter(stays), rejected_rows)
-    moved = kept.filter(pc.not_equal(kept["rank"], live.filter(stays)["rank"]))
-    after = pa.concat_tables([kept, painted])
-    coverage = round(len(set(places(after))) / requests.num_rows, 4) if requests.num_rows else 1.0
-    return Publication(after, pa.concat_tables([painted, moved]), retired, coverage)
+    changes, filled, requests = {}, 0, 0
+    own, empty = buckets.numbers(painted["product_id"]), buckets.numbers(emptied["product_id"])
+    for part in night.parts:
+        of, mine, left = night.of[part], painted.filter(part.has(own)), emptied.filter(part.has(empty))
+        requests += of.requests - pc.count_distinct(left["request_id"]).as_py()
+        if mine.num_rows or left.num_rows or len(of.unasked) or night.marks.rejected:
+            changes[part] = _part(of, night.live.read(part, ["creative_id", "request_id", *PLACE]), mine, left, night.marks.rejected)
+            filled += changes[part].filled
+        else:
+            filled += of.filled
+    return Publication(changes, requests, round(filled / requests, 4) if requests else 1.0)
+
+
+def _part(of: PartFigures, live: pa.Table, painted: pa.Table, emptied: pa.Table, rejected: Set[str]) -> PartChange:
+    there, ids = places(live), live["creative_id"].combine_chunks()
+    refused = pc.is_in(ids, pa.array(sorted(rejected), pa.string()))
+    replaced = pc.is_in(there, pa.concat_arrays([places(painted), places(emptied)]))
+    gone = pc.or_(pc.or_(refused, replaced), pc.is_in(ids, of.unasked))
+    stays = pc.invert(gone)
+    requests = live["request_id"].combine_chunks()
+    thinned = pc.unique(requests.filter(refused))
+    return PartChange(
+        new=painted.select(["creative_id", "round"]),
+        gone=ids.filter(gone),
+        thinned=thinned.filter(pc.is_in(thinned, requests.filter(stays))),
+        filled=len(pc.unique(pa.concat_arrays([there.filter(stays), places(painted)]))),
+    )
 
 
 def commit(root: Root, config: GenerateConfig, night: NightPlan, publication: Publication) -> int | None:
@@ -57,16 +86,43 @@ def commit(root: Root, config: GenerateConfig, night: NightPlan, publication: Pu
 
     raises  PublishConflict, and LockLost; nothing of this run is live then
     """
-    if not publication.changed.num_rows and not publication.retired.num_rows:
-        return night.base
     metadata = {"run_id": config.run_id, "recipe_id": night.recipe_id, "weights_revision": night.weights_revision}
     metadata |= {"git_commit": code_commit() or "", "job": "generate"}
-    retired = publication.retired
-    replaced = pc.is_in(retired["creative_id"], publication.changed["creative_id"].combine_chunks())
-    drop = retired.filter(pc.invert(replaced))["creative_id"].to_pylist()
-    return tables.merge(root, "creatives", publication.changed, "creative_id", night.base, metadata, delete=drop)
+    with (
+        _painted(root, config, night, publication) as painted,
+        Change(root, "creatives", night.base, "creative_id", night.parts) as change,
+    ):
+        for part, of in publication.changes.items():
+            new = schema.fill(painted_once(painted.read(part)), schema.CREATIVES)
+            change.replace(part, pa.concat_tables([new, _moved(night, part, of)]), of.gone)
+        return change.commit(metadata)
 
 
-def places(rows: pa.Table) -> list[tuple[str, str, str]]:
-    """What a creative is live for: product, cohort, placement."""
-    return list(zip(*(rows[c].to_pylist() for c in ("product_id", "cohort_id", "placement")), strict=True))
+def _painted(root: Root, config: GenerateConfig, night: NightPlan, publication: Publication) -> Spill:
+    """The staged rows that are published, with all their columns, by part."""
+    new = pa.concat_arrays([pa.array([], pa.string()), *(_names(of.new) for of in publication.changes.values())])
+    spill = Spill(schema.STAGED, night.parts)
+    try:
+        for folder in staged_folders(root, config.run_id, night.recipe_id) if len(new) else ():
+            for rows in tables.scan_staged(root, folder, schema.STAGED):
+                spill.add(rows.filter(pc.is_in(_names(rows), new)))
+    except BaseException:
+        spill.close()
+        raise
+    return spill
+
+
+def _names(rows: pa.Table) -> pa.Array:
+    """The creative and round of each row: two rounds may end on one picture."""
+    return pc.binary_join_element_wise(rows["creative_id"].combine_chunks(), rows["round"].combine_chunks().cast(pa.string()), " ")
+
+
+def _moved(night: NightPlan, part: Part, of: PartChange) -> pa.Table:
+    """Live rows that stay with another rank."""
+    if not len(of.thinned):
+        return schema.CREATIVES.empty_table()
+    rows = night.live.read(part)
+    rows = rows.filter(pc.is_in(rows["request_id"], of.thinned))
+    rows = rows.filter(pc.invert(pc.is_in(rows["creative_id"], of.gone)))
+    closed = marks.close_ranks(rows)
+    return closed.filter(pc.not_equal(closed["rank"], rows["rank"]))

@@ -2,12 +2,13 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,10 +22,8 @@ from adbooster.engine.progress import Progress
 from adbooster.engine.staging import stage_parts
 from adbooster.generate import priority
 from adbooster.generate.config import GenerateConfig
-from adbooster.generate.plan import NightPlan, next_round, without
-from adbooster.generate.publish import places
-from adbooster.painting import candidates
-from adbooster.painting.duplicates import Scenes
+from adbooster.generate.plan import JUDGED, WAVE_ROWS, NightPlan, places, without
+from adbooster.painting.duplicates import COLUMNS, Rivals, Scenes
 from adbooster.painting.finish import Finisher
 from adbooster.painting.painter import Painter
 from adbooster.painting.placing import Placer
@@ -37,11 +36,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Painted:
-    """The results of a night's rounds.
+    """The results of a night's rounds; rows have the columns plan.JUDGED.
 
-    rows          new creatives (schema.STAGED) that duplicate no other winner
+    rows          new creatives that duplicate no other winner
     first_ranks   the best row of every request and round, also of those that were duplicates
-    requested     requests that had to be painted
+    painted       requests that had to be painted and have a creative now
+    rejected      requests that have none, though painting was not stopped
     stopped       what ended painting early: deadline or gpu_hours; None: nothing did
     left          requests that were not painted for that reason
     failures      requests that a painter failed or died on, by reject word
@@ -51,9 +51,10 @@ class Painted:
 
     rows: pa.Table
     first_ranks: pa.Table
-    requested: pa.Table
-    left: pa.Table
+    painted: int
+    rejected: int
     stopped: str | None = None
+    left: int = 0
     repainted: int = 0
     left_uri: str | None = None
     left_by_value: dict[str, int] = field(default_factory=dict)
@@ -64,18 +65,18 @@ class Painted:
         """The fields of GenerateReport that painting decides."""
         best = self.rows.filter(pc.equal(self.rows["rank"], 0))
         fallbacks = best.filter(best["fallback"])
-        words = (word for some in self.first_ranks["candidate_rejects"].to_pylist() for word in some or ())
+        words = pc.list_flatten(self.first_ranks["candidate_rejects"].combine_chunks())
         return {
-            "painted": self.requested.num_rows - without(self.requested, self.rows).num_rows,
-            "rejected": without(self.requested, self.rows, self.left).num_rows,
+            "painted": self.painted,
+            "rejected": self.rejected,
             "failures": self.failures,
             "stopped": self.stopped,
-            "left": self.left.num_rows,
+            "left": self.left,
             "left_uri": self.left_uri,
             "left_by_value": self.left_by_value,
             "fallbacks": fallbacks.num_rows,
             "fallback_reasons": dict(Counter(fallbacks["fallback_reason"].to_pylist())),
-            "candidate_rejects": dict(Counter(words)),
+            "candidate_rejects": dict(Counter(words.to_pylist())),
             "repainted_duplicates": self.repainted,
             "published": self.rows.num_rows,
             "painter_busy": self.stages.get("Painter", {}).get("network_share"),
@@ -86,37 +87,43 @@ class Painted:
 
 def paint(config: GenerateConfig, night: NightPlan) -> Painted:
     """Paint what is neither live nor staged; winners whose scene another winner has are painted again."""
-    root, missing, to_paint = Root(config.root_uri), night.missing, night.to_paint
+    root, scenes = Root(config.root_uri), Scenes(config.recipe.gates)
     meter = _budget(config, night.staged)
-    todo = priority.by_value(to_paint, night.live) if meter else to_paint
-    repainted, first_round, times = 0, True, None
+    repainted, times = 0, stage_times.start() if night.to_paint else None
     failures, blocked = Counter[str](), []
+    waves = _by_value(night) if meter else _in_order(night.unpainted(night.staged))
     while True:
-        if todo.num_rows:
+        asked = 0
+        for wave in waves:
+            if meter and budget.exhausted_by(meter):
+                break
             times = times or stage_times.start()
-            words, held_back_s = _stage(config, root, night, todo, meter, times)
+            words, held_back_s = _stage(config, root, night, wave, meter, times)
             failures += words
             blocked.append(held_back_s)
+            asked += wave.num_rows
         stopped = budget.exhausted_by(meter) if meter else None
-        staged = staged_creatives(root, config.run_id, night.recipe_id)
-        staged = staged.filter(pc.is_in(staged["request_id"], missing["request_id"]))
-        rows, again = settle(staged, _scenes_that_stay(config.recipe.gates, night, staged))
-        if not again or stopped or not (first_round or todo.num_rows):
+        staged = night.of_missing(staged_creatives(root, config.run_id, night.recipe_id, JUDGED))
+        rows, again = settle(staged, scenes, _taken(scenes, night, staged))
+        if not again or stopped or not (asked or not repainted):
             break
-        todo, first_round = next_round(night.requests, again), False
-        repainted += todo.num_rows
-        log.info("%d winners duplicate others; their requests are painted again", todo.num_rows)
+        waves = _in_order(_next_round(night, again))
+        repainted += len(again)
+        log.info("%d winners duplicate others; their requests are painted again", len(again))
     stages = stage_times.write(root, config.run_id, "generate", times, blocked) if times else {}
+    unfilled = sum(part.num_rows for part in night.unpainted(rows, ["request_id"]))
+    without_any = sum(without(part, night.staged, rows).num_rows for part in night.unpainted(rows, ["request_id"]))
     painted = Painted(
         rows=rows,
         first_ranks=staged.filter(pc.equal(staged["rank"], 0)),
-        requested=to_paint,
-        left=without(missing, rows) if stopped else missing.slice(0, 0),
+        painted=night.to_paint - without_any,
+        rejected=0 if stopped else without_any,
+        left=unfilled if stopped else 0,
         stopped=stopped,
         repainted=repainted,
         failures=dict(failures),
         stages=stages,
-        **(_write_left(config, root, night, without(missing, rows), stopped) if stopped else {}),
+        **(_write_left(config, root, night, rows, stopped) if stopped else {}),
     )
     smallest = painted.figures()["paint_batch"]
     if smallest and smallest < config.paint_batch:
@@ -124,40 +131,65 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
     return painted
 
 
-def settle(staged: pa.Table, live_scenes: Callable[[], Scenes]) -> tuple[pa.Table, dict[str, int]]:
+def _in_order(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Requests in their order, some hundred thousand at a time."""
+    held: list[pa.Table] = []
+    for rows in parts:
+        held += [rows] if rows.num_rows else []
+        while sum(rows.num_rows for rows in held) >= WAVE_ROWS:
+            together = pa.concat_tables(held)
+            yield together.slice(0, WAVE_ROWS)
+            held = [together.slice(WAVE_ROWS)] if together.num_rows > WAVE_ROWS else []
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _next_round(night: NightPlan, again: dict[str, int]) -> Iterator[pa.Table]:
+    """The requests to paint again, by request_id, with the round that each is painted in next."""
+    names = pa.array(list(again), pa.string())
+    for part in night.parts:
+        rows = night.missing(part)
+        rows = rows.filter(pc.is_in(rows["request_id"], names))
+        rounds = pa.array([again[q] for q in rows["request_id"].to_pylist()], pa.int32())
+        yield rows.set_column(rows.schema.get_field_index("round"), "round", rounds)
+
+
+def settle(staged: pa.Table, scenes: Scenes, taken: np.ndarray) -> tuple[pa.Table, dict[str, int]]:
     """The rows that remain without duplicates, and the requests to paint again with their next round.
 
-    staged       rows (schema.STAGED) of all rounds painted so far
-    live_scenes  makes the scenes of creatives that stay live, anew at each call
+    staged  rows (plan.JUDGED) of all rounds painted so far
+    taken   for each whether a creative that stays live has its scene
     """
     request_ids, rounds = (staged[c].to_pylist() for c in ("request_id", "round"))
     painted: dict[str, list[int]] = {}
     for request_id, number in zip(request_ids, rounds, strict=True):
         if number not in painted.setdefault(request_id, []):
             painted[request_id].append(number)
-    at = {request_id: min(numbers) for request_id, numbers in painted.items()}
+    at, rivals = {request_id: min(numbers) for request_id, numbers in painted.items()}, Rivals(staged, scenes)
     while True:
-        current = staged.filter(pa.array([at[q] == r for q, r in zip(request_ids, rounds, strict=True)], pa.bool_()))
-        kept = current.filter(pa.array(live_scenes().take(current), pa.bool_()))
-        held = set(kept["request_id"].to_pylist())
+        current = np.array([at[q] == r for q, r in zip(request_ids, rounds, strict=True)], bool)
+        kept = rivals.keep(current & ~taken)
+        held = {request_ids[i] for i in np.flatnonzero(kept)}
         lost = [q for q in at if q not in held]
         later = {q: min(numbers) for q in lost if (numbers := [n for n in painted[q] if n > at[q]])}
         if not later:
-            return kept, {q: at[q] + 1 for q in lost}
+            return staged.filter(pa.array(kept)), {q: at[q] + 1 for q in lost}
         at.update(later)
 
 
-def _scenes_that_stay(gates: Gates, night: NightPlan, staged: pa.Table) -> Callable[[], Scenes]:
-    """Makes the scenes of live creatives that stay: still wanted, and in a place that nothing was painted for."""
-    asked, replaced = set(places(night.requests)), set(places(staged))
-    stays = night.live.filter(pa.array([p in asked and p not in replaced for p in places(night.live)], pa.bool_()))
+def _taken(scenes: Scenes, night: NightPlan, staged: pa.Table) -> np.ndarray:
+    """Which rows have the scene of a live creative that stays: still wanted, in a place that nothing was painted for."""
+    if not scenes.near_bits or not staged.num_rows:
+        return np.zeros(staged.num_rows, bool)
+    replaced = places(staged)
 
-    def scenes() -> Scenes:
-        known = Scenes(gates)
-        known.take(stays)
-        return known
+    def stay() -> Iterator[pa.Table]:
+        for part in night.parts:
+            live = night.live.read(part, ["creative_id", *COLUMNS])
+            gone = pc.or_(pc.is_in(live["creative_id"], night.of[part].unasked), pc.is_in(places(live), replaced))
+            yield live.filter(pc.invert(gone))
 
-    return scenes
+    return scenes.among(staged, stay())
 
 
 def _budget(config: GenerateConfig, staged: pa.Table) -> budget.Handle | None:
@@ -170,13 +202,23 @@ def _budget(config: GenerateConfig, staged: pa.Table) -> budget.Handle | None:
     return budget.start_meter(ends and ends - timedelta(seconds=config.publish_s), gpu_s)
 
 
+def _by_value(night: NightPlan) -> Iterator[pa.Table]:
+    """Requests to paint, the most valuable first, some hundred thousand at a time."""
+    ordered = priority.by_value(night)
+    for start in range(0, len(ordered), WAVE_ROWS):
+        wanted = ordered.slice(start, WAVE_ROWS)
+        rows = [part.filter(pc.is_in(part["request_id"], wanted)) for part in night.unpainted(night.staged)]
+        wave = pa.concat_tables(rows)
+        yield wave.take(pc.index_in(wanted, wave["request_id"].combine_chunks()))
+
+
 def _write_left(
-    config: GenerateConfig, root: Root, night: NightPlan, left: pa.Table, stopped: str | None
+    config: GenerateConfig, root: Root, night: NightPlan, painted: pa.Table, stopped: str | None
 ) -> dict[str, Any]:
     """Write down what the night leaves; its address and the counts by class of value, as fields of Painted."""
-    left_uri, by_value = priority.write_left(root, config.run_id, left, night.live)
+    left_uri, by_value = priority.write_left(root, config.run_id, night, painted)
     words = ", ".join(f"{n} {name}" for name, n in by_value.items())
-    log.warning("%s is used up: %d requests are left for the next night (%s)", stopped, left.num_rows, words)
+    log.warning("%s is used up: %d requests are left for the next night (%s)", stopped, sum(by_value.values()), words)
     return {"left_uri": left_uri, "left_by_value": by_value}
 
 
@@ -199,7 +241,7 @@ def _stage(
     if meter:
         budget.begin_round(meter)
     failures, shared = Failures(root, config.run_id, "failed_paint"), {"times": times, "config": config}
-    shown = candidates.shown_up_to(night.requests["request_id"], config.gallery)
+    shown = night.lowest[-1].as_py() if len(night.lowest) else ""
     names = {"recipe_id": night.recipe_id, "weights_revision": night.weights_revision}
     ds = through(dataset(rows, batch), Placer, place, schema.PLACED, failures, root=root, **shared)
     ds = through(ds, Painter, paint, schema.PAINTED, failures, meter, shown_up_to=shown, **shared)

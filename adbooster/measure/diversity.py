@@ -8,7 +8,7 @@ import torch
 from sklearn.cluster import AgglomerativeClustering
 
 from adbooster.contracts.recipe import Gates
-from adbooster.painting.duplicates import Scenes
+from adbooster.painting.duplicates import Rivals, Scenes
 
 EXACT = Gates(min_background_distance=1, max_background_similarity=0.99)
 NEAR = Gates(min_background_distance=8, max_background_similarity=0.95)
@@ -23,7 +23,7 @@ def repeats(rows: pa.Table, of: str, gates: Gates) -> np.ndarray:
     """
     other = "cohort_id" if of == "product_id" else "product_id"
     alone = rows.set_column(rows.schema.get_field_index(other), other, rows["creative_id"])
-    new = Scenes(gates).take(alone)
+    new = Rivals(alone, Scenes(gates)).keep(np.ones(alone.num_rows, bool))
     marked = rows["background_phash"].is_valid().to_pylist()
     return np.array([float(not n) if m else np.nan for n, m in zip(new, marked, strict=True)], np.float64)
 

@@ -196,44 +196,61 @@ class _File(Config):
         return (*self.never, *self.exclusions, *self.scenes, *self.dates)
 
 
-class Verdict(NamedTuple):
-    """Which pairs are forbidden (bool, one a pair), and the figures of that."""
-
-    forbidden: np.ndarray
-    figures: BrandFigures
-
-
 class BrandRules(NamedTuple):
     """The rules of a file, and the SHA-256 of it."""
 
     rules: tuple[_Rule, ...]
     sha256: str
 
-    def judge(
-        self, products: pa.Table, cohorts: pa.Table, of_product: pa.Array, of_cohort: pa.Array, day: date
-    ) -> Verdict:
-        """Which pairs may not be painted on a day.
 
-        products, cohorts      as for brand_matching.of_products and .of_cohorts
+class Judgement:
+    """Which pairs of products and some cohorts may not be painted on a day; `figures` are of all that was judged.
+
+    cohorts  as for brand_matching.of_cohorts
+    """
+
+    def __init__(self, rules: BrandRules, cohorts: pa.Table, day: date):
+        self.rules, self.day, self.users = rules.rules, day, brand_matching.of_cohorts(cohorts)
+        self.unmatched: list[set[str]] = [set() for _ in self.rules]
+        self._figures = BrandFigures(
+            day=day,
+            sha256=rules.sha256,
+            rules=[RuleFigures(name=r.name, reject=r.reject or r.word, pairs=0, sample=[]) for r in self.rules],
+        )
+
+    def forbidden(self, products: pa.Table, of_product: pa.Array, of_cohort: pa.Array) -> np.ndarray:
+        """bool, one a pair.
+
+        products               as for brand_matching.of_products
         of_product, of_cohort  of every pair, its row in either
         """
-        goods, users = brand_matching.of_products(products), brand_matching.of_cohorts(cohorts)
+        goods = brand_matching.of_products(products)
         p, c = of_product.to_numpy(zero_copy_only=False), of_cohort.to_numpy(zero_copy_only=False)
         by_word: dict[str, np.ndarray] = {}
-        figures = BrandFigures(day=day, sha256=self.sha256)
-        for rule in self.rules:
-            found, word = rule.forbids(goods, users, day), rule.reject or rule.word
+        for rule, told, unmatched in zip(self.rules, self._figures.rules, self.unmatched, strict=True):
+            found = rule.forbids(goods, self.users, self.day)
             both = np.logical_or if found.either else np.logical_and
             bad = both(found.products[p], found.cohorts[c])
-            by_word[word] = by_word[word] | bad if word in by_word else bad
-            sample = [Pair(product_id=goods.ids[p[i]].as_py(), cohort_id=users.ids[c[i]].as_py()) for i in _some(bad)]
-            figures.rules.append(RuleFigures(name=rule.name, reject=word, pairs=int(bad.sum()), sample=sample))
-            if found.unmatched:
-                figures.notes.append(f"the brand rule {shown(rule.name)} matches {found.unmatched}")
-        figures.rejects = {word: int(bad.sum()) for word, bad in by_word.items()}
+            by_word[told.reject] = by_word[told.reject] | bad if told.reject in by_word else bad
+            sample = [
+                Pair(product_id=goods.ids[p[i]].as_py(), cohort_id=self.users.ids[c[i]].as_py()) for i in _some(bad)
+            ]
+            told.pairs, told.sample = told.pairs + int(bad.sum()), told.sample + sample
+            unmatched.add(found.unmatched)
+        for word, bad in by_word.items():
+            self._figures.rejects[word] = self._figures.rejects.get(word, 0) + int(bad.sum())
         forbidden = np.logical_or.reduce(list(by_word.values()))
-        figures.pairs = int(forbidden.sum())
-        return Verdict(forbidden, figures)
+        self._figures.pairs += int(forbidden.sum())
+        return forbidden
+
+    def figures(self) -> BrandFigures:
+        figures = self._figures.model_copy(deep=True)
+        for rule, unmatched in zip(figures.rules, self.unmatched, strict=True):
+            rule.sample = [rule.sample[i] for i in _some(np.ones(len(rule.sample), bool))]
+            if unmatched and "" not in unmatched:  # products are looked through part by part: one part's may match
+                why = min(unmatched, key=lambda text: text == "no product")
+                figures.notes.append(f"the brand rule {shown(rule.name)} matches {why}")
+        return figures
 
 
 def read_brand_rules(uri: str, signing_key_env: str = "") -> BrandRules:

@@ -31,17 +31,21 @@ class Candidate:
     figures: dict = field(default_factory=dict)
 
 
-def shown_up_to(request_ids: pa.ChunkedArray, most: int) -> str:
-    """The highest name among the `most` lowest of these requests; "" for none.
+def lowest(known: pa.Array, more: pa.ChunkedArray, most: int) -> pa.Array:
+    """The `most` lowest names of both, in order.
 
-    Names are hashes, so this is an even sample, and one that hardly changes from night to night.
+    Names are hashes, so these are an even sample, and one that hardly changes from night to night.
     """
-    if not most or not len(request_ids):
-        return ""
-    if most >= len(request_ids):
-        return pc.max(request_ids).as_py()
-    lowest = pc.select_k_unstable(request_ids, most, [("request_id", "ascending")])
-    return request_ids[lowest[-1].as_py()].as_py()
+    if len(known) == most:
+        more = more.filter(pc.less(more, known[-1] if most else None))
+    names = pc.unique(pa.chunked_array([known, *more.chunks], pa.string()))
+    return names.take(pc.select_k_unstable(names, min(most, len(names)), [("name", "ascending")]))
+
+
+def shown_up_to(request_ids: pa.ChunkedArray, most: int) -> str:
+    """The highest name among the `most` lowest of these requests; "" for none."""
+    names = lowest(pa.array([], pa.string()), request_ids, most)
+    return names[-1].as_py() if len(names) else ""
 
 
 def candidate(

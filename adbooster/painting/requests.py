@@ -12,16 +12,17 @@ import pyarrow.compute as pc
 
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
-from adbooster.contracts.naming import digest
+from adbooster.contracts.naming import digest, digests
 from adbooster.contracts.recipe import Recipe, recipe_id
 from adbooster.contracts.text import clean, interest
-from adbooster.painting.brand_rules import BrandRules
-from adbooster.painting.config import BrandFigures, PaintingConfig, Targeting
-from adbooster.painting.targeting import listed
-from adbooster.prompts.config import PromptFigures, Prompting
+from adbooster.painting.brand_rules import BrandRules, Judgement
+from adbooster.painting.config import PaintingConfig, Targeting
+from adbooster.painting.targeting import Listed
+from adbooster.prompts.config import Prompting
 from adbooster.prompts.templates import product_words
-from adbooster.prompts.writer import write_prompts
+from adbooster.prompts.writer import Prompter
 from adbooster.storage import tables
+from adbooster.storage.buckets import Part, Snapshot
 from adbooster.storage.mask_models import mask_model
 from adbooster.storage.model_store import content_hash, local_copy
 from adbooster.storage.objects import Root
@@ -34,22 +35,23 @@ PRODUCTS = pa.schema(
 )
 
 
+_OF_SAMPLES = ("product_id", "category", "brand", "title", "caption", "photo_uri", "photo_sha256", "mask_uri")
+
+
 class Planned(NamedTuple):
     """requests (schema.REQUESTS); forbidden  pairs (product_id, cohort_id) that the targeting wants and brand rules forbid"""
 
     requests: pa.Table
-    prompt_figures: PromptFigures
     forbidden: pa.Table
-    brand_figures: BrandFigures
 
 
-def usable_products(root: Root, by_category: bool = False) -> pa.Table:
+def usable_products(samples: pa.Table, by_category: bool = False) -> pa.Table:
     """Products that can be painted (PRODUCTS): the main sample's facts, and the photos of all its pictures.
 
+    samples      rows of schema.SAMPLES with all pictures of their products
     by_category  whether the category decides how a product stands, and so is part of what `made_of` names
     """
-    rows = tables.read(root, "samples")
-    rows = rows.filter(pc.and_(pc.is_null(rows["reject"]), pc.is_null(rows["retired_at"])))
+    rows = samples.filter(pc.and_(pc.is_null(samples["reject"]), pc.is_null(samples["retired_at"])))
     own: dict[str, list[str]] = defaultdict(list)
     more = rows.filter(pc.not_equal(rows["role"], "main"))
     for product_id, photo_uri in zip(more["product_id"].to_pylist(), more["photo_uri"].to_pylist(), strict=True):
@@ -96,79 +98,113 @@ def revisions(config: PaintingConfig) -> tuple[str, str]:
     return weights, recipe_id(config.recipe, [weights, *models])
 
 
-def plan_requests(
-    root: Root,
-    recipe: Recipe,
-    recipe_id: str,
-    prompting: Prompting,
-    targeting: Targeting,
-    rank_model: str,
-    dry_run: bool = False,
-    tokenizer_path: Path | None = None,
-    signing_key_env: str = "",
-    brand: tuple[BrandRules, date] | None = None,
-) -> Planned:
-    """All requests of the night, in an order that follows from their names alone, product by product.
+class Planner:
+    """Names the requests of a night, in the parts that its products fall into.
 
-    dry_run, tokenizer_path  as for write_prompts; signing_key_env  as for read_targeting
+    dry_run, tokenizer_path  as for Prompter; signing_key_env  as for read_targeting
     brand                    rules and the day they are applied on: a pair that they forbid is no request
     raises ConfigError if there is no usable product or no cohort
     """
-    products = usable_products(root, bool(recipe.stands))
-    if not products.num_rows:
-        raise ConfigError(f"{root.uri}/tables/samples has no usable main picture; run jobs.prepare first")
-    cohorts = usable_cohorts(root)
-    of_product, of_cohort = _targeted(products, cohorts, targeting, rank_model, signing_key_env)
-    forbidden, brand_figures = pa.nulls(len(of_product), pa.bool_()).fill_null(False), BrandFigures()
-    if brand:
-        verdict = brand[0].judge(products, cohorts, of_product, of_cohort, brand[1])
-        forbidden, brand_figures = pa.array(verdict.forbidden), verdict.figures
-    not_painted = _columns(products, of_product.filter(forbidden), ("product_id",))
-    not_painted |= _columns(cohorts, of_cohort.filter(forbidden), ("cohort_id",))
-    of_product, of_cohort = (at.filter(pc.invert(forbidden)) for at in (of_product, of_cohort))
-    pairs = _columns(products, of_product, ("product_id", "words", "title", "category", "brand"))
-    pairs |= _columns(cohorts, of_cohort, [n for n in cohorts.column_names if n in schema.PAIRS.names])
-    prompted, figures = write_prompts(
-        root, schema.check(pa.table(pairs), schema.PAIRS), prompting, dry_run, tokenizer_path
-    )
-    names = recipe.placements
-    each = pa.array(np.repeat(np.arange(len(of_product)), len(names)))
-    rows = _columns(products.take(of_product), each, ("photo_uri", "photo_sha256", "mask_uri", "own_photo_uris"))
-    rows |= _columns(cohorts.take(of_cohort), each, ("text",))
-    rows |= _columns(prompted, each, [n for n in prompted.column_names if n in schema.REQUESTS.names])
-    rows["placement"] = pa.array(list(names) * len(of_product), pa.string())
-    made_of = products["made_of"].take(of_product).take(each).to_pylist()
-    parts = [rows[n].to_pylist() for n in ("cohort_id", "placement", "text", "prompt", "negative_prompt")]
-    rows["request_id"] = pa.array(
-        [digest(*each_part, recipe_id) for each_part in zip(made_of, *parts, strict=True)], pa.string()
-    )
-    rows["round"] = pa.array(np.zeros(len(each), np.int32))
-    rows["reject"] = pa.nulls(len(each), pa.string())
-    return Planned(schema.check(pa.table(rows), schema.REQUESTS), figures, pa.table(not_painted), brand_figures)
+
+    def __init__(
+        self,
+        root: Root,
+        recipe: Recipe,
+        recipe_id: str,
+        prompting: Prompting,
+        targeting: Targeting,
+        rank_model: str,
+        dry_run: bool = False,
+        tokenizer_path: Path | None = None,
+        signing_key_env: str = "",
+        brand: tuple[BrandRules, date] | None = None,
+    ):
+        self.recipe, self.recipe_id = recipe, recipe_id
+        self.samples = Snapshot(root, "samples", tables.version(root, "samples"))
+        self.products = sum(_usable_mains(rows) for rows in self.samples.scan(["role", "reject", "retired_at"]))
+        if not self.products:
+            raise ConfigError(f"{root.uri}/tables/samples has no usable main picture; run jobs.prepare first")
+        self.cohorts = usable_cohorts(root)
+        self.targeted = Targeted(self.cohorts, targeting, rank_model, signing_key_env)
+        self.judgement = Judgement(brand[0], self.cohorts, brand[1]) if brand else None
+        self.prompter = Prompter(root, prompting, dry_run, tokenizer_path)
+
+    @property
+    def most_requests(self) -> int:
+        """As many as there are without brand rules, or more."""
+        return self.products * self.targeted.most_cohorts * len(self.recipe.placements)
+
+    def plan(self, part: Part) -> Planned:
+        """The requests of the products in a part, in an order that follows from their names alone, product by product."""
+        columns = [*_OF_SAMPLES, "reject", "retired_at", "role"]
+        products = usable_products(self.samples.read(part, columns), bool(self.recipe.stands))
+        cohorts = self.cohorts
+        of_product, of_cohort = self.targeted.pairs(products)
+        forbidden = pa.array(np.zeros(len(of_product), bool))
+        if self.judgement:
+            forbidden = pa.array(self.judgement.forbidden(products, of_product, of_cohort))
+        not_painted = _columns(products, of_product.filter(forbidden), ("product_id",))
+        not_painted |= _columns(cohorts, of_cohort.filter(forbidden), ("cohort_id",))
+        of_product, of_cohort = (at.filter(pc.invert(forbidden)) for at in (of_product, of_cohort))
+        pairs = _columns(products, of_product, ("product_id", "words", "title", "category", "brand"))
+        pairs |= _columns(cohorts, of_cohort, [n for n in cohorts.column_names if n in schema.PAIRS.names])
+        prompted = self.prompter.write(schema.check(pa.table(pairs), schema.PAIRS))
+        names = self.recipe.placements
+        each = pa.array(np.repeat(np.arange(len(of_product)), len(names)))
+        of_product, of_cohort = of_product.take(each), of_cohort.take(each)
+        rows = _columns(products, of_product, ("photo_uri", "photo_sha256", "mask_uri", "own_photo_uris"))
+        rows |= _columns(cohorts, of_cohort, ("text",))
+        rows |= _columns(prompted, each, [n for n in prompted.column_names if n in schema.REQUESTS.names])
+        rows["placement"] = pa.array(list(names) * len(prompted), pa.string())
+        parts = [rows[n] for n in ("cohort_id", "placement", "text", "prompt", "negative_prompt")]
+        rows["request_id"] = digests(products["made_of"].take(of_product), *parts, self.recipe_id)
+        rows["round"] = pa.array(np.zeros(len(each), np.int32))
+        rows["reject"] = pa.nulls(len(each), pa.string())
+        return Planned(schema.check(pa.table(rows), schema.REQUESTS), pa.table(not_painted))
+
+
+def _usable_mains(rows: pa.Table) -> int:
+    usable = pc.and_(pc.is_null(rows["reject"]), pc.is_null(rows["retired_at"]))
+    return pc.sum(pc.and_(usable, pc.equal(rows["role"], "main"))).as_py() or 0
 
 
 def _columns(table: pa.Table, at: pa.Array, names: Iterable[str]) -> dict[str, pa.ChunkedArray]:
     return {name: table[name].take(at) for name in names}
 
 
-def _targeted(
-    products: pa.Table, cohorts: pa.Table, targeting: Targeting, rank_model: str, signing_key_env: str
-) -> tuple[pa.Array, pa.Array]:
-    """Index of the product and of the cohort of every pair, products in order."""
-    p, c = products.num_rows, cohorts.num_rows
-    if targeting.rule == "table":
-        return listed(products, cohorts, targeting.table_uri, signing_key_env)
-    if targeting.rule == "all" or targeting.n >= c:
-        return pa.array(np.repeat(np.arange(p), c)), pa.array(np.tile(np.arange(c), p))
-    from adbooster.models.clip import Clip
+class Targeted:
+    """Which of the cohorts products are painted for.
 
-    ranker = Clip(local_copy(rank_model), "cpu")
-    words, queries = ranker.embed_texts(products["words"].to_pylist()), ranker.embed_texts(_looked_for(cohorts))
-    near = [
-        np.sort(np.argsort(-(words[at : at + 4096] @ queries.T), axis=1, kind="stable")[:, : targeting.n], axis=1)
-        for at in range(0, p, 4096)
-    ]
-    return pa.array(np.repeat(np.arange(p), targeting.n)), pa.array(np.concatenate(near).ravel())
+    signing_key_env  as for read_targeting
+    """
+
+    def __init__(self, cohorts: pa.Table, targeting: Targeting, rank_model: str, signing_key_env: str = ""):
+        self.cohorts, self.targeting, self.rank_model = cohorts, targeting, rank_model
+        table = targeting.rule == "table"
+        self.listed = Listed(cohorts, targeting.table_uri, signing_key_env) if table else None
+        chosen = targeting.rule == "top_n" and targeting.n < cohorts.num_rows
+        self.most_cohorts = targeting.n if chosen else cohorts.num_rows
+        self.ranker = self.queries = None
+        if chosen:
+            from adbooster.models.clip import Clip
+
+            self.ranker = Clip(local_copy(rank_model), "cpu")
+            self.queries = self.ranker.embed_texts(_looked_for(cohorts))
+
+    def pairs(self, products: pa.Table) -> tuple[pa.Array, pa.Array]:
+        """Index of the product and of the cohort of every pair, products in order."""
+        p, c, n = products.num_rows, self.cohorts.num_rows, self.most_cohorts
+        if self.listed:
+            return self.listed.pairs(products)
+        if self.ranker is None or self.queries is None:
+            return pa.array(np.repeat(np.arange(p), c)), pa.array(np.tile(np.arange(c), p))
+        words = self.ranker.embed_texts(products["words"].to_pylist())
+        near = [
+            np.sort(np.argsort(-(words[at : at + 4096] @ self.queries.T), axis=1, kind="stable")[:, :n], axis=1)
+            for at in range(0, p, 4096)
+        ]
+        chosen = np.concatenate([np.zeros((0, n), np.int64), *near])
+        return pa.array(np.repeat(np.arange(p), n)), pa.array(chosen.ravel())
 
 
 def _looked_for(cohorts: pa.Table) -> list[str]:
@@ -183,15 +219,24 @@ def staged_folder(run_id: str, recipe_id: str) -> str:
     return f"runs/{run_id}/staged/creatives-{recipe_id}"
 
 
-def staged_creatives(root: Root, run_id: str, recipe_id: str) -> pa.Table:
-    """What this run and unfinished runs of the same recipe have painted and not published (schema.STAGED)."""
-    parts = [
-        tables.read_staged(root, staged_folder(run, recipe_id), schema.STAGED)
-        for run in dict.fromkeys([run_id, *tables.unfinished_runs(root)])
-    ]
-    painted = pa.concat_tables(parts)
-    painted = painted.filter(pc.is_null(painted["reject"]))
-    first: dict[tuple, int] = {}
-    for i, key in enumerate(zip(painted["creative_id"].to_pylist(), painted["round"].to_pylist(), strict=True)):
-        first.setdefault(key, i)
-    return painted.take(pa.array(list(first.values()), pa.int64()))
+def staged_folders(root: Root, run_id: str, recipe_id: str) -> list[str]:
+    """Those of this run and of unfinished runs, this run's first."""
+    return [staged_folder(run, recipe_id) for run in dict.fromkeys([run_id, *tables.unfinished_runs(root)])]
+
+
+def staged_creatives(root: Root, run_id: str, recipe_id: str, columns: Iterable[str] = ()) -> pa.Table:
+    """What this run and unfinished runs of the same recipe have painted and not published (schema.STAGED).
+
+    columns  only these
+    """
+    wanted = pa.schema([schema.STAGED.field(name) for name in columns]) if columns else schema.STAGED
+    parts = [tables.read_staged(root, folder, wanted) for folder in staged_folders(root, run_id, recipe_id)]
+    return painted_once(pa.concat_tables(parts))
+
+
+def painted_once(rows: pa.Table) -> pa.Table:
+    """Staged rows that are creatives, the first of each creative and round: two runs may have painted the same."""
+    rows = rows.filter(pc.is_null(rows["reject"]))
+    keys = pa.table({"creative_id": rows["creative_id"], "round": rows["round"], "at": np.arange(rows.num_rows)})
+    first = keys.group_by(["creative_id", "round"]).aggregate([("at", "min")])["at_min"]
+    return rows.take(first.combine_chunks().sort())

@@ -45,21 +45,28 @@ def read_targeting(uri: str, signing_key_env: str = "") -> pa.Table:
     return table
 
 
-def listed(products: pa.Table, cohorts: pa.Table, uri: str, signing_key_env: str = "") -> tuple[pa.Array, pa.Array]:
-    """The pairs of a targeting table; pairs that name no usable product are left out, an unknown cohort is an error."""
-    table = read_targeting(uri, signing_key_env)
-    of_product, of_cohort = (
-        pc.index_in(table[name], value_set=known[name].combine_chunks()).combine_chunks()
-        for name, known in zip(COLUMNS, (products, cohorts), strict=True)
-    )
-    if of_cohort.null_count:
-        row = pc.index(pc.is_null(of_cohort), True).as_py()
-        raise ConfigError(
-            f"the targeting table {uri}, row {row + 1}, names the cohort {shown(table['cohort_id'][row].as_py())}, which "
-            "tables/cohorts does not have"
-        )
-    usable = pc.is_valid(of_product)
-    pairs = np.unique(np.stack([of_product.filter(usable), of_cohort.filter(usable)], axis=1), axis=0)
-    if not len(pairs):
-        raise ConfigError(f"the targeting table {uri} names no usable product")
-    return pa.array(pairs[:, 0]), pa.array(pairs[:, 1])
+class Listed:
+    """The pairs of a targeting table; an unknown cohort is an error.
+
+    signing_key_env  as for read_targeting
+    """
+
+    def __init__(self, cohorts: pa.Table, uri: str, signing_key_env: str = ""):
+        table = read_targeting(uri, signing_key_env)
+        of_cohort = pc.index_in(table["cohort_id"], value_set=cohorts["cohort_id"].combine_chunks())
+        if of_cohort.null_count:
+            row = pc.index(pc.is_null(of_cohort), True).as_py()
+            raise ConfigError(
+                f"the targeting table {uri}, row {row + 1}, names the cohort {shown(table['cohort_id'][row].as_py())}, "
+                "which tables/cohorts does not have"
+            )
+        self.uri, self.cohorts = uri, of_cohort.combine_chunks()
+        self.products = table["product_id"].combine_chunks().dictionary_encode()
+
+    def pairs(self, products: pa.Table) -> tuple[pa.Array, pa.Array]:
+        """Rows of the product and of the cohort of every pair, in order; pairs of other products are left out."""
+        of_product = pc.index_in(self.products.dictionary, value_set=products["product_id"].combine_chunks())
+        of_product = of_product.take(self.products.indices)
+        usable = pc.is_valid(of_product)
+        pairs = np.unique(np.stack([of_product.filter(usable), self.cohorts.filter(usable)], axis=1), axis=0)
+        return pa.array(pairs[:, 0]), pa.array(pairs[:, 1])

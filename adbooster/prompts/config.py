@@ -1,7 +1,8 @@
 """Settings of prompts: template, brands, language model; and the counts of a run."""
 
+from collections import Counter
 from string import Formatter
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -83,7 +84,7 @@ class PromptFigures(BaseModel):
     style: str = "qc"
     pairs: int = 0
     prompts: int = 0
-    """Distinct prompts."""
+    """Distinct prompts; one of products that are planned in several parts counts in each."""
     cached: int = 0
     """Distinct scenes of the language model taken from tables/prompts."""
     called: int = 0
@@ -104,3 +105,11 @@ class PromptFigures(BaseModel):
     """One of them, with what was cut in brackets."""
     negatives_cut: int = 0
     """Distinct negative prompts longer than the window."""
+
+    def plus(self, other: "PromptFigures") -> "PromptFigures":
+        """The counts of both; the first example."""
+        values: dict[str, Any] = {"style": self.style, "cut_example": self.cut_example or other.cut_example}
+        for name in type(self).model_fields.keys() - values.keys():
+            mine, theirs = getattr(self, name), getattr(other, name)
+            values[name] = dict(Counter(mine) + Counter(theirs)) if isinstance(mine, dict) else mine + theirs
+        return PromptFigures(**values)

@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -14,60 +15,113 @@ from adbooster.contracts.errors import ConfigError, PublishConflict
 from adbooster.contracts.text import clean
 from adbooster.prompts import language_model, local_model
 from adbooster.prompts.config import Brand, LanguageModel, PromptFigures, Prompting
+from adbooster.prompts.joined import SEPARATOR, Joined, Texts, both, by_value
 from adbooster.prompts.language_model import Answers, Scene, SceneRequest
 from adbooster.prompts.templates import prompt_qc
-from adbooster.prompts.token_window import Window, token_window
+from adbooster.prompts.token_window import token_window
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
 
 
-def write_prompts(
-    root: Root, pairs: pa.Table, prompting: Prompting, dry_run: bool = False, tokenizer_path: Path | None = None
-) -> tuple[pa.Table, PromptFigures]:
-    """`pairs` (schema.PAIRS) in their order with prompt, negative_prompt and prompt_style (schema.PROMPTED).
+class Prompter:
+    """Writes the prompts of a run, some pairs at a time; `figures` counts all that it has written.
 
-    prompt_style is qc; llm; qc_fallback, a pair of style llm without a usable scene; or llm_pending in a dry run,
-    which calls no model and writes nothing.
-    raises ConfigError with `llm.fallback` off if a scene is missing
+    dry_run  calls no model and writes nothing
+    raises   ConfigError for a tokenizer that cannot be read
     """
-    writer = _Writer(prompting)
-    rows = pairs.select(["words", "category", "brand", "query", "context", "negative"]).to_pylist()
-    keys: list[str] = [""] * len(rows)
-    scenes: dict[str, Scene] = {}
-    scene_figures: dict[str, Any] = {}
-    if prompting.style == "llm":
-        requests = [writer.request(row) for row in rows]
-        key_of = {request: request.key(prompting.llm) for request in dict.fromkeys(requests)}
-        keys = [key_of[request] for request in requests]
-        scenes, scene_figures = _scenes(root, {key: request for request, key in key_of.items()}, prompting.llm, dry_run)
-    without_scene = "qc" if prompting.style == "qc" else "llm_pending" if dry_run else "qc_fallback"
-    texts = [writer.prompt(row, scenes.get(key)) for row, key in zip(rows, keys, strict=True)]
-    negatives = [writer.negative(row, scenes.get(key)) for row, key in zip(rows, keys, strict=True)]
-    window = token_window(prompting, tokenizer_path)
-    fitted, fitted_negatives = _fit(window, texts), _fit(window, negatives)
-    styles = ["llm" if key in scenes else without_scene for key in keys]
-    cut = [f"{kept} [{rest}]" for kept, rest in fitted.values() if rest]
-    if cut:
-        log.warning("%d prompts cut to %d tokens: %s", len(cut), prompting.window_tokens, cut[0])
-    table = schema.extend(
-        pairs,
-        schema.PROMPTED,
-        prompt=[fitted[text][0] for text in texts],
-        negative_prompt=[fitted_negatives[text][0] for text in negatives],
-        prompt_style=styles,
-    )
-    return table, PromptFigures(
-        style=prompting.style,
-        pairs=len(rows),
-        prompts=len(fitted),
-        fallbacks=styles.count("qc_fallback"),
-        cut=len(cut),
-        cut_example=cut[0] if cut else "",
-        negatives_cut=sum(bool(rest) for _, rest in fitted_negatives.values()),
-        **scene_figures,
-    )
+
+    def __init__(self, root: Root, prompting: Prompting, dry_run: bool = False, tokenizer_path: Path | None = None):
+        self.root, self.prompting, self.dry_run = root, prompting, dry_run
+        self.window = token_window(prompting, tokenizer_path)
+        self.joined = Joined(prompting.template, self.window)
+        self.writer = _Writer(prompting)
+        self.figures = PromptFigures(style=prompting.style)
+
+    def write(self, pairs: pa.Table) -> pa.Table:
+        """`pairs` (schema.PAIRS) in their order with prompt, negative_prompt and prompt_style (schema.PROMPTED).
+
+        prompt_style is qc; llm; qc_fallback, a pair of style llm without a usable scene; or llm_pending in a dry run.
+        raises ConfigError with `llm.fallback` off if a scene is missing
+        """
+        pairs = pairs.combine_chunks()
+        if self.prompting.style == "llm" or not self.joined.possible:
+            texts, negatives, styles = self._one_by_one(pairs)
+        else:
+            texts, negatives, styles = self._together(pairs)
+        prompts, cut = self._cut(texts.texts, pc.greater(texts.most, self.window.room))
+        fitted = by_value(negatives, lambda text: self.window.cut(text)[0])
+        counts = PromptFigures(
+            pairs=len(pairs),
+            prompts=pc.count_distinct(texts.texts).as_py(),
+            fallbacks=pc.sum(pc.equal(styles, "qc_fallback")).as_py() or 0,
+            cut=len(cut),
+            cut_example=next(iter(cut), ""),
+            negatives_cut=sum(bool(self.window.cut(text)[1]) for text in pc.unique(negatives).to_pylist()),
+        )
+        if cut:
+            log.warning("%d prompts cut to %d tokens: %s", len(cut), self.prompting.window_tokens, next(iter(cut)))
+        self.figures = self.figures.plus(counts)
+        new = {"prompt": prompts, "negative_prompt": fitted, "prompt_style": styles}
+        return schema.check(pa.table({name: pairs[name] for name in pairs.column_names} | new), schema.PROMPTED)
+
+    def _together(self, pairs: pa.Table) -> tuple[Texts, pa.Array, pa.Array]:
+        """By columns; pairs of a brand with a palette, which are few, one by one."""
+        names = ("words", "query", "context", "negative", "brand")
+        words, query, context, negative, brands = (by_value(_text(pairs, name), self.writer.clean) for name in names)
+        texts, negatives = self.joined(words, query, context), by_value(both(negative, brands), self.writer.negative_of)
+        styles = pa.array(["qc"]).take(pa.array(np.zeros(len(pairs), np.int64)))
+        if not any(brand.palette for brand in self.writer.brands.values()):
+            return texts, negatives, styles
+        coloured = pc.not_equal(by_value(brands, lambda name: " ".join(self.writer.brand(name).palette)), "")
+        own, _, _ = self._one_by_one(pairs.filter(coloured))
+        return Texts(*map(pc.replace_with_mask, texts, (coloured, coloured), own)), negatives, styles
+
+    def _one_by_one(self, pairs: pa.Table) -> tuple[Texts, pa.Array, pa.Array]:
+        """Pairs whose text does not follow from that of its product and that of its cohort."""
+        rows = pairs.select(["words", "category", "brand", "query", "context", "negative"]).to_pylist()
+        keys, scenes, without = [""] * len(rows), {}, "qc"
+        if self.prompting.style == "llm":
+            requests = [self.writer.request(row) for row in rows]
+            key_of = {request: request.key(self.prompting.llm) for request in dict.fromkeys(requests)}
+            keys = [key_of[request] for request in requests]
+            scenes = self._scenes({key: request for request, key in key_of.items()})
+            without = "llm_pending" if self.dry_run else "qc_fallback"
+        found = [scenes.get(key) for key in keys]
+        texts = [self.writer.prompt(row, scene) for row, scene in zip(rows, found, strict=True)]
+        negatives = [self.writer.negative(row, scene) for row, scene in zip(rows, found, strict=True)]
+        styles = ["llm" if scene else without for scene in found]
+        most = pa.array([self.window.count(text) for text in texts], pa.int32())
+        return (
+            Texts(pa.array(texts, pa.string()), most),
+            pa.array(negatives, pa.string()),
+            pa.array(styles, pa.string()),
+        )
+
+    def _cut(self, texts: pa.Array, long: pa.Array) -> tuple[pa.Array, dict[str, None]]:
+        """The texts as the encoder reads them, and those that are cut, with the rest in brackets."""
+        cut: dict[str, None] = {}
+
+        def fitted(text: str) -> str:
+            kept, rest = self.window.cut(text)
+            if rest:
+                cut[f"{kept} [{rest}]"] = None
+            return kept
+
+        return pc.replace_with_mask(texts, long, by_value(texts.filter(long), fitted)), cut
+
+    def _scenes(self, requests: dict[str, SceneRequest]) -> dict[str, Scene]:
+        """Scenes by key; calls that earlier pairs of the run have used count against llm.max_calls."""
+        model, called = self.prompting.llm, self.figures.called
+        left = model.model_copy(update={"max_calls": max(0, model.max_calls - called)})
+        scenes, counts = _scenes(self.root, requests, left, self.dry_run)
+        self.figures = self.figures.plus(PromptFigures(**counts))
+        return scenes
+
+
+def _text(pairs: pa.Table, name: str) -> pa.Array:
+    return pc.fill_null(pairs[name].combine_chunks(), "")
 
 
 class _Writer:
@@ -79,15 +133,15 @@ class _Writer:
         self.clean = lru_cache(1_000_000)(lambda text: clean(text or ""))
         self.place = "{palette}" in prompting.template
 
-    def brand(self, row: dict) -> Brand:
-        return self.brands.get(self.clean(row["brand"]).lower(), Brand()) if self.brands else Brand()
+    def brand(self, name: str | None) -> Brand:
+        return self.brands.get(self.clean(name).lower(), Brand()) if self.brands else Brand()
 
     def request(self, row: dict) -> SceneRequest:
         texts = {k: self.clean(row[k]) for k in ("category", "brand", "query", "context")}
-        return SceneRequest(product=self.clean(row["words"]), palette=tuple(self.brand(row).palette), **texts)
+        return SceneRequest(product=self.clean(row["words"]), palette=tuple(self.brand(row["brand"]).palette), **texts)
 
     def prompt(self, row: dict, scene: Scene | None) -> str:
-        palette = ", ".join(self.brand(row).palette)
+        palette = ", ".join(self.brand(row["brand"]).palette)
         product, query, context = (self.clean(row[k]) for k in ("words", "query", "context"))
         if scene:
             return ", ".join(part for part in (product, scene.scene, palette) if part)
@@ -95,12 +149,13 @@ class _Writer:
         return ", ".join(part for part in (text, "" if self.place else palette) if part)
 
     def negative(self, row: dict, scene: Scene | None) -> str:
-        parts = [self.prompting.negative_prompt, self.clean(row["negative"]), self.brand(row).negative]
+        parts = [self.prompting.negative_prompt, self.clean(row["negative"]), self.brand(row["brand"]).negative]
         return ", ".join(part for part in [*parts, scene.negative if scene else ""] if part)
 
-
-def _fit(window: Window, texts: list[str]) -> dict[str, tuple[str, str]]:
-    return {text: window.cut(text) for text in dict.fromkeys(texts)}
+    def negative_of(self, key: str) -> str:
+        """key  a cohort's negative text and a brand, as joined.both"""
+        negative, brand = key.split(SEPARATOR)
+        return self.negative({"negative": negative, "brand": brand}, None)
 
 
 def _scenes(

@@ -11,10 +11,10 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeAlias
 from uuid import uuid4
 
 import pyarrow as pa
@@ -52,6 +52,8 @@ class Part(NamedTuple):
 
 
 WHOLE = Part(0, BUCKETS)
+Scan: TypeAlias = Callable[[list[str]], Iterable[pa.Table]]
+"""Gives all rows of something, piece by piece, with the columns that are asked for."""
 
 
 def parts(rows: int, most: int = PART_ROWS) -> list[Part]:
@@ -107,11 +109,14 @@ class Snapshot:
         path = f"tables/{self.name}/{file.path}"
         with outage.in_words(f"{self.root.uri}/{path}"), self.root.fs.open(self.root.path(path), "rb") as opened:
             parquet = pap.ParquetFile(opened)
-            there, divided = set(parquet.schema_arrow.names), not file.part.within(part)
-            if divided and "product_id" not in wanted.names:
-                return self.rows_of(file, part, wanted.append(self.schema.field("product_id"))).select(wanted.names)
+            divided, by = not file.part.within(part), "product_id" if file.part == WHOLE else "bucket"
+            if divided and by not in wanted.names:
+                return self.rows_of(file, part, wanted.append(self.schema.field(by))).select(wanted.names)
+            there = set(parquet.schema_arrow.names)
             rows = schema.fill(parquet.read(columns=[n for n in wanted.names if n in there]), wanted)
-        return rows.filter(part.has(numbers(rows["product_id"]))) if divided else rows
+        if not divided:
+            return rows
+        return rows.filter(part.has(rows["bucket"] if by == "bucket" else numbers(rows["product_id"])))
 
 
 def _files(table: DeltaTable) -> list[_File]:
@@ -123,6 +128,63 @@ def _part(path: str) -> Part:
     """Told by the name, as Delta keeps the ends of a table's first columns only."""
     name = _NAME.fullmatch(path)
     return Part(int(name[1]), int(name[2])) if name else WHOLE
+
+
+class Spill:
+    """Rows on their way, on the disk of this machine by part: more of them than memory holds. Use as a context.
+
+    Each row of `add` has a product_id. What was added to a part comes back in its order.
+    """
+
+    def __init__(self, wanted: pa.Schema, parts: list[Part], held_rows: int = ROW_GROUP):
+        self.schema, self.parts, self.held_rows = wanted, parts, held_rows
+        self.held: dict[Part, list[pa.Table]] = {part: [] for part in parts}
+        self.holding = 0
+        self.folder = tempfile.TemporaryDirectory(prefix="adbooster-spill-")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.folder.cleanup()
+
+    def add(self, rows: pa.Table) -> None:
+        """raises  StorageError if the disk is full"""
+        rows = schema.check(rows, self.schema, "spilled rows")
+        own = numbers(rows["product_id"]) if len(self.parts) > 1 else None
+        for part in self.parts:
+            mine = rows if own is None else rows.filter(part.has(own))
+            if mine.num_rows:
+                self.held[part].append(mine)
+        self.holding += rows.num_rows
+        if self.holding >= self.held_rows:
+            self._write()
+
+    def read(self, part: Part, columns: list[str] | None = None) -> pa.Table:
+        wanted = self.schema if columns is None else pa.schema([self.schema.field(c) for c in columns])
+        stored = [pap.read_table(path, columns=wanted.names) for path in sorted(self._place(part).glob("*.parquet"))]
+        held = [rows.select(wanted.names) for rows in self.held[part]]
+        return pa.concat_tables([wanted.empty_table(), *(rows.cast(wanted) for rows in stored + held)])
+
+    def scan(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        return (self.read(part, columns) for part in self.parts)
+
+    def _place(self, part: Part) -> Path:
+        return Path(self.folder.name) / str(part.first)
+
+    def _write(self) -> None:
+        with outage.room(self.folder.name):
+            for part, rows in self.held.items():
+                if rows:
+                    place = self._place(part)
+                    place.mkdir(exist_ok=True)
+                    name = f"{len(list(place.iterdir())):06d}.parquet"
+                    pap.write_table(pa.concat_tables(rows), place / name, compression="lz4")
+                    rows.clear()
+        self.holding = 0
 
 
 class Change:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from uuid import uuid4
@@ -21,6 +21,7 @@ from adbooster.storage import lock, outage
 from adbooster.storage.objects import Root, each
 
 log = logging.getLogger(__name__)
+_PARTS_AT_ONCE = 1024  # of a run's staged parts
 TABLES = {
     "samples": schema.SAMPLES,
     "cohorts": schema.COHORTS,
@@ -194,11 +195,14 @@ def read_staged(root: Root, folder: str, wanted: pa.Schema) -> pa.Table:
 
     A column that is younger than a part is null.
     """
+    return pa.concat_tables([wanted.empty_table(), *scan_staged(root, folder, wanted)])
+
+
+def scan_staged(root: Root, folder: str, wanted: pa.Schema) -> Iterator[pa.Table]:
+    """`read_staged`, some parts at a time."""
     names = [f"{folder}/{name}" for name in root.files(folder) if name.endswith(".parquet")]
-    parts = [p for p in each(partial(_part, root), names) if p is not None]
-    known = [pa.schema([f for f in wanted if f.name in p.column_names]) for p in parts]
-    rows = [schema.fill(schema.check(p, k, folder), wanted) for p, k in zip(parts, known, strict=True)]
-    return pa.concat_tables(rows or [wanted.empty_table()])
+    for at in range(0, len(names), _PARTS_AT_ONCE):
+        yield from each(partial(_part, root, wanted), names[at : at + _PARTS_AT_ONCE])
 
 
 def unfinished_runs(root: Root, but: str = "") -> list[str]:
@@ -206,12 +210,14 @@ def unfinished_runs(root: Root, but: str = "") -> list[str]:
     return [run for run in root.folders("runs") if run != but and not root.exists(f"runs/{run}/report.json")]
 
 
-def _part(root: Root, relative: str) -> pa.Table | None:
+def _part(root: Root, wanted: pa.Schema, relative: str) -> pa.Table:
     try:
-        return pap.read_table(pa.BufferReader(root.read(relative)))
+        part = pap.ParquetFile(pa.BufferReader(root.read(relative)))
     except pa.ArrowInvalid as e:
         log.warning("leaving out the part %s, cut short by a killed run: %s", relative, e)
-        return None
+        return wanted.empty_table()
+    known = pa.schema([f for f in wanted if f.name in part.schema_arrow.names])
+    return schema.fill(schema.check(part.read(columns=known.names), known, relative), wanted)
 
 
 def replace(
