@@ -23,6 +23,7 @@ from adbooster.generate import priority
 from adbooster.generate.config import GenerateConfig
 from adbooster.generate.plan import NightPlan, next_round, without
 from adbooster.generate.publish import places
+from adbooster.generate.value import Facts, read_facts
 from adbooster.painting import candidates
 from adbooster.painting.duplicates import Scenes
 from adbooster.painting.finish import Finisher
@@ -57,6 +58,8 @@ class Painted:
     repainted: int = 0
     left_uri: str | None = None
     left_by_value: dict[str, int] = field(default_factory=dict)
+    left_most_valuable: list[dict[str, Any]] = field(default_factory=list)
+    painted_most_valuable: list[dict[str, Any]] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
     stages: dict[str, dict] = field(default_factory=dict)
 
@@ -73,6 +76,8 @@ class Painted:
             "left": self.left.num_rows,
             "left_uri": self.left_uri,
             "left_by_value": self.left_by_value,
+            "left_most_valuable": self.left_most_valuable,
+            "painted_most_valuable": self.painted_most_valuable,
             "fallbacks": fallbacks.num_rows,
             "fallback_reasons": dict(Counter(fallbacks["fallback_reason"].to_pylist())),
             "candidate_rejects": dict(Counter(words)),
@@ -88,7 +93,8 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
     """Paint what is neither live nor staged; winners whose scene another winner has are painted again."""
     root, missing, to_paint = Root(config.root_uri), night.missing, night.to_paint
     meter = _budget(config, night.staged)
-    todo = priority.by_value(to_paint, night.live) if meter else to_paint
+    facts = _facts(config, root, night) if meter else None
+    todo = priority.by_value(to_paint, night.live, facts) if facts else to_paint
     repainted, first_round, times = 0, True, None
     failures, blocked = Counter[str](), []
     while True:
@@ -116,7 +122,7 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
         repainted=repainted,
         failures=dict(failures),
         stages=stages,
-        **(_write_left(config, root, night, without(missing, rows), stopped) if stopped else {}),
+        **(_write_left(config, root, night, facts, without(missing, rows), stopped) if stopped and facts else {}),
     )
     smallest = painted.figures()["paint_batch"]
     if smallest and smallest < config.paint_batch:
@@ -170,14 +176,27 @@ def _budget(config: GenerateConfig, staged: pa.Table) -> budget.Handle | None:
     return budget.start_meter(ends and ends - timedelta(seconds=config.publish_s), gpu_s)
 
 
+def _facts(config: GenerateConfig, root: Root, night: NightPlan) -> Facts:
+    """What values follow from, with the margins of all that is live."""
+    facts = read_facts(root, config.value)
+    facts.margins.add(night.live, night.requests)
+    return facts
+
+
 def _write_left(
-    config: GenerateConfig, root: Root, night: NightPlan, left: pa.Table, stopped: str | None
+    config: GenerateConfig, root: Root, night: NightPlan, facts: Facts, left: pa.Table, stopped: str | None
 ) -> dict[str, Any]:
-    """Write down what the night leaves; its address and the counts by class of value, as fields of Painted."""
-    left_uri, by_value = priority.write_left(root, config.run_id, left, night.live)
+    """Write down what the night leaves; its address, counts by class and the most valuable, as fields of Painted."""
+    left_uri, by_value = priority.write_left(root, config.run_id, left, night.live, facts)
     words = ", ".join(f"{n} {name}" for name, n in by_value.items())
     log.warning("%s is used up: %d requests are left for the next night (%s)", stopped, left.num_rows, words)
-    return {"left_uri": left_uri, "left_by_value": by_value}
+    painted = without(night.to_paint, left)
+    return {
+        "left_uri": left_uri,
+        "left_by_value": by_value,
+        "left_most_valuable": priority.most_valuable(left, night.live, facts),
+        "painted_most_valuable": priority.most_valuable(painted, night.live, facts),
+    }
 
 
 def _stage(
