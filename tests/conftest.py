@@ -144,6 +144,12 @@ def write_png(path: Path, image_u8: np.ndarray) -> None:
     path.write_bytes(images.encode_mask(image_u8))
 
 
+def scan(rows):
+    """Rows of a table as storage.buckets gives those of a stored one, in two pieces."""
+    half = rows.num_rows // 2
+    return lambda columns: [part.select(list(columns)) for part in (rows.slice(0, half), rows.slice(half))]
+
+
 def row(wanted, **values) -> dict:
     """A row of a schema with nulls for all that is not given."""
     assert set(values) <= set(wanted.names)

@@ -13,7 +13,7 @@ from adbooster.pictures import images
 from adbooster.report import gallery, page, uplift
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
-from tests.conftest import row
+from tests.conftest import row, scan
 
 FAMILIES = ("events", "seasons", "sports")
 WORDS = (None, "second_copy", "below_original", "product_expanded")
@@ -108,8 +108,8 @@ def keep_candidates(root: Root, rows: pa.Table) -> None:
 def write_page(root: Root, rows: pa.Table, most=300, evaluation=None, **numbers) -> str:
     """The path of a page over these creatives."""
     families = {f"c{i}": FAMILIES[i % 3] for i in range(100)}
-    told = {name: u.model_dump() for name, u in uplift.uplift(rows, families).items()} if rows.num_rows else {}
-    gallery.write(root, "r1", rows, NUMBERS | {"uplift": told} | numbers, most)
+    told = {name: u.model_dump() for name, u in uplift.uplift(scan(rows), families).items()} if rows.num_rows else {}
+    gallery.write(root, "r1", scan(rows), NUMBERS | {"uplift": told} | numbers, most)
     return page.write_report(root, "r1", evaluation)
 
 

@@ -5,11 +5,30 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from adbooster.contracts.settings import Uri
+from adbooster.contracts.settings import Config, Uri
 from adbooster.generate.marks import MarkFigures
 from adbooster.painting.config import BrandFigures, PaintingConfig, Targeting
 from adbooster.prompts.config import PromptFigures, Prompting
 from adbooster.report.uplift import Uplift
+
+
+class Value(Config):
+    """What makes one request worth more than another, for nights that cannot paint all."""
+
+    classes_first: bool = True
+    """Whether new products come before all, then creatives below what is expected, new places, and the rest; the value orders
+    each class. Off: the value alone decides."""
+    product_weight: float = Field(default=1.0, ge=0, le=4)
+    """Power of the product's weight in the feed (null counts as 1); 0: it does not count."""
+    cohort_size: float = Field(default=1.0, ge=0, le=4)
+    """Power of the cohort's users over the mean of all cohorts; 0: they do not count."""
+    age: float = Field(default=0.0, ge=0, le=4)
+    """Power of 1 + days / 30 since what would be replaced was published; 0: it does not count."""
+    gain: float = Field(default=1.0, ge=0, le=4)
+    """Power of the factor for the expected gain in margin, 10^(g / (1 + |g|)), g in standard deviations of all margins; 0: it
+    does not count."""
+    prior: float = Field(default=20.0, gt=0)
+    """Live creatives as which the mean of all counts in the mean that is expected of a family and category."""
 
 
 class GenerateConfig(PaintingConfig):
@@ -30,8 +49,12 @@ class GenerateConfig(PaintingConfig):
     """Seconds before the deadline that are kept for publishing."""
     gpu_hours: float | None = Field(default=None, ge=0)
     """GPU-hours of painting (as in `gpu_s`) after which painting stops."""
+    value: Value = Value()
+    """Which requests are painted first under a deadline or budget."""
     min_coverage: float = Field(default=0.95, ge=0, le=1)
     """With a smaller share of requests filled nothing is published; older creatives that are still live count."""
+    part_rows: int = Field(default=500_000, ge=1)
+    """Requests that the driver plans and publishes at one time, some 2 kB of memory each."""
     progress_s: float = Field(default=30, gt=0)
     """Seconds between two lines of progress in the log."""
     gallery: int = Field(default=300, ge=0)
@@ -63,7 +86,11 @@ class GenerateReport(BaseModel):
     left_by_value: dict[str, int] = {}
     """Of these, by class of value: new_product, low_margin, new_place, high_margin."""
     left_uri: str | None = None
-    """Parquet file of their ids."""
+    """Parquet file of them with their values, most valuable first."""
+    left_most_valuable: list[dict[str, Any]] = []
+    """The ten most valuable of them with the factors of their value."""
+    painted_most_valuable: list[dict[str, Any]] = []
+    """The same of what was painted, where something was left."""
     fallbacks: int = 0
     fallback_reasons: dict[str, int] = {}
     candidate_rejects: dict[str, int] = {}

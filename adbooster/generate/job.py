@@ -4,18 +4,17 @@ import logging
 import time
 from typing import Any
 
-import pyarrow as pa
-
 from adbooster.contracts.errors import CoverageTooLow
 from adbooster.generate import marks
 from adbooster.generate.config import GenerateConfig, GenerateReport
-from adbooster.generate.plan import NightPlan, cohort_shares, plan_night, without
+from adbooster.generate.plan import NightPlan, without
 from adbooster.generate.publish import Publication, commit, plan_publication
 from adbooster.generate.rounds import Painted, paint
 from adbooster.generate.suggestions import suggest
 from adbooster.report import gallery
 from adbooster.report.page import write_report
 from adbooster.report.uplift import uplift
+from adbooster.storage.buckets import Snapshot
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
@@ -28,21 +27,26 @@ def generate(config: GenerateConfig) -> GenerateReport:
     """
     started = time.monotonic()
     root = Root(config.root_uri)
-    night = plan_night(config, root)
-    planned = _planned(config, night)
-    counts = planned.requests, planned.already_live, planned.already_staged, planned.to_paint
-    log.info("%d requests: %d live, %d staged, %d to paint", *counts)
-    if config.dry_run:
-        if suggestion := suggest(config, root, planned.to_paint):
-            print("\n".join(suggestion.lines(config)), flush=True)
-            planned = planned.model_copy(update={"suggestion": suggestion.model_dump()})
-        return planned.model_copy(update={"seconds": _since(started)})
+    with NightPlan(config, root) as night:
+        planned = _planned(config, night)
+        counts = planned.requests, planned.already_live, planned.already_staged, planned.to_paint
+        log.info("%d requests: %d live, %d staged, %d to paint", *counts)
+        if config.dry_run:
+            if suggestion := suggest(config, root, planned.to_paint):
+                print("\n".join(suggestion.lines(config)), flush=True)
+                planned = planned.model_copy(update={"suggestion": suggestion.model_dump()})
+            return planned.model_copy(update={"seconds": _since(started)})
+        report = _paint_and_publish(config, root, night, planned, started)
+    return report.model_copy(update={"seconds": _since(started)})
 
+
+def _paint_and_publish(
+    config: GenerateConfig, root: Root, night: NightPlan, planned: GenerateReport, started: float
+) -> GenerateReport:
     painted = paint(config, night)
     rows, refused = night.marks.refuse(painted.rows)
     emptied = without(refused, rows)
-    requests = without(night.requests, emptied)
-    publication = plan_publication(requests, night.live, rows, night.marks.rejected)
+    publication = plan_publication(night, rows, emptied)
     mark_figures = night.mark_figures.model_copy(
         update={"left_empty": night.mark_figures.left_empty + emptied.num_rows}
     )
@@ -50,22 +54,21 @@ def generate(config: GenerateConfig) -> GenerateReport:
         update=painted.figures() | {"marks": mark_figures, "coverage": publication.coverage, "seconds": _since(started)}
     )
     if publication.coverage < config.min_coverage:
-        why = _too_low(config, night, painted, publication, requests.num_rows)
+        why = _too_low(config, night, painted, publication)
         _write_page(config, root, night.live, report, why)
         raise CoverageTooLow(why)
 
     version = commit(root, config, night, publication)
     marks.leave_empty(root, emptied, night.marks, config.run_id)
-    families = dict(zip(requests["cohort_id"].to_pylist(), requests["family"].to_pylist(), strict=True))
+    live = night.live if version == night.base else Snapshot(root, "creatives", version, most=config.part_rows)
     published: dict[str, Any] = {
-        "retired": publication.retired.num_rows,
+        "retired": publication.retired,
         "creatives_version": version,
-        "uplift": uplift(publication.live, families),
+        "uplift": uplift(live.scan, night.families),
         "seconds": _since(started),
     }
     report = report.model_copy(update=published)
-    page = _write_page(config, root, publication.live, report)
-    return report.model_copy(update={"gallery_uri": page, "seconds": _since(started)})
+    return report.model_copy(update={"gallery_uri": _write_page(config, root, live, report)})
 
 
 def _planned(config: GenerateConfig, night: NightPlan) -> GenerateReport:
@@ -75,11 +78,11 @@ def _planned(config: GenerateConfig, night: NightPlan) -> GenerateReport:
         run_id=config.run_id,
         recipe_id=night.recipe_id,
         weights_revision=night.weights_revision,
-        requests=night.requests.num_rows,
-        already_live=night.requests.num_rows - night.missing.num_rows,
+        requests=night.requests,
+        already_live=night.already_live,
         already_staged=night.already_staged,
-        to_paint=night.to_paint.num_rows,
-        cohort_shares=cohort_shares(night.requests),
+        to_paint=night.to_paint,
+        cohort_shares=night.cohort_shares(),
         prompts=night.prompt_figures,
         brand_rules=night.brand_figures,
         marks=night.mark_figures,
@@ -89,21 +92,19 @@ def _planned(config: GenerateConfig, night: NightPlan) -> GenerateReport:
     )
 
 
-def _too_low(
-    config: GenerateConfig, night: NightPlan, painted: Painted, publication: Publication, requests: int
-) -> str:
+def _too_low(config: GenerateConfig, night: NightPlan, painted: Painted, publication: Publication) -> str:
     forbidden = night.brand_figures.live
     stay = f", with {forbidden} creatives that brand rules forbid" if forbidden else ""
-    why = f", {painted.left.num_rows} are left by the {painted.stopped}" if painted.left.num_rows else ""
+    why = f", {painted.left} are left by the {painted.stopped}" if painted.left else ""
     return (
-        f"{publication.coverage:.1%} of {requests} requests are filled{why}, min_coverage is "
+        f"{publication.coverage:.1%} of {publication.requests} requests are filled{why}, min_coverage is "
         f"{config.min_coverage:.1%}; nothing was published and the last night stays live{stay}; what is painted is kept"
     )
 
 
-def _write_page(config: GenerateConfig, root: Root, live: pa.Table, report: GenerateReport, why_not: str = "") -> str:
+def _write_page(config: GenerateConfig, root: Root, live: Snapshot, report: GenerateReport, why_not: str = "") -> str:
     """The page of this run over what is live; `why_not` is the reason why nothing was published."""
-    gallery.write(root, config.run_id, live, report.model_dump(mode="json") | {"why_not": why_not}, config.gallery)
+    gallery.write(root, config.run_id, live.scan, report.model_dump(mode="json") | {"why_not": why_not}, config.gallery)
     return write_report(root, config.run_id)
 
 

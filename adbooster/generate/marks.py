@@ -123,13 +123,13 @@ class Marks:
         self.pictures = _key(rejected, _PICTURE).drop_null()  # pictures that were rejected for a place
         self.approved, self.rejected, self.empty = by_mark["approved"], by_mark["rejected"], by_mark["empty"]
 
-    def apply(self, requests: pa.Table, approved: pa.Table) -> tuple[pa.Table, Effects]:
+    def apply(self, requests: pa.Table, live: pa.Table) -> tuple[pa.Table, Effects]:
         """The night's requests (schema.REQUESTS), or some of them, changed by the marks, and how many are changed.
 
         A request with rejected creatives gets a name of its own, which follows from its name and theirs: other seeds,
         and resumed like any other. One whose live creative is approved keeps the name that one was painted under, so
         that it is not painted again, while the product's photo and the cohort's text are the same.
-        approved  the live creatives among `self.approved`, of the products of these requests
+        live  what is live of the products of these requests, at least what is approved of it
         """
         if not self.rows.num_rows:
             return requests, Effects()
@@ -139,6 +139,7 @@ class Marks:
             own, bad, pa.array([self._name(name) for name in own.filter(bad).to_pylist()], pa.string())
         )
         renamed, kept_names = len(own.filter(bad)), 0
+        approved = live.filter(pc.is_in(live["creative_id"], pa.array(sorted(self.approved), pa.string())))
         if approved.num_rows:
             at = pc.index_in(_key(requests, _SAME), _key(approved, _SAME))
             held = approved["request_id"].combine_chunks().take(at)

@@ -22,7 +22,8 @@ from adbooster.contracts.deadline import day_of
 from adbooster.contracts.errors import ConfigError
 from adbooster.generate import marks
 from adbooster.generate.config import GenerateConfig
-from adbooster.generate.marks import Effects, MarkFigures, Marks
+from adbooster.generate.marks import Effects
+from adbooster.generate.value import LIVE, read_facts
 from adbooster.painting import candidates
 from adbooster.painting.brand_rules import BrandRules, read_brand_rules
 from adbooster.painting.config import BrandFigures
@@ -74,6 +75,7 @@ class NightPlan:
     staged      what unfinished runs of the same recipe have painted of what is missing (columns JUDGED)
     families    of the cohorts, by their id
     lowest      names of the night's lowest requests, as many as the page shows
+    facts       what requests are worth, of a night that may not paint them all; else None
     """
 
     def __init__(self, config: GenerateConfig, root: Root):
@@ -119,12 +121,14 @@ class NightPlan:
     def _plan(self, config: GenerateConfig, planner: Planner) -> None:
         self.of: dict[Part, PartFigures] = {}
         self.by_cohort, self.lowest = Counter[str](), pa.array([], pa.string())
+        limited = config.deadline or config.gpu_hours is not None
+        self.facts = read_facts(self.root, config.value) if limited else None
         staged = staged_creatives(self.root, config.run_id, self.recipe_id, JUDGED)
         own, named, rates = buckets.numbers(staged["product_id"]), [], _Rates(self.recipe_id)
         effects, leaving, again = Effects(), 0, 0
         for part in self.parts:
             live, planned = self.live.read(part, list(_LIVE)), planner.plan(part)
-            requests, changed = self.marks.apply(planned.requests, live, self._approved(part))
+            requests, changed = self.marks.apply(planned.requests, self._approved(part))
             mine = staged.filter(part.has(own))
             again += (
                 pc.sum(pc.is_in(pc.unique(mine["request_id"]), requests["request_id"].combine_chunks())).as_py() or 0
@@ -135,10 +139,10 @@ class NightPlan:
             self.of[part] = _figures(requests, live)
             effects, leaving = effects.plus(changed), leaving + _of_pairs(live, planned.forbidden)
             rates.add(live)
+            if self.facts:
+                self.facts.margins.add(self.live.read(part, LIVE), requests)
             self.by_cohort += _counts(requests["cohort_id"])
             self.lowest = candidates.lowest(self.lowest, requests["request_id"], config.gallery)
-        if not self.requests and config.targeting.rule == "table":
-            raise ConfigError(f"the targeting table {config.targeting.table_uri} names no usable product")
         self.staged, self.already_staged, self.rates = pa.concat_tables(named), again, rates
         self.mark_figures = self.mark_figures.model_copy(update=effects._asdict())
         self.prompt_figures: PromptFigures = planner.prompter.figures
@@ -146,11 +150,9 @@ class NightPlan:
         self.brand_figures = _with_live(self.brand_figures, leaving)
 
     def _approved(self, part: Part) -> pa.Table:
-        """The part's live creatives that people approved, with what marks compare."""
-        if not self.marks.approved:
-            return schema.CREATIVES.empty_table()
-        rows = self.live.read(part, ["creative_id", "request_id", *PLACE, "photo_sha256", "text"])
-        return rows.filter(pc.is_in(rows["creative_id"], pa.array(sorted(self.marks.approved), pa.string())))
+        """The part's live creatives with what marks compare, where any are approved."""
+        columns = ["creative_id", "request_id", *PLACE, "photo_sha256", "text"]
+        return self.live.read(part, columns) if self.marks.approved else schema.CREATIVES.empty_table()
 
     @property
     def requests(self) -> int:
@@ -285,10 +287,3 @@ def without(rows: pa.Table, *others: pa.Table) -> pa.Table:
     """The anti-join on request_id: rows of which no other table has the request."""
     ids = pa.concat_arrays([chunk for t in others for chunk in t["request_id"].chunks] or [pa.array([], pa.string())])
     return rows.filter(pc.invert(pc.is_in(rows["request_id"], ids)))
-
-
-def next_round(requests: pa.Table, again: dict[str, int]) -> pa.Table:
-    """The requests to paint again, by request_id, with the round that each is painted in next."""
-    rows = requests.filter(pc.is_in(requests["request_id"], pa.array(list(again), pa.string())))
-    rounds = pa.array([again[q] for q in rows["request_id"].to_pylist()], pa.int32())
-    return rows.set_column(rows.schema.get_field_index("round"), "round", rounds)

@@ -58,7 +58,9 @@ def plan_publication(night: NightPlan, painted: pa.Table, emptied: pa.Table) -> 
         of, mine, left = night.of[part], painted.filter(part.has(own)), emptied.filter(part.has(empty))
         requests += of.requests - pc.count_distinct(left["request_id"]).as_py()
         if mine.num_rows or left.num_rows or len(of.unasked) or night.marks.rejected:
-            changes[part] = _part(of, night.live.read(part, ["creative_id", "request_id", *PLACE]), mine, left, night.marks.rejected)
+            changes[part] = _part(
+                of, night.live.read(part, ["creative_id", "request_id", *PLACE]), mine, left, night.marks.rejected
+            )
             filled += changes[part].filled
         else:
             filled += of.filled
@@ -114,7 +116,9 @@ def _painted(root: Root, config: GenerateConfig, night: NightPlan, publication: 
 
 def _names(rows: pa.Table) -> pa.Array:
     """The creative and round of each row: two rounds may end on one picture."""
-    return pc.binary_join_element_wise(rows["creative_id"].combine_chunks(), rows["round"].combine_chunks().cast(pa.string()), " ")
+    return pc.binary_join_element_wise(
+        rows["creative_id"].combine_chunks(), rows["round"].combine_chunks().cast(pa.string()), " "
+    )
 
 
 def _moved(night: NightPlan, part: Part, of: PartChange) -> pa.Table:

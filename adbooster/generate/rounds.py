@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 
 from adbooster.contracts import schema
 from adbooster.contracts.deadline import parse_deadline
-from adbooster.contracts.recipe import Gates
 from adbooster.engine import budget, stage_times
 from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import dataset, preflight, through
@@ -58,6 +57,8 @@ class Painted:
     repainted: int = 0
     left_uri: str | None = None
     left_by_value: dict[str, int] = field(default_factory=dict)
+    left_most_valuable: list[dict[str, Any]] = field(default_factory=list)
+    painted_most_valuable: list[dict[str, Any]] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
     stages: dict[str, dict] = field(default_factory=dict)
 
@@ -74,6 +75,8 @@ class Painted:
             "left": self.left,
             "left_uri": self.left_uri,
             "left_by_value": self.left_by_value,
+            "left_most_valuable": self.left_most_valuable,
+            "painted_most_valuable": self.painted_most_valuable,
             "fallbacks": fallbacks.num_rows,
             "fallback_reasons": dict(Counter(fallbacks["fallback_reason"].to_pylist())),
             "candidate_rejects": dict(Counter(words.to_pylist())),
@@ -91,7 +94,7 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
     meter = _budget(config, night.staged)
     repainted, times = 0, stage_times.start() if night.to_paint else None
     failures, blocked = Counter[str](), []
-    waves = _by_value(night) if meter else _in_order(night.unpainted(night.staged))
+    waves = priority.waves(night) if meter else _in_order(night.unpainted(night.staged))
     while True:
         asked = 0
         for wave in waves:
@@ -123,7 +126,7 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
         repainted=repainted,
         failures=dict(failures),
         stages=stages,
-        **(_write_left(config, root, night, rows, stopped) if stopped else {}),
+        **(priority.write_left(root, config.run_id, night, rows, stopped) if stopped else {}),
     )
     smallest = painted.figures()["paint_batch"]
     if smallest and smallest < config.paint_batch:
@@ -200,26 +203,6 @@ def _budget(config: GenerateConfig, staged: pa.Table) -> budget.Handle | None:
     mine = staged.filter(pc.and_(pc.equal(staged["run_id"], config.run_id), pc.equal(staged["rank"], 0)))
     gpu_s = None if config.gpu_hours is None else config.gpu_hours * 3600 - (pc.sum(mine["gpu_s"]).as_py() or 0.0)
     return budget.start_meter(ends and ends - timedelta(seconds=config.publish_s), gpu_s)
-
-
-def _by_value(night: NightPlan) -> Iterator[pa.Table]:
-    """Requests to paint, the most valuable first, some hundred thousand at a time."""
-    ordered = priority.by_value(night)
-    for start in range(0, len(ordered), WAVE_ROWS):
-        wanted = ordered.slice(start, WAVE_ROWS)
-        rows = [part.filter(pc.is_in(part["request_id"], wanted)) for part in night.unpainted(night.staged)]
-        wave = pa.concat_tables(rows)
-        yield wave.take(pc.index_in(wanted, wave["request_id"].combine_chunks()))
-
-
-def _write_left(
-    config: GenerateConfig, root: Root, night: NightPlan, painted: pa.Table, stopped: str | None
-) -> dict[str, Any]:
-    """Write down what the night leaves; its address and the counts by class of value, as fields of Painted."""
-    left_uri, by_value = priority.write_left(root, config.run_id, night, painted)
-    words = ", ".join(f"{n} {name}" for name, n in by_value.items())
-    log.warning("%s is used up: %d requests are left for the next night (%s)", stopped, sum(by_value.values()), words)
-    return {"left_uri": left_uri, "left_by_value": by_value}
 
 
 def _stage(

@@ -14,6 +14,7 @@ from adbooster.measure.config import CohortText, OwnPictures, Trial, TrialsConfi
 from adbooster.painting import requests
 from adbooster.painting.config import Targeting
 from adbooster.prompts.config import PromptFigures
+from adbooster.storage.buckets import WHOLE
 from adbooster.storage.model_store import content_hash, local_copy
 from adbooster.storage.objects import Root
 
@@ -41,7 +42,7 @@ def trial_requests(
     models = [content_hash(local_copy(trial.weights))]
     models += [f"{content_hash(local_copy(a.uri))} x {a.scale}" for a in trial.adapters]
     targeting = Targeting(rule="table", table_uri=f"{root.uri}/{listed}")
-    planned = requests.plan_requests(
+    planner = requests.Planner(
         root,
         painting,
         recipe_id(painting, models),
@@ -50,7 +51,7 @@ def trial_requests(
         config.rank_model,
         tokenizer_path=local_copy(trial.weights) / "tokenizer",
     )
-    asked, measured_by = planned.requests, revision(config)
+    asked, measured_by = planner.plan(WHOLE).requests, revision(config)
     pictures = [products[p] for p in asked["product_id"].to_pylist()]
     own = [json.dumps([p["neutral_uris"], p["contextual_uris"]]) for p in pictures]
     return schema.extend(
@@ -59,4 +60,4 @@ def trial_requests(
         look_id=[digest(r, o, measured_by) for r, o in zip(asked["request_id"].to_pylist(), own, strict=True)],
         neutral_uris=[p["neutral_uris"] for p in pictures],
         contextual_uris=[p["contextual_uris"] for p in pictures],
-    ), planned.prompt_figures
+    ), planner.prompter.figures

@@ -40,7 +40,7 @@ class Scenes:
         with duckdb.connect(config={"memory_limit": _MEMORY}) as db:
             db.register("a", _hashes(rows, self.pieces))
             db.register("b", _hashes(others, self.pieces))
-            signs = " + ".join(f"bit_count(xor(a.s{i}, b.s{i}))" for i in range(SIGNS // 64))
+            signs = " + ".join(f"bit_count(xor(a.s{i}, b.s{i}))::INTEGER" for i in range(SIGNS // 64))
             like = f"bit_count(xor(a.phash, b.phash)) < {self.near_bits} AND {signs} <= {self.most_signs}"
             joins = [
                 f"SELECT a.row AS x, b.row AS y FROM a JOIN b ON a.{group} = b.{group} AND a.placement = b.placement "
@@ -89,7 +89,9 @@ def _hashes(rows: pa.Table, pieces: int) -> pa.Table:
     scenes = rows.select(COLUMNS).take(pa.array(at))
     phash = _numbers(scenes["background_phash"], 1)[:, 0]
     signs = _numbers(scenes["background_simhash"], SIGNS // 64)
-    ends = np.linspace(0, 64, pieces + 1).astype(int).tolist() if pieces > 1 else [0, 0]  # one piece: no bits, all share it
+    ends = (
+        np.linspace(0, 64, pieces + 1).astype(int).tolist() if pieces > 1 else [0, 0]
+    )  # one piece: no bits, all share it
     columns = {name: scenes[name] for name in (*_GROUPS, "placement")} | {"row": at, "phash": phash}
     columns |= {f"s{i}": signs[:, i] for i in range(signs.shape[1])}
     for i, (low, high) in enumerate(pairwise(ends)):

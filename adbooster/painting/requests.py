@@ -121,11 +121,14 @@ class Planner:
     ):
         self.recipe, self.recipe_id = recipe, recipe_id
         self.samples = Snapshot(root, "samples", tables.version(root, "samples"))
-        self.products = sum(_usable_mains(rows) for rows in self.samples.scan(["role", "reject", "retired_at"]))
-        if not self.products:
+        mains = [_usable_mains(rows) for rows in self.samples.scan(["product_id", "role", "reject", "retired_at"])]
+        if not any(map(len, mains)):
             raise ConfigError(f"{root.uri}/tables/samples has no usable main picture; run jobs.prepare first")
         self.cohorts = usable_cohorts(root)
         self.targeted = Targeted(self.cohorts, targeting, rank_model, signing_key_env)
+        self.products = sum(self.targeted.of(some) for some in mains)
+        if not self.products:
+            raise ConfigError(f"the targeting table {targeting.table_uri} names no usable product")
         self.judgement = Judgement(brand[0], self.cohorts, brand[1]) if brand else None
         self.prompter = Prompter(root, prompting, dry_run, tokenizer_path)
 
@@ -163,9 +166,10 @@ class Planner:
         return Planned(schema.check(pa.table(rows), schema.REQUESTS), pa.table(not_painted))
 
 
-def _usable_mains(rows: pa.Table) -> int:
+def _usable_mains(rows: pa.Table) -> pa.ChunkedArray:
+    """Ids of products with a main picture that can be painted."""
     usable = pc.and_(pc.is_null(rows["reject"]), pc.is_null(rows["retired_at"]))
-    return pc.sum(pc.and_(usable, pc.equal(rows["role"], "main"))).as_py() or 0
+    return rows["product_id"].filter(pc.and_(usable, pc.equal(rows["role"], "main")))
 
 
 def _columns(table: pa.Table, at: pa.Array, names: Iterable[str]) -> dict[str, pa.ChunkedArray]:
@@ -190,6 +194,12 @@ class Targeted:
 
             self.ranker = Clip(local_copy(rank_model), "cpu")
             self.queries = self.ranker.embed_texts(_looked_for(cohorts))
+
+    def of(self, product_ids: pa.ChunkedArray) -> int:
+        """How many of these products are painted for any cohort."""
+        if not self.listed:
+            return len(product_ids)
+        return pc.sum(pc.is_in(product_ids, self.listed.products.dictionary)).as_py() or 0
 
     def pairs(self, products: pa.Table) -> tuple[pa.Array, pa.Array]:
         """Index of the product and of the cohort of every pair, products in order."""

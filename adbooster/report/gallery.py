@@ -9,7 +9,7 @@ the page is one file that can be mailed or opened by a presigned address; beyond
 import base64
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -19,10 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adbooster.contracts import schema
 from adbooster.contracts.text import interest
 from adbooster.painting import candidates
 from adbooster.pictures import images
 from adbooster.storage import tables
+from adbooster.storage.buckets import Scan, Snapshot
 from adbooster.storage.objects import Root, each
 
 INLINE_MOST = 400  # creatives; about 20 kB each
@@ -31,12 +33,12 @@ DECODERS = 8  # photos open at one time, each up to images.MAX_PIXELS
 BINS = 32
 
 
-def write(root: Root, run_id: str, creatives: pa.Table, numbers: dict, most: int) -> dict:
+def write(root: Root, run_id: str, live: Scan, numbers: dict, most: int) -> dict:
     """Keep runs/<run_id>/gallery.json and return what it holds.
 
-    creatives  what is live (schema.CREATIVES); numbers  the job's report; most  requests whose creatives are shown
+    live  gives the rows of schema.CREATIVES; numbers  the job's report; most  requests whose creatives are shown
     """
-    data = collect(root, run_id, creatives, most) | {"numbers": numbers}
+    data = collect(root, run_id, live, most) | {"numbers": numbers}
     root.write(_path(run_id), json.dumps(data).encode())
     return data
 
@@ -50,17 +52,22 @@ def read(root: Root, run_id: str, most: int = 300) -> dict:
     """What `write` kept for the run; for a run without it, what is live now."""
     if root.exists(_path(run_id)):
         return json.loads(root.read(_path(run_id)))
-    return collect(root, run_id, tables.read(root, "creatives"), most) | {"numbers": {}}
+    live = Snapshot(root, "creatives", tables.version(root, "creatives"))
+    return collect(root, run_id, live.scan, most) | {"numbers": {}}
 
 
 def _path(run_id: str) -> str:
     return f"runs/{run_id}/gallery.json"
 
 
-def collect(root: Root, run_id: str, creatives: pa.Table, most: int) -> dict:
+def collect(root: Root, run_id: str, live: Scan, most: int) -> dict:
     """The document without the job's numbers: what the rows are for page/*.js, which read it."""
-    last = candidates.shown_up_to(pc.unique(creatives["request_id"]), most)
-    shown = creatives.filter(pc.less_equal(creatives["request_id"], last))
+    lowest, figures = pa.array([], pa.string()), _Figures()
+    for some in live(["request_id", *_Figures.COLUMNS]):
+        lowest = candidates.lowest(lowest, some["request_id"], most)
+        figures.add(some)
+    wanted = (some.filter(pc.is_in(some["request_id"], lowest)) for some in live(schema.CREATIVES.names))
+    shown = pa.concat_tables([schema.CREATIVES.empty_table(), *wanted])
     order = [(c, "ascending") for c in ("product_id", "cohort_id", "placement", "rank")]
     rows = shown.take(pc.sort_indices(shown, sort_keys=order)).to_pylist()
     pictures = Pictures(root, run_id, inline=len(rows) <= INLINE_MOST)
@@ -71,26 +78,26 @@ def collect(root: Root, run_id: str, creatives: pa.Table, most: int) -> dict:
     large = _winners(root, rows, kept, pictures)
     marks = tables.read(root, "marks", ["creative_id", "mark"])
     approved = set(marks.filter(pc.equal(marks["mark"], "approved"))["creative_id"].to_pylist())
-    live: dict[str, set[str]] = defaultdict(set)
+    seeds: dict[str, set[str]] = defaultdict(set)  # of the request's live creatives
     for row in rows:
-        live[row["request_id"]].add(str(row["seed"]))
+        seeds[row["request_id"]].add(str(row["seed"]))
     shown_rows = []
     for row, thumb in zip(rows, large, strict=True):
-        entry = _creative(row, kept.get(row["request_id"]), live[row["request_id"]], pictures)
+        entry = _creative(row, kept.get(row["request_id"]), seeds[row["request_id"]], pictures)
         entry |= {"product": at[0][row["product_id"]], "cohort": at[1][row["cohort_id"]], "thumb": thumb}
         entry |= {"fresh": row["run_id"] == run_id, "mark": "approved" if row["creative_id"] in approved else None}
         shown_rows.append(entry)
     return {
         "run_id": run_id,
         "made_at": datetime.now(UTC).isoformat(timespec="minutes"),
-        "live": creatives.num_rows,
-        "fallbacks": pc.sum(creatives["fallback"]).as_py() or 0,
-        "proof": _proof(creatives),
+        "live": figures.live,
+        "fallbacks": figures.originals,
+        "proof": figures.proof(),
         "cohorts": cohorts,
         "products": products,
         "creatives": shown_rows,
-        "histogram": _histogram(creatives),
-        "rejects": _rejects(root, creatives),
+        "histogram": figures.histogram(),
+        "rejects": {"photos": _rejected_photos(root), "fallbacks": dict(_by_count(figures.fallbacks))},
         "pictures": pictures.close(),
     }
 
@@ -206,35 +213,57 @@ def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def _histogram(creatives: pa.Table) -> dict:
-    """Winners and their products on white, counted in BINS equal bins of the CLIP score; empty without creatives."""
-    best = creatives.filter(pc.equal(creatives["rank"], 0))
-    scores = [best[c].drop_null().to_numpy().astype(float) for c in ("clip_score", "neutral_score")]
-    if not all(len(s) for s in scores):
-        return {}
-    low, high = (float(f(np.concatenate(scores))) for f in (np.min, np.max))
-    edges = np.linspace(low, max(high, low + 1e-3), BINS + 1)
-    winners, neutral = (np.histogram(s, edges)[0].tolist() for s in scores)
-    return {"edges": [round(e, 4) for e in edges.tolist()], "winners": winners, "neutral": neutral}
+class _Figures:
+    """What the page says of all that is live, added up."""
+
+    COLUMNS = ("rank", "clip_score", "neutral_score", "fallback", "fallback_reason", "gates")
+
+    def __init__(self) -> None:
+        self.live = self.lossy = self.originals = 0
+        self.fallbacks = Counter[str]()
+        self.scores: list[list[np.ndarray]] = [[], []]  # of winners, and of their products on white
+        self.worst: list[tuple[int | None, float | None]] = []
+
+    def add(self, rows: pa.Table) -> None:
+        """rows  with COLUMNS"""
+        self.live += rows.num_rows
+        fallbacks = rows.filter(pc.fill_null(rows["fallback"], False))
+        self.fallbacks += _counted(fallbacks["fallback_reason"])
+        self.originals += fallbacks.num_rows
+        best = rows.filter(pc.equal(rows["rank"], 0))
+        for scores, name in zip(self.scores, ("clip_score", "neutral_score"), strict=True):
+            scores.append(best[name].drop_null().to_numpy())
+        differences, psnr = (pc.struct_field(rows["gates"], name) for name in ("product_max_diff", "psnr_db"))
+        self.lossy += len(psnr) - psnr.null_count
+        self.worst.append((pc.max(differences).as_py(), pc.min(psnr).as_py()))
+
+    def histogram(self) -> dict:
+        """Winners and their products on white, counted in BINS equal bins of the CLIP score; empty without creatives."""
+        scores = [np.concatenate([np.zeros(0, np.float32), *some]) for some in self.scores]
+        if not all(len(s) for s in scores):
+            return {}
+        low, high = min(float(s.min()) for s in scores), max(float(s.max()) for s in scores)
+        edges = np.linspace(low, max(high, low + 1e-3), BINS + 1)
+        winners, neutral = (np.histogram(s, edges)[0].tolist() for s in scores)
+        return {"edges": [round(e, 4) for e in edges.tolist()], "winners": winners, "neutral": neutral}
+
+    def proof(self) -> dict:
+        """How far the product in any live file is from its photo: levels of 255, and dB where files are lossy."""
+        if not self.live:
+            return {}
+        differences, psnr = ([v for v in values if v is not None] for values in zip(*self.worst, strict=True))
+        return {"max_diff": max(differences, default=None), "lossy": self.lossy, "min_psnr_db": min(psnr, default=None)}
 
 
-def _proof(creatives: pa.Table) -> dict:
-    """How far the product in any live file is from its photo: levels of 255, and dB where files are lossy."""
-    if not creatives.num_rows:
-        return {}
-    differences, psnr = (pc.struct_field(creatives["gates"], name) for name in ("product_max_diff", "psnr_db"))
-    lossy = len(psnr) - psnr.null_count
-    return {"max_diff": pc.max(differences).as_py(), "lossy": lossy, "min_psnr_db": pc.min(psnr).as_py()}
-
-
-def _rejects(root: Root, creatives: pa.Table) -> dict[str, dict[str, int]]:
-    """Pictures of the feed that are not used and live creatives that are the original picture, by word."""
+def _rejected_photos(root: Root) -> dict[str, int]:
+    """Pictures of the feed that are not used, by word."""
     samples = tables.read(root, "samples", ["reject", "retired_at"])
-    samples = samples.filter(pc.is_null(samples["retired_at"]))
-    fallbacks = creatives.filter(pc.fill_null(creatives["fallback"], False))
-    return {"photos": _counted(samples["reject"]), "fallbacks": _counted(fallbacks["fallback_reason"])}
+    return dict(_by_count(_counted(samples.filter(pc.is_null(samples["retired_at"]))["reject"])))
 
 
-def _counted(words: pa.ChunkedArray) -> dict[str, int]:
-    counts = sorted(pc.value_counts(words.drop_null()).to_pylist(), key=lambda c: (-c["counts"], c["values"]))
-    return {c["values"]: c["counts"] for c in counts}
+def _counted(words: pa.ChunkedArray) -> Counter[str]:
+    return Counter({c["values"]: c["counts"] for c in pc.value_counts(words.drop_null()).to_pylist()})
+
+
+def _by_count(words: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(words.items(), key=lambda c: (-c[1], c[0]))

@@ -1,9 +1,10 @@
 """CLIP scores of winners against the product on white."""
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
+
+from adbooster.storage.buckets import Scan
 
 NORMAL_95 = 1.959964
 
@@ -22,27 +23,45 @@ class Uplift(BaseModel):
     high: float | None = None
 
 
-def uplift(creatives: pa.Table, families: dict[str, str]) -> dict[str, Uplift]:
-    """By family and over `all`: the winners' mean CLIP score against the product's own picture on white."""
-    best = creatives.select(["cohort_id", "clip_score", "neutral_score"]).filter(pc.equal(creatives["rank"], 0))
-    family = pa.array([families[c] for c in best["cohort_id"].to_pylist()], pa.string())
-    groups = {f: best.filter(pc.equal(family, f)) for f in sorted(set(families.values()))}
-    return {name: _uplift(rows) for name, rows in {**groups, "all": best}.items() if rows.num_rows}
+def uplift(live: Scan, families: dict[str, str]) -> dict[str, Uplift]:
+    """By family and over `all`: the winners' mean CLIP score against the product's own picture on white.
+
+    live  gives rows of schema.CREATIVES; families  of their cohorts
+    """
+    moments: dict[str, np.ndarray] = {}
+    for rows in live(["cohort_id", "rank", "clip_score", "neutral_score"]):
+        best = rows.filter(pc.equal(rows["rank"], 0))
+        scores = np.stack([best[c].to_numpy().astype(float) for c in ("clip_score", "neutral_score")])
+        own = np.array([families[c] for c in best["cohort_id"].to_pylist()], object)
+        for family in dict.fromkeys(own):
+            moments[family] = moments.get(family, 0) + _moments(scores[:, own == family])
+    if not moments:
+        return {}
+    groups = {family: moments[family] for family in sorted(moments)} | {"all": np.sum(list(moments.values()), axis=0)}
+    return {name: _uplift(found) for name, found in groups.items()}
 
 
-def _uplift(rows: pa.Table) -> Uplift:
-    scores, neutrals = (rows[c].to_numpy().astype(float) for c in ("clip_score", "neutral_score"))
-    score, neutral = float(np.mean(scores)), float(np.mean(neutrals))
+def _moments(scores: np.ndarray) -> np.ndarray:
+    """Of scores [2,N], winners and their products: N, both sums, both sums of squares, sum of products."""
+    s, n = scores
+    return np.array([len(s), s.sum(), n.sum(), (s * s).sum(), (n * n).sum(), (s * n).sum()])
+
+
+def _uplift(moments: np.ndarray) -> Uplift:
+    """moments  as `_moments`"""
+    count, score, neutral, scores_2, neutrals_2, both = moments / np.array([1, *[moments[0]] * 5])
     result = Uplift(
-        creatives=rows.num_rows,
+        creatives=int(count),
         clip_score=round(score, 4),
         neutral_score=round(neutral, 4),
         difference=round(score - neutral, 4),
         uplift_share=round(score / neutral - 1, 4) if neutral > 0 else None,
     )
-    if neutral > 0 and rows.num_rows > 1:
+    if neutral > 0 and count > 1:
         ratio = score / neutral
-        half = NORMAL_95 * float(np.std(scores - ratio * neutrals, ddof=1)) / neutral / rows.num_rows**0.5
+        # Of the scores minus ratio times their products', whose mean is 0.
+        variance = max(0.0, scores_2 - 2 * ratio * both + ratio**2 * neutrals_2) * count / (count - 1)
+        half = NORMAL_95 * variance**0.5 / neutral / count**0.5
         result.low, result.high = round(ratio - 1 - half, 4), round(ratio - 1 + half, 4)
     return result
 

@@ -45,6 +45,7 @@ from adbooster.painting.placing import Placer
 from adbooster.pictures import compositing, cutouts, images, layout
 from adbooster.prompts.config import Prompting
 from adbooster.storage import tables
+from adbooster.storage.buckets import WHOLE
 from adbooster.storage.objects import Root
 from adbooster.tiny import world
 from tests.benchmarks import stand_ins
@@ -118,7 +119,7 @@ def config(root: Root, recipe: Recipe, run_id: str = "bench", threads: int = 2) 
 
 
 def planned(root: Root, recipe: Recipe) -> pa.Table:
-    return requests.plan_requests(root, recipe, "bench", Prompting(), Targeting(), "")[0]
+    return requests.Planner(root, recipe, "bench", Prompting(), Targeting(), "").plan(WHOLE).requests
 
 
 def engine(n: int, threads: int) -> float:

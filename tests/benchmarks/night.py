@@ -87,7 +87,7 @@ def counted(config: NightlyConfig, report: NightlyReport) -> bool:
     ids = set(live["request_id"].to_pylist()), set(left["request_id"].to_pylist())
     same = len(ids[1]) == left.num_rows == g.left == sum(g.left_by_value.values())
     whole = not ids[0] & ids[1] and len(ids[0]) + len(ids[1]) == g.requests
-    asked = requests.usable_products(root).num_rows * COHORTS
+    asked = requests.usable_products(tables.read(root, "samples")).num_rows * COHORTS
     print(f"counted: {len(ids[0])} live + {len(ids[1])} left = {asked} asked for", flush=True)
     return same and whole and asked == g.requests
 

@@ -153,7 +153,7 @@ def test_what_a_budget_leaves_the_next_nights_paint(local_ray, stocked):
     before = live(stocked)
     assert len(before) == 8
 
-    # Another recipe would replace all eight. The lowest margins are replaced, and the others stay live meanwhile.
+    # Another recipe would replace all eight. Those furthest below what is expected are replaced; the others stay meanwhile.
     fourth = generate(config(stocked, "n4", gpu_hours=ONE_BATCH, paint={"batch": 1}, recipe=RECIPE | {"seed": 1}))
     after = live(stocked)
     assert (fourth.painted, fourth.left, fourth.retired, fourth.coverage) == (2, 6, 2, 1.0)
@@ -161,8 +161,10 @@ def test_what_a_budget_leaves_the_next_nights_paint(local_ray, stocked):
     assert {after[c]["creative_id"] for c in after.keys() - replaced} == {
         before[c]["creative_id"] for c in before.keys() - replaced
     }
-    assert max(before[c]["margin"] for c in replaced) <= min(before[c]["margin"] for c in before.keys() - replaced)
     told = left(stocked, fourth)
     assert {r["cohort_id"] for r in told} == before.keys() - replaced
-    assert [r["margin"] for r in told] == sorted(r["margin"] for r in told)
+    values = [r["value"] for r in fourth.painted_most_valuable] + [r["value"] for r in told]
+    assert values == sorted(values, reverse=True)
+    assert fourth.left_most_valuable == told
+    assert {r["margin"] for r in told} == {before[c]["margin"] for c in before.keys() - replaced}
     assert sum(fourth.left_by_value.values()) == 6

@@ -22,7 +22,7 @@ from adbooster.evaluate import blind_sheet, outcomes
 from adbooster.evaluate.config import Outcomes
 from adbooster.generate import marks
 from adbooster.night.config import NightlyConfig
-from adbooster.painting.brand_rules import BrandRules, read_brand_rules
+from adbooster.painting.brand_rules import BrandRules, Judgement, read_brand_rules
 from adbooster.painting.requests import PRODUCTS
 from adbooster.painting.targeting import read_targeting
 from adbooster.tiny import world
@@ -113,7 +113,9 @@ def test_brand_rules(content):
         goods = pa.Table.from_pylist([row(PRODUCTS, product_id="P", title="a gun", caption="")], PRODUCTS)
         users = pa.Table.from_pylist([row(schema.COHORTS, cohort_id="c", query="gun")], schema.COHORTS)
         first = pa.array([0])
-        json.dumps(rules.judge(goods, users, first, first, date(2028, 2, 29)).figures.model_dump(mode="json")).encode()
+        judgement = Judgement(rules, users, date(2028, 2, 29))
+        judgement.forbidden(goods, first, first)
+        json.dumps(judgement.figures().model_dump(mode="json")).encode()
 
 
 creative_ids = st.one_of(st.sampled_from(["0123456789abcdef", "a", ""]), texts)

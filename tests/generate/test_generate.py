@@ -15,7 +15,7 @@ from adbooster.generate import marks, rounds
 from adbooster.generate.checks import check as check_generate
 from adbooster.generate.config import GenerateConfig
 from adbooster.generate.job import generate
-from adbooster.generate.plan import NightPlan
+from adbooster.generate.plan import JUDGED, NightPlan
 from adbooster.generate.publish import plan_publication
 from adbooster.generate.rounds import Painted
 from adbooster.models.clip_input import read_clip_input
@@ -23,10 +23,11 @@ from adbooster.painting.config import Targeting
 from adbooster.painting.finish import Finisher
 from adbooster.painting.painter import Painter
 from adbooster.painting.placing import Placer
-from adbooster.painting.requests import plan_requests, staged_folder
+from adbooster.painting.requests import Planner, staged_folder
 from adbooster.pictures import cutouts, images, layout
 from adbooster.prompts.config import Prompting
 from adbooster.storage import tables
+from adbooster.storage.buckets import WHOLE
 from tests import tiny_fill
 from tests.conftest import MODELS, row
 
@@ -65,7 +66,7 @@ def painter(root, **changes):
 
 
 def requests(root, recipe=None, name="recipe"):
-    return plan_requests(root, recipe or Recipe(**RECIPE), name, Prompting(), Targeting(), "")[0]
+    return Planner(root, recipe or Recipe(**RECIPE), name, Prompting(), Targeting(), "").plan(WHOLE).requests
 
 
 class Stub:
@@ -214,10 +215,10 @@ def test_products_and_weights_night_by_night(warm_ray, stocked, tmp_path):
 
 
 def test_the_page_says_why_nothing_was_published(stocked, monkeypatch):
-    nothing = schema.STAGED.empty_table()
+    nothing = schema.STAGED.empty_table().select(JUDGED)
 
     def paint_nothing(_: GenerateConfig, night: NightPlan) -> Painted:
-        return Painted(rows=nothing, first_ranks=nothing, requested=night.to_paint, left=night.to_paint.slice(0, 0))
+        return Painted(rows=nothing, first_ranks=nothing, painted=0, rejected=night.to_paint)
 
     monkeypatch.setattr("adbooster.generate.job.paint", paint_nothing)
     with pytest.raises(CoverageTooLow):
@@ -273,12 +274,17 @@ def test_what_a_killed_run_staged_is_not_painted_again(warm_ray, stocked):
 
 
 def test_coverage_counts_what_is_live_and_what_is_painted(stocked):
-    wanted, live = requests(stocked), tables.read(stocked, "creatives")
-    assert plan_publication(wanted, live, schema.STAGED.empty_table()).coverage == 0.0
+    wanted = requests(stocked)
     place = {name: wanted[name][0].as_py() for name in ("request_id", "product_id", "cohort_id", "placement")}
-    one = pa.Table.from_pylist([row(schema.STAGED, creative_id="c", rank=0, **place)], schema.STAGED)
-    assert plan_publication(wanted, live, one).coverage == 0.5
-    assert plan_publication(wanted, schema.fill(one, schema.CREATIVES), one.slice(0, 0)).coverage == 0.5
+    one = pa.Table.from_pylist([row(schema.STAGED, creative_id="c", rank=0, round=0, **place)], schema.STAGED)
+    nothing = one.slice(0, 0)
+    with NightPlan(config(stocked), stocked) as night:
+        assert plan_publication(night, nothing, nothing).coverage == 0.0
+        assert plan_publication(night, one, nothing).coverage == 0.5
+        assert plan_publication(night, one, one.set_column(0, "creative_id", pa.array(["d"]))).coverage == 1.0
+    tables.merge(stocked, "creatives", schema.fill(one, schema.CREATIVES), "creative_id", None, {})
+    with NightPlan(config(stocked), stocked) as night:
+        assert plan_publication(night, nothing, nothing).coverage == 0.5
 
 
 def test_every_part_of_a_request_changes_its_name(stocked):

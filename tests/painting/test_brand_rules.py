@@ -13,7 +13,7 @@ import yaml
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.painting import brand_rules
-from adbooster.painting.brand_rules import read_brand_rules
+from adbooster.painting.brand_rules import Judgement, read_brand_rules
 from adbooster.painting.requests import PRODUCTS
 from tests.conftest import row
 
@@ -43,9 +43,10 @@ def judged(rules, products, cohorts=PEOPLE, day=DAY):
     goods = pa.Table.from_pylist(list(products), PRODUCTS)
     users = pa.Table.from_pylist(list(cohorts), schema.COHORTS)
     p, c = np.divmod(np.arange(goods.num_rows * users.num_rows), users.num_rows)
-    verdict = rules.judge(goods, users, pa.array(p), pa.array(c), day)
+    judgement = Judgement(rules, users, day)
+    forbidden = judgement.forbidden(goods, pa.array(p), pa.array(c))
     names = [(goods["product_id"][i].as_py(), users["cohort_id"][j].as_py()) for i, j in zip(p, c, strict=True)]
-    return {name for name, bad in zip(names, verdict.forbidden, strict=True) if bad}, verdict.figures
+    return {name for name, bad in zip(names, forbidden, strict=True) if bad}, judgement.figures()
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,30 @@ def test_the_longest_words_and_a_million_pairs_take_seconds(tmp_path):
     users = pa.Table.from_pylist([cohort(f"c{i}", "gift") for i in range(50)], schema.COHORTS)
     pairs = np.arange(1_000_000)
     began = time.process_time()
-    verdict = rules.judge(goods, users, pa.array(pairs // 50), pa.array(pairs % 50), DAY)
+    judgement = Judgement(rules, users, DAY)
+    judgement.forbidden(goods, pa.array(pairs // 50), pa.array(pairs % 50))
     assert time.process_time() - began < 20
-    assert verdict.figures.pairs == 59 * 20 * 50
-    assert all(len(r.sample) <= brand_rules.SAMPLE for r in verdict.figures.rules)
+    assert judgement.figures().pairs == 59 * 20 * 50
+    assert all(len(r.sample) <= brand_rules.SAMPLE for r in judgement.figures().rules)
+
+
+def test_products_judged_part_by_part_give_the_figures_of_all(tmp_path):
+    rules = rules_of(
+        tmp_path,
+        never=[{"name": "guns", "words": ["gun"]}, {"name": "swords", "words": ["sword"]}],
+        exclusions=[{"name": "wine", "product": {"words": ["wine"]}, "cohort": {"words": ["nobody"]}}],
+    )
+    goods = [product(f"p{i}", "a gun" if i % 3 else "red wine") for i in range(9)]
+    users = pa.Table.from_pylist([cohort("a", "gift"), cohort("b", "gun")], schema.COHORTS)
+    together, apart = Judgement(rules, users, DAY), Judgement(rules, users, DAY)
+    for judgement, pieces in ((together, [goods]), (apart, [goods[:1], goods[1:3], goods[3:]])):
+        for some in pieces:
+            p, c = np.divmod(np.arange(len(some) * 2), 2)
+            judgement.forbidden(pa.Table.from_pylist(some, PRODUCTS), pa.array(p), pa.array(c))
+    one, other = together.figures(), apart.figures()
+    assert one.model_dump(exclude={"rules"}) == other.model_dump(exclude={"rules"})
+    assert one.notes == [
+        "the brand rule 'swords' matches no product and no cohort's query",
+        "the brand rule 'wine' matches no cohort",
+    ]
+    assert [r.pairs for r in one.rules] == [r.pairs for r in other.rules] == [15, 0, 0]

@@ -8,6 +8,7 @@ from adbooster.contracts import schema
 from adbooster.painting import candidates
 from adbooster.pictures import images
 from adbooster.report import gallery
+from tests.conftest import scan
 from tests.generate.test_generate import Stub, painter
 from tests.painting.test_painter import TWO, Verdicts, one
 
@@ -77,7 +78,7 @@ def test_a_winner_whose_scene_was_anothers_says_so(stocked):
     painted(stocked, rows=rows)
     at = rows.schema.get_field_index("round")
     second = painted(stocked, rows=rows.set_column(at, "round", pa.array([1], pa.int32())))
-    data = gallery.collect(stocked, "r1", schema.fill(second, schema.CREATIVES), 9)
+    data = gallery.collect(stocked, "r1", scan(schema.fill(second, schema.CREATIVES)), 9)
     told = data["creatives"][0]["candidates"]
     assert len(told) == 4
     assert [c["won"] for c in told].count(True) == 1

@@ -5,19 +5,18 @@ import pytest
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.recipe import Recipe
-from adbooster.generate import plan
 from adbooster.painting import requests
 from adbooster.painting.config import Targeting
 from adbooster.prompts.config import Prompting
 from adbooster.storage import tables
+from adbooster.storage.buckets import WHOLE
 from tests.conftest import MODELS, row
 
 
 def wanted(root, targeting=None, recipe=None, prompts=None, name="recipe"):
     rank = str(MODELS / "rank")
-    return requests.plan_requests(
-        root, recipe or Recipe(), name, prompts or Prompting(), targeting or Targeting(), rank
-    )[0]
+    planner = requests.Planner(root, recipe or Recipe(), name, prompts or Prompting(), targeting or Targeting(), rank)
+    return planner.plan(WHOLE).requests
 
 
 def add_cohort(root, **values):
@@ -68,7 +67,6 @@ def test_top_n_takes_the_nearest_cohorts(stocked):
     assert wanted(stocked).num_rows == 3
     near = wanted(stocked, Targeting(rule="top_n", n=2))
     assert near["cohort_id"].to_pylist() == ["c1", "c2"]
-    assert plan.cohort_shares(near) == {"c1": 0.5, "c2": 0.5}
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])

@@ -17,8 +17,8 @@ def pair(**values):
 
 
 def written(root, pairs, **settings):
-    table, figures = writer.write_prompts(root, pairs, Prompting.model_validate(settings))
-    return table.to_pylist()[0], figures
+    prompter = writer.Prompter(root, Prompting.model_validate(settings))
+    return prompter.write(pairs).to_pylist()[0], prompter.figures
 
 
 def test_z_qc_with_what_brand_and_cohort_add(root):
@@ -77,5 +77,5 @@ def test_two_hundred_thousand_pairs_take_seconds(root):
     }
     pairs = pa.table(columns, schema.PAIRS)
     started = time.process_time()
-    writer.write_prompts(root, pairs, Prompting(), tokenizer_path=MODELS / "outpaint" / "tokenizer")
+    writer.Prompter(root, Prompting(), tokenizer_path=MODELS / "outpaint" / "tokenizer").write(pairs)
     assert time.process_time() - started < 10

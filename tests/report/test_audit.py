@@ -13,7 +13,7 @@ from adbooster.generate import marks
 from adbooster.report.audit import audit
 from adbooster.storage import tables
 from adbooster.storage.inputs import sign
-from tests.conftest import row
+from tests.conftest import row, scan
 
 ONE, TWO = "1" * 16, "2" * 16
 
@@ -47,7 +47,7 @@ def told(stocked, tmp_path, monkeypatch):
         )
         sign(str(path), "SHOP_KEY")
         for _ in range(2):
-            marks.read_and_store(stocked, str(path), rows, run, signing_key_env=key)
+            marks.read_and_store(stocked, str(path), scan(rows), run, signing_key_env=key)
     tables.merge(stocked, "creatives", rows.slice(0, 0), "creative_id", 0, {"run_id": "n2"}, delete=[ONE])
     return stocked
 

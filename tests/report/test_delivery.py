@@ -16,6 +16,7 @@ from adbooster.pictures.layout import Box
 from adbooster.report import delivery, gallery, published
 from adbooster.report.page import write_report
 from adbooster.storage import tables
+from adbooster.storage.buckets import Snapshot
 from adbooster.storage.objects import Root
 from tests.conftest import row
 from tests.deliver.conftest import config, rendered, small
@@ -206,7 +207,7 @@ def test_a_dry_run_and_a_run_without_deliveries_show_none(root, small):
 
 def test_in_a_night_the_page_keeps_what_generate_put_on_it(root, small, rendered):
     publish(root)
-    gallery.write(root, "d1", tables.read(root, "creatives"), {"painted": 7}, 300)
+    gallery.write(root, "d1", Snapshot(root, "creatives", 0).scan, {"painted": 7}, 300)
     deliver(config(root, small("web")))
     page = root.read("runs/d1/report.html").decode()
     data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])

@@ -266,6 +266,20 @@ def test_an_empty_run_and_one_of_originals_only_say_so(root, chromium):
         assert "below original" in page.inner_text("#results")
 
 
+def test_the_most_valuable_that_was_left_and_why(root, twelve, chromium):
+    factors = {"weight_factor": 4.0, "size_factor": 0.5, "age_factor": 1.0, "gain_factor": 2.125}
+    row = {"product_id": "<b>p7</b>", "cohort_id": "hikers", "placement": "square", "value_class": "low_margin"}
+    row |= {"value": 4.25, "margin": 0.125, "expected_margin": 0.25, **factors}
+    with Visit(chromium, write_page(root, twelve, left=31, left_most_valuable=[row])) as page:
+        text = page.inner_text("#results")
+        assert "The most valuable of 31 requests left for the next night" in text
+        cells = page.locator("#results tbody tr").first.locator("th, td").all_inner_texts()
+        assert cells[:5] == ["<b>p7</b>", "hikers", "square", "low margin", "4.25"]
+        assert cells[5:] == ["× 4.00", "× 0.500", "× 1.00", "× 2.13", "0.125", "0.250"]
+    with Visit(chromium, write_page(root, twelve)) as page:
+        assert "left for the next night" not in page.inner_text("#results")
+
+
 def test_the_evaluation_and_what_is_missing_in_it(root, twelve, chromium):
     with Visit(chromium, write_page(root, twelve, evaluation=EVALUATION)) as page:
         text = page.inner_text("#evaluation")

@@ -7,7 +7,7 @@ from adbooster.generate import marks
 from adbooster.report import gallery, uplift
 from adbooster.report.page import embedded, write_report
 from adbooster.storage.objects import Root
-from tests.conftest import row
+from tests.conftest import row, scan
 from tests.pages import keep_candidates, shop, write_page
 
 
@@ -63,7 +63,7 @@ def test_pages_pictures_and_marks_on_s3(s3_root, monkeypatch):
     said = {"format": marks.FORMAT, "marks": [{"creative_id": rows["creative_id"][0].as_py(), "mark": "rejected"}]}
     root.write_json("marks/anna.json", said)
     assert [m.mark for m in marks.read(f"{s3_root}/marks/")] == ["rejected"]
-    found, figures = marks.read_and_store(root, f"{s3_root}/marks/anna.json", rows, "r2")
+    found, figures = marks.read_and_store(root, f"{s3_root}/marks/anna.json", scan(rows), "r2")
     assert (len(found.rejected), figures.rejected, figures.unknown) == (1, 1, 0)
 
 
@@ -71,13 +71,13 @@ def test_pictures_that_are_gone_leave_an_empty_place(root):
     rows = shop(root)
     for folder in root.names("objects"):
         root.clear(f"objects/{folder}")
-    data = gallery.collect(root, "r1", rows, 300)
+    data = gallery.collect(root, "r1", scan(rows), 300)
     assert {c["thumb"] for c in data["creatives"]} == {None}
     assert len(data["creatives"]) == 12
 
 
 def test_at_most_so_many_requests_are_shown_and_all_are_counted(root):
-    data = gallery.collect(root, "r1", shop(root), 5)
+    data = gallery.collect(root, "r1", scan(shop(root)), 5)
     assert (len(data["creatives"]), data["live"], sum(data["histogram"]["winners"])) == (5, 12, 12)
     assert data["rejects"] == {"photos": {"mask_empty": 1}, "fallbacks": {"below_original": 2}}
 
@@ -92,7 +92,7 @@ def test_uplift_by_family_by_hand():
         row(schema.CREATIVES, cohort_id=c, rank=0, clip_score=s, neutral_score=n)
         for c, s, n in (("a", 0.6, 0.5), ("a", 0.4, 0.3), ("b", 0.3, -0.1))
     ]
-    found = uplift.uplift(pa.Table.from_pylist(rows, schema.CREATIVES), {"a": "events", "b": "sports"})
+    found = uplift.uplift(scan(pa.Table.from_pylist(rows, schema.CREATIVES)), {"a": "events", "b": "sports"})
     assert found["events"].uplift_share == 0.25
     assert found["sports"].uplift_share is None
     assert found["all"].creatives == 3
@@ -107,7 +107,6 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     for _ in range(300):
         neutral = draw.normal(0.3, 0.05, 80)
         scores = 1.5 * neutral + draw.normal(0, 0.08, 80)
-        rows = pa.table({"clip_score": scores.astype("f4"), "neutral_score": neutral.astype("f4")})
-        found = uplift._uplift(rows)
+        found = uplift._uplift(uplift._moments(np.stack([scores, neutral])))
         held += found.low <= 0.5 <= found.high
     assert 0.91 <= held / 300 <= 0.98

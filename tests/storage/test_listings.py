@@ -16,7 +16,7 @@ from adbooster.prepare import changes, feeds
 from adbooster.report import gallery, page
 from adbooster.storage import lock, model_store, tables, vacuum
 from adbooster.storage.objects import Root
-from tests.conftest import MODELS
+from tests.conftest import MODELS, scan
 from tests.storage.test_rollback import live, publish
 
 
@@ -133,7 +133,7 @@ def test_jobs_read_past_a_litter(littered, tmp_path):
     assert candidates.read(littered, {"r": "n"}) == {}
     assert changes.known_samples(littered, "n", schema.SAMPLES.empty_table(), None).num_rows == 0
     assert staged_creatives(littered, "n", "recipe").num_rows == 0
-    gallery.write(littered, "n", schema.CREATIVES.empty_table(), {}, 10)
+    gallery.write(littered, "n", scan(schema.CREATIVES.empty_table()), {}, 10)
     page.write_report(littered, "n")
     littered.write("shop/marks/anna.json", b'{"format": "adbooster-marks-1", "marks": []}')
     littered.write("shop/marks/old.json/file", b"")

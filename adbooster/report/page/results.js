@@ -18,7 +18,22 @@ function results() {
     n.why_not ? el('p', { class: 'notice' }, el('b', {}, 'Nothing was published. '), foreign(n.why_not)) : null,
     onlyOriginals() ? el('p', { class: 'notice' }, el('b', {}, 'Every creative is the original picture. '), 'No painting passed its gates and scored above it; the reject words below say why.') : null,
     el('dl', { class: 'figures' }, headlineFigures(n)),
-    el('div', { class: 'plots' }, plots(n)));
+    el('div', { class: 'plots' }, plots(n)),
+    left(n));
+}
+
+/** The most valuable requests that the night left, with the factors that make their value. */
+function left(n) {
+  const rows = n.left_most_valuable || [];
+  if (!rows.length) return null;
+  const factors = ['weight_factor', 'size_factor', 'age_factor', 'gain_factor'];
+  const figure = (value) => (known(value) ? Number(value).toPrecision(3) : '–');
+  return el('div', {},
+    el('h3', {}, `The most valuable of ${many(n.left, 'request')} left for the next night`),
+    el('p', { class: 'muted' }, 'A class comes before the next, unless that is set off; in it the value orders, which is the product of its factors.'),
+    table(['Product', 'Cohort', 'Placement', 'Class', 'Value', 'Weight', 'Cohort size', 'Age', 'Gain', 'Margin live', 'Margin expected'], rows.map((r) => [
+      foreign(r.product_id), foreign(r.cohort_id), foreign(r.placement), words(r.value_class), figure(r.value),
+      ...factors.map((name) => `× ${figure(r[name])}`), score(r.margin), score(r.expected_margin)]), 'Left for the next night'));
 }
 
 /** The paintings furthest above their product's own pictures, each of another product and cohort. */
