@@ -28,6 +28,7 @@ from adbooster.pictures import cutouts, images, layout
 from adbooster.prompts.config import Prompting
 from adbooster.storage import tables
 from adbooster.storage.buckets import WHOLE
+from adbooster.storage.objects import Root
 from tests import tiny_fill
 from tests.conftest import MODELS, row
 
@@ -214,6 +215,38 @@ def test_products_and_weights_night_by_night(warm_ray, stocked, tmp_path):
     assert not set(rows["creative_id"].to_pylist()) & set(after)
 
 
+def test_a_night_in_many_parts_gives_what_one_in_a_single_part_gives(warm_ray, stocked, tmp_path):
+    """Products come, change and go, cohorts too; a part holds one product or none."""
+    only = {"recipe": RECIPE | {"candidates": 1, "num_inference_steps": 1, "gates": {"min_background_distance": 8}}}
+    shutil.copytree(stocked.uri, tmp_path / "other")
+    other = Root(str(tmp_path / "other"))
+    sample = tables.read(stocked, "samples").to_pylist()[0]
+    nights = [
+        ([sample | {"sample_id": f"s{i}", "product_id": f"P{i}"} for i in range(2, 6)], []),
+        ([sample | {"sample_id": "s3", "product_id": "P3", "caption": "a jar"}], ["s2"]),
+        ([sample | {"sample_id": "s7", "product_id": "P7"}], ["s3", "s4"]),
+    ]
+    for n, (rows, gone) in enumerate(nights):
+        reports = []
+        for root, part_rows in ((stocked, 500_000), (other, 1)):
+            new = pa.Table.from_pylist(rows, schema.SAMPLES)
+            tables.merge(root, "samples", new, "sample_id", tables.version(root, "samples"), {}, delete=gone)
+            reports.append(generate(config(root, f"n{n}", part_rows=part_rows, **only)))
+        live = [
+            sorted(tables.read(root, "creatives").drop_columns(["gpu_s"]).to_pylist(), key=lambda r: r["creative_id"])
+            for root in (stocked, other)
+        ]
+        assert live[0] == live[1]
+        told = [
+            r.model_dump(exclude={"seconds", "gpu_s", "gallery_uri", "gpu_hours_estimate", "painter_busy"})
+            for r in reports
+        ]
+        for one in told:
+            del one["prompts"]["prompts"]  # a prompt of two products counts in each of their parts
+        assert told[0] == told[1]
+    assert len(tables.open_table(other, "creatives").file_uris()) > 2
+
+
 def test_the_page_says_why_nothing_was_published(stocked, monkeypatch):
     nothing = schema.STAGED.empty_table().select(JUDGED)
 
@@ -297,8 +330,6 @@ def test_no_cohorts_and_no_products_are_said(root, stocked):
     tables.merge(stocked, "cohorts", schema.COHORTS.empty_table(), "cohort_id", 0, {}, delete=["c1", "c2"])
     with pytest.raises(ConfigError, match="no cohort; run jobs.cohorts first"):
         requests(stocked)
-    from adbooster.storage.objects import Root
-
     with pytest.raises(ConfigError, match="no usable main picture"):
         requests(Root(root.uri + "-empty"))
 

@@ -3,6 +3,7 @@
 import io
 import time
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pytest
 from adbooster.contracts import schema
 from adbooster.generate import priority, value
 from adbooster.generate.config import Value
-from adbooster.storage import tables
+from adbooster.storage import buckets, tables
 from tests.conftest import row
 
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
@@ -67,7 +68,28 @@ def facts(asked, there, weights=(), sizes=(), published=(), **settings):
 
 
 def ordered(asked, there, **known):
-    return priority.by_value(asked, there, facts(asked, there, **known))["request_id"].to_pylist()
+    """The names in the order that they would be painted in, in waves of two."""
+    known = facts(asked, there, **known)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adbooster.generate.priority.WAVE_ROWS", 2)
+        return [name for wave in priority.waves(night(asked, there, known)) for name in wave["request_id"].to_pylist()]
+
+
+def night(asked, there, known, parts=1):
+    """What ordering by value needs of a NightPlan."""
+    divided = buckets.parts(parts, most=1)
+
+    def of(rows, part, columns=None):
+        found = rows.filter(part.has(buckets.numbers(rows["product_id"])))
+        return found.select(columns) if columns else found
+
+    return SimpleNamespace(
+        parts=divided,
+        staged=asked.slice(0, 0),
+        facts=known,
+        missing=lambda part, columns=None: of(asked, part, columns),
+        live=SimpleNamespace(read=lambda part, columns: of(there, part, columns)),
+    )
 
 
 ASKED = requests(("a", "1"), ("a", "2"), ("a", "3"), ("a", "4"), ("a", "5"), ("b", "1"), ("c", "1"))
@@ -176,13 +198,19 @@ def test_what_has_been_live_longer_comes_first_where_age_counts():
 def test_what_is_left_is_counted_by_class_and_named_in_a_file_best_first(root):
     asked, there = requests(("a", "1"), ("b", "1"), ("b", "2")), live(a1=0.5)
     known = facts(asked, there, sizes={"1": 1, "2": 3})
-    uri, counts = priority.write_left(root, "r", asked, there, known)
-    assert uri == f"{root.uri}/runs/r/left.parquet"
-    assert counts == {"new_product": 2, "low_margin": 1}
+    told = priority.write_left(root, "r", night(asked, there, known, parts=4), asked.slice(0, 0), "deadline")
+    assert told["left_uri"] == f"{root.uri}/runs/r/left.parquet"
+    assert told["left_by_value"] == {"new_product": 2, "low_margin": 1}
+    (apart,) = priority.waves(night(asked, there, known, parts=4))
+    assert apart["request_id"].to_pylist() == ["b2", "b1", "a1"]
     rows = pap.read_table(io.BytesIO(root.read("runs/r/left.parquet")))
     assert rows.schema.remove_metadata() == value.VALUED
     assert rows["request_id"].to_pylist() == ["b2", "b1", "a1"]
-    assert priority.most_valuable(asked, there, known, 2) == rows.slice(0, 2).to_pylist()
+    assert told["left_most_valuable"] == rows.to_pylist()
+    assert told["painted_most_valuable"] == []
+    told = priority.write_left(root, "r", night(asked, there, known), asked.slice(1, 1), "deadline")
+    assert [row["request_id"] for row in told["left_most_valuable"]] == ["b2", "a1"]
+    assert [row["request_id"] for row in told["painted_most_valuable"]] == ["b1"]
 
 
 def test_the_facts_of_a_root_are_its_cohorts_and_its_commits(root):
@@ -221,6 +249,6 @@ def test_a_million_requests_are_valued_in_seconds():
     known = facts(asked.slice(0, 0), there.slice(0, 0))
     started = time.process_time()
     known.margins.add(there, asked)
-    first = priority.by_value(asked, there, known)
+    first = value.order(value.valued(asked, there, known), known.settings)
     assert time.process_time() - started < 8
-    assert first.num_rows == len(ids)
+    assert len(first) == len(ids)
