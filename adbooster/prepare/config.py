@@ -190,12 +190,18 @@ class PrepareReport(BaseModel):
     """also those that came back"""
     new_or_changed: int
     unchanged: int
+    updated: int
+    """unchanged, but for the weight or availability of their products, which were written"""
     kept_unreachable: int
     """could not be reached tonight; the photo of an earlier night stays"""
     taken_over: int
     """staged by an unfinished run and used as they are"""
     retired: int
     rejects: dict[str, int]
+    bad_weights: int
+    """rows of the feed whose weight is no number of 0 or more; it counts as none"""
+    notes: list[str]
+    """sentences about the feed that nothing was rejected for"""
     pools: list[dict]
     samples_version: int | None
     seconds: float

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from uuid import uuid4
@@ -21,6 +21,7 @@ from adbooster.storage import lock, outage
 from adbooster.storage.objects import Root, each
 
 log = logging.getLogger(__name__)
+STAGED_AT_ONCE = 256  # parts that are read together
 TABLES = {
     "samples": schema.SAMPLES,
     "cohorts": schema.COHORTS,
@@ -190,15 +191,21 @@ def _merge_into(table: DeltaTable, rows: pa.Table, on: str, commit: CommitProper
 
 
 def read_staged(root: Root, folder: str, wanted: pa.Schema) -> pa.Table:
-    """The rows of all whole Parquet parts in a folder of a run; a part that a killed run left cut short has none.
+    """The rows of all whole Parquet parts in a folder of a run, as `staged_parts` gives them."""
+    return pa.concat_tables([wanted.empty_table(), *staged_parts(root, folder, wanted)])
+
+
+def staged_parts(root: Root, folder: str, wanted: pa.Schema) -> Iterator[pa.Table]:
+    """The whole Parquet parts in a folder of a run; one that a killed run left cut short is passed over.
 
     A column that is younger than a part is null.
     """
     names = [f"{folder}/{name}" for name in root.files(folder) if name.endswith(".parquet")]
-    parts = [p for p in each(partial(_part, root), names) if p is not None]
-    known = [pa.schema([f for f in wanted if f.name in p.column_names]) for p in parts]
-    rows = [schema.fill(schema.check(p, k, folder), wanted) for p, k in zip(parts, known, strict=True)]
-    return pa.concat_tables(rows or [wanted.empty_table()])
+    for at in range(0, len(names), STAGED_AT_ONCE):
+        for part in each(partial(_part, root), names[at : at + STAGED_AT_ONCE]):
+            if part is not None:
+                known = pa.schema([f for f in wanted if f.name in part.column_names])
+                yield schema.fill(schema.check(part, known, folder), wanted)
 
 
 def unfinished_runs(root: Root, but: str = "") -> list[str]:
