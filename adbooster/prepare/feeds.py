@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from adbooster.catalog import reader
 from adbooster.catalog.formats import MALFORMED, FeedFormat, Row
+from adbooster.catalog.worth import Worth
 from adbooster.contracts import schema
 from adbooster.contracts.naming import digest
 from adbooster.contracts.text import clean
-from adbooster.prepare.worth import Worth
 
 log = logging.getLogger(__name__)
 MAX_LENGTH = {"id": 100, "title": 200, "category": 750, "brand": 100, "image_link": 2000}

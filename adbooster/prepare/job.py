@@ -9,18 +9,18 @@ import pyarrow.compute as pc
 
 from adbooster.contracts import schema
 from adbooster.contracts.errors import TooManyRejects
-from adbooster.engine import stage_times
+from adbooster.engine import permits, stage_times
+from adbooster.engine.host_limits import Limits
 from adbooster.engine.isolation import CRASHED, TIMED_OUT, TOO_LARGE, Failures
 from adbooster.engine.pools import Dataset, dataset, dataset_of, preflight, through
 from adbooster.engine.progress import Progress
 from adbooster.engine.staging import Staged, stage_parts
 from adbooster.models.files import caption_input
-from adbooster.prepare import changes
+from adbooster.prepare import changes, rates
 from adbooster.prepare.config import PrepareConfig, PrepareReport
 from adbooster.prepare.dry_run import dry_run
-from adbooster.prepare.plan import PartPlan, Plan
+from adbooster.prepare.plan import PartPlan, Plan, Tally
 from adbooster.prepare.stages import UNCHANGED, Captioner, Fetcher, Judge, Refiner, Segmenter, Shrinker
-from adbooster.prepare.tally import Tally
 from adbooster.storage import buckets
 from adbooster.storage.mask_models import mask_input, mask_model
 from adbooster.storage.model_store import local_copy
@@ -47,6 +47,8 @@ class _Night:
         self.plan, self.config, self.root, self.change = plan, plan.config, plan.root, change
         self.tally, self.stats = Tally(), []
         self.times: stage_times.Handle | None = None
+        http = self.config.http
+        self.hosts = permits.start(Limits(http.per_host, http.requests_per_s, http.retry_after_s))
 
     def run(self) -> PrepareReport:
         run_id = self.config.run_id
@@ -57,6 +59,7 @@ class _Night:
         self.root.write(f"runs/{run_id}/prepare.stats.txt", "\n".join(self.stats).encode())
         if self.times is not None:
             stage_times.write(self.root, run_id, "prepare", self.times, [])
+        rates.write(self.root, run_id, permits.measured(self.hosts))
         _check_rejects(self.config, self.tally.report(self.plan, self.plan.base, []))
         return self.tally.report(self.plan, self.change.commit({"run_id": run_id}), [])
 
@@ -85,7 +88,8 @@ def _through_stages(night: _Night, part: PartPlan) -> Staged:
     if changes_found.work_expected():
         night.times = night.times or stage_times.start()
     blocks, failures = dataset_of(changes_found.blocks(config.fetch.batch)), _failures(night, "failed_fetch")
-    ds = through(blocks, Fetcher, config.fetch, schema.FETCHED, failures, times=night.times, **place)
+    watched = {"times": night.times, "hosts": night.hosts}
+    ds = through(blocks, Fetcher, config.fetch, schema.FETCHED, failures, **watched, **place)
     if changes_found.work_expected():
         return _through_models(night, ds, total)
     asked = _staged(night, ds, total, f"runs/{config.run_id}/staged/asked")

@@ -1,6 +1,6 @@
 import pytest
 
-from adbooster.prepare import worth
+from adbooster.catalog import worth
 from adbooster.prepare.job import prepare
 from tests.prepare.test_prepare import config, samples
 from tests.whole_feed import whole_feed
