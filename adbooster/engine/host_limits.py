@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 LEASE_S = 10.0  # a fetcher that asks no more, because it died, gives back what it held after so long
 FIRST_PAUSE_S = 0.5  # after a 429 or 503 that names no time; doubled from one to the next
+DOWN_AFTER = 5  # times, at least LEAST_APART_S and its pauses apart, that a host answered nothing well
+LEAST_APART_S = 1.0
 
 
 class Limits(NamedTuple):
@@ -56,6 +58,8 @@ class Grant(NamedTuple):
     """until the next may begin"""
     interval_s: float
     """between the beginnings of two"""
+    down_s: float
+    """how long the host has been down: it is asked for one photo at a time, to see whether it is back; 0: it is not down"""
 
 
 @dataclass
@@ -65,6 +69,9 @@ class _Host:
     waiting: dict[str, float] = field(default_factory=dict)  # fetchers that got none, the first first; until when
     paused_until: float = 0.0
     pause_s: float = 0.0
+    failed: int = 0  # times that it answered nothing well, since it last did
+    failed_at: float = 0.0
+    down_since: float = 0.0
     seen: Seen = field(default_factory=Seen)
     busy_s: float = 0.0  # while photos of it waited or were under way
     last: float = 0.0  # when it was asked about
@@ -75,7 +82,7 @@ class HostLimits:
 
     A fetcher gets its part of `per_host`; where there are more fetchers than that, they take turns. A 429 or 503 stops
     all of them for as long as the host asks, and halves what it is asked; another error takes one off; what it answers
-    well adds one, up to the limit.
+    well adds one, up to the limit. A host that answers nothing well for some time is down.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic):
@@ -107,7 +114,8 @@ class HostLimits:
             host.leases[fetcher] = (held, now + LEASE_S)
         rate = self.limits.requests_per_s
         interval_s = self.limits.per_host / (rate * slots) if rate and slots else 0.0
-        return Grant(slots, max(0.0, host.paused_until - now), interval_s)
+        down_s = max(now - host.down_since, LEAST_APART_S) if host.failed >= DOWN_AFTER else 0.0
+        return Grant(slots, max(0.0, host.paused_until - now), interval_s, down_s)
 
     @staticmethod
     def _share(host: _Host, fetcher: str, wanted: int) -> int:
@@ -121,6 +129,14 @@ class HostLimits:
         host.seen = host.seen.plus(seen)
         if not seen.requests:
             return
+        if seen.requests > seen.throttled + seen.errors:
+            host.failed = 0
+        elif now >= max(host.paused_until, host.failed_at + LEAST_APART_S):
+            host.failed, host.failed_at = host.failed + 1, now
+            if host.failed == DOWN_AFTER:
+                host.down_since = now
+        if host.failed >= DOWN_AFTER:
+            host.most = 1.0
         if seen.throttled or seen.retry_after_s:
             if now >= host.paused_until:  # another fetcher may have seen the same
                 host.most = max(1.0, host.most / 2)

@@ -22,7 +22,7 @@ from adbooster.engine.host_limits import Limits
 from adbooster.prepare import addresses
 from adbooster.prepare.addresses import STORES, Refused, Stored, absolute, is_public
 from adbooster.prepare.config import Http, Source
-from adbooster.prepare.hosts import Hosts, SharedLimits
+from adbooster.prepare.hosts import HostDown, Hosts, SharedLimits
 
 log = logging.getLogger(__name__)
 MAX_REDIRECTS = 5
@@ -79,7 +79,8 @@ class Fetch:
         self.stores, self.options = stores, dict(options or {})
         self.runner = asyncio.Runner()
         self.threads = ThreadPoolExecutor(http.concurrency)
-        self.hosts = Hosts(SharedLimits(Limits(http.per_host, http.requests_per_s, http.retry_after_s)))
+        share = Limits(http.per_host, http.requests_per_s, http.retry_after_s)
+        self.hosts = Hosts(SharedLimits(share), http.deadline_s)
         self.session: aiohttp.ClientSession | None = None
 
     def all(self, wanted: list[tuple[str, str | None, str | None]]) -> list[Photo | NotFetched]:
@@ -112,8 +113,11 @@ class Fetch:
         except ValueError as e:
             raise NotFetched("unreachable_image", str(e)) from e
         if scheme in ("http", "https"):
-            async with self.hosts.permit(_host(address)), slots:
-                return await self._with_retries(address, etag, last_modified)
+            try:
+                async with self.hosts.permit(_host(address)), slots:
+                    return await self._with_retries(address, etag, last_modified)
+            except HostDown as e:
+                raise NotFetched("unreachable_image", str(e), True) from e
         if scheme != "file" and (scheme not in STORES or "::" in address):
             raise NotFetched("unreachable_image", f"photos are not fetched by the scheme {scheme[:20]!r}")
         read = self._file if scheme == "file" else self._stored

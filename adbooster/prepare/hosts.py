@@ -6,12 +6,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from adbooster.engine import stage_process
 from adbooster.engine.host_limits import LEASE_S, Ask, Grant, HostLimits, Limits, Seen
 
 RENEW_S = LEASE_S / 5  # between two questions while photos of a host wait or are under way
 REFUSED_S = 0.5  # until a host is asked about again of which others hold all permits
+GIVEN_UP_S = 900.0  # after a host has been down for so long, no photo waits for it any more
 LOST_S = 30.0  # until the view of all fetchers is looked for again where nobody answered
 Exchange = Callable[[Mapping[str, Ask]], dict[str, Grant]]
 
@@ -30,9 +32,18 @@ class SharedLimits:
         return self.own.exchange("", asks)
 
 
+class HostDown(Exception):
+    """A host has answered nothing for so long that a photo does not wait for it any more."""
+
+
+class _Turn(NamedTuple):
+    since: float
+    future: asyncio.Future
+
+
 @dataclass
 class _Host:
-    waiting: deque[asyncio.Future] = field(default_factory=deque)
+    waiting: deque[_Turn] = field(default_factory=deque)
     under_way: int = 0
     seen: Seen = field(default_factory=Seen)
     urgent: bool = False  # others should know what was seen
@@ -41,6 +52,7 @@ class _Host:
     paused_until: float = 0.0
     next_start: float = 0.0
     interval_s: float = 0.0
+    down_s: float = 0.0
 
     def may_begin(self, now: float) -> bool:
         leased = now < self.granted + LEASE_S and self.under_way < self.slots
@@ -62,11 +74,12 @@ class _Host:
 class Hosts:
     """Permits by host for the photos of one fetcher, asked for in batches: a question is about all hosts and many photos.
 
-    exchange  as of `HostLimits`, for this fetcher; called in a thread
+    exchange    as of `HostLimits`, for this fetcher; called in a thread
+    patience_s  that a photo waits for a host that is down
     """
 
-    def __init__(self, exchange: Exchange):
-        self._exchange, self._hosts = exchange, dict[str, _Host]()
+    def __init__(self, exchange: Exchange, patience_s: float):
+        self._exchange, self.patience_s, self._hosts = exchange, patience_s, dict[str, _Host]()
         self._wake, self._closing = asyncio.Event(), False
 
     @asynccontextmanager
@@ -83,12 +96,15 @@ class Hosts:
 
     @asynccontextmanager
     async def permit(self, name: str) -> AsyncIterator[None]:
-        """One photo of a host under way, as soon as there is a permit for it."""
+        """One photo of a host under way, as soon as there is a permit for it.
+
+        raises  HostDown
+        """
         host = self._hosts.setdefault(name, _Host())
-        turn = asyncio.get_running_loop().create_future()
+        turn = _Turn(time.monotonic(), asyncio.get_running_loop().create_future())
         host.waiting.append(turn)
         self._wake.set()
-        await turn
+        await turn.future
         try:
             yield
         finally:
@@ -124,7 +140,7 @@ class Hosts:
         except BaseException as e:
             for host in self._hosts.values():
                 while host.waiting:
-                    host.waiting.popleft().set_exception(e)
+                    _end(host.waiting.popleft(), e)
             raise
 
     async def _until(self, when: float) -> None:
@@ -140,10 +156,13 @@ class Hosts:
             now = time.monotonic()
             while host.may_begin(now):
                 turn = host.waiting.popleft()
-                if not turn.cancelled():
+                if not turn.future.done():
                     host.under_way += 1
                     host.next_start = now + host.interval_s
-                    turn.set_result(None)
+                    turn.future.set_result(None)
+            patience_s = self.patience_s if host.down_s < GIVEN_UP_S else 0.0
+            while host.down_s and host.waiting and now - host.waiting[0].since >= patience_s:
+                _end(host.waiting.popleft(), HostDown(f"it has answered nothing well for {host.down_s:.0f} s"))
             starts = host.starts() if host.waiting and host.under_way < host.slots else float("inf")
             look_again = min(look_again, host.due(), starts)
         return look_again
@@ -160,6 +179,12 @@ class Hosts:
         grants = await asyncio.get_running_loop().run_in_executor(None, self._exchange, asks) if asks else {}
         for name, grant in grants.items():
             host = self._hosts[name]
-            host.slots, host.granted, host.interval_s = grant.slots, now, grant.interval_s
+            host.slots, host.granted = grant.slots, now
+            host.interval_s, host.down_s = grant.interval_s, grant.down_s
             if grant.pause_s:
                 host.paused_until = time.monotonic() + grant.pause_s
+
+
+def _end(turn: _Turn, error: BaseException) -> None:
+    if not turn.future.done():
+        turn.future.set_exception(error)

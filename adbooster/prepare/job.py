@@ -47,21 +47,30 @@ class _Night:
         self.plan, self.config, self.root, self.change = plan, plan.config, plan.root, change
         self.tally, self.stats = Tally(), []
         self.times: stage_times.Handle | None = None
-        http = self.config.http
-        self.hosts = permits.start(Limits(http.per_host, http.requests_per_s, http.retry_after_s))
+        self.hosts: permits.Handle | None = None
+        self.title = "prepare"
 
     def run(self) -> PrepareReport:
-        run_id = self.config.run_id
-        for part in self.plan:
+        run_id, parts = self.config.run_id, len(self.plan.live.parts)
+        for n, part in enumerate(self.plan, 1):
+            self.title = "prepare" if parts == 1 else f"prepare, part {n} of {parts}"
             staged = _through_stages(self, part)
             self.stats.append(staged.stats)
             self._bring_up_to_date(part, staged.rows)
         self.root.write(f"runs/{run_id}/prepare.stats.txt", "\n".join(self.stats).encode())
         if self.times is not None:
             stage_times.write(self.root, run_id, "prepare", self.times, [])
-        rates.write(self.root, run_id, permits.measured(self.hosts))
+        if self.hosts is not None:
+            rates.write(self.root, run_id, permits.measured(self.hosts))
         _check_rejects(self.config, self.tally.report(self.plan, self.plan.base, []))
         return self.tally.report(self.plan, self.change.commit({"run_id": run_id}), [])
+
+    def limits(self, found: changes.Changes) -> permits.Handle | None:
+        """The limits of hosts, for all fetchers of the night; None as long as no photo is behind http(s)."""
+        if self.hosts is None and rates.by_host(found.wanted["image_uri"], self.config.feed_uri):
+            http = self.config.http
+            self.hosts = permits.start(Limits(http.per_host, http.requests_per_s, http.retry_after_s))
+        return self.hosts
 
     def _bring_up_to_date(self, part: PartPlan, staged: list[pa.Table]) -> None:
         """Count what became of a part's pictures and write the rows that are others than the live ones, not live yet."""
@@ -88,7 +97,7 @@ def _through_stages(night: _Night, part: PartPlan) -> Staged:
     if changes_found.work_expected():
         night.times = night.times or stage_times.start()
     blocks, failures = dataset_of(changes_found.blocks(config.fetch.batch)), _failures(night, "failed_fetch")
-    watched = {"times": night.times, "hosts": night.hosts}
+    watched = {"times": night.times, "hosts": night.limits(changes_found)}
     ds = through(blocks, Fetcher, config.fetch, schema.FETCHED, failures, **watched, **place)
     if changes_found.work_expected():
         return _through_models(night, ds, total)
@@ -123,7 +132,7 @@ def _failures(night: _Night, word: str) -> Failures:
 
 
 def _staged(night: _Night, ds: Dataset, total: int, folder: str) -> Staged:
-    with Progress("prepare", total, night.config.progress_s, night.root) as progress:
+    with Progress(night.title, total, night.config.progress_s, night.root) as progress:
         return stage_parts(ds, night.root, folder, leave_out=UNCHANGED, progress=progress)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from adbooster.engine.host_limits import FIRST_PAUSE_S, LEASE_S, Ask, Grant, HostLimits, Limits, Seen
+from adbooster.engine.host_limits import DOWN_AFTER, FIRST_PAUSE_S, LEASE_S, Ask, Grant, HostLimits, Limits, Seen
 
 HOST = "cdn.example"
 
@@ -98,6 +98,24 @@ def test_other_errors_take_one_off():
     night.ask("a")
     assert night.ask("a", requests=4, errors=1).slots == 7
     assert night.ask("b", wanted=0, requests=4, errors=4).pause_s == 0.0
+
+
+def test_a_host_that_answers_nothing_well_is_down_until_it_does():
+    night = Night()
+    for _ in range(DOWN_AFTER - 1):
+        assert night.ask("a", under_way=0, requests=3, errors=3).down_s == 0.0
+        night.now += 2
+    assert night.ask("a", under_way=0, requests=3, errors=3).down_s > 0.0
+    assert night.held["a"] == 1, "one asks whether it is back"
+    night.now += 100
+    assert night.ask("b", requests=2, throttled=2).down_s == 100.0
+    assert night.ask("a", requests=2, errors=1).down_s == 0.0
+
+
+def test_one_burst_of_429_is_no_host_that_is_down():
+    night = Night()
+    for n in range(50):
+        assert night.ask(f"fetcher {n}", requests=10, throttled=10, retry_after_s=20.0).down_s == 0.0
 
 
 def test_the_rate_is_shared_as_the_permits_are():

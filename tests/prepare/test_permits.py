@@ -44,6 +44,7 @@ def test_two_fetchers_keep_to_one_limit(local_ray, root, misbehaving, per_host):
     http = Http(per_host=max(1, per_host // 2))
     source = Source(feed_uri="/nowhere/feed.tsv", allow_private_hosts=True, http=http)
     handle = permits.start(Limits(per_host, None, 30.0))
+    assert permits.answers(handle)({}) == {}, "it has started"
     how = {"root": root, "source": source, "rules": Rules(), "made": MadeBy("a", "b", "c")}
     rows = dataset(pa.Table.from_pylist(pictures, schema.PLANNED), 6)
     failures = Failures(root, "r1", "failed_fetch")
