@@ -98,7 +98,7 @@ def plan_only(folder: Path) -> None:
     before, started, counts, parts = peak_gib(), time.perf_counter(), [0, 0, 0], 0
     with tempfile.TemporaryDirectory() as spilled:
         plan = Plan(settings(folder), Path(spilled))
-        read_s = time.perf_counter() - started
+        read_s, spilled_gib = time.perf_counter() - started, size_gib(Path(spilled))
         for part in plan:
             parts += 1
             counts = [a + b for a, b in zip(counts, part.changes.counts(), strict=True)]
@@ -112,11 +112,16 @@ def plan_only(folder: Path) -> None:
                 "peak_gib": round(peak_gib(), 2),
                 "pictures": counts[2],
                 "read_s": round(read_s, 1),
+                "spilled_gib": round(spilled_gib, 2),
                 "parts": parts,
                 "before_gib": round(before, 2),
             }
         )
     )
+
+
+def size_gib(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**30
 
 
 def peak_gib() -> float:
@@ -140,13 +145,14 @@ def main() -> None:
         folder, started = Path(made_in), time.perf_counter()
         write_feed(folder / "feed.tsv", args.products)
         alone("--write", str(folder))
-        sizes = [sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) / 2**30 for p in folder.glob("root")]
-        feed_gib = (folder / "feed.tsv").stat().st_size / 2**30
+        feed_gib, table_gib = (folder / "feed.tsv").stat().st_size / 2**30, size_gib(folder / "root")
         print(f"{platform.machine()}, Python {platform.python_version()}, pyarrow {version('pyarrow')}")
-        print(f"{args.products:,} products x {PICTURES} pictures: feed {feed_gib:.2f} GiB, table {sizes[0]:.2f} GiB")
+        print(f"{args.products:,} products x {PICTURES} pictures: feed {feed_gib:.2f} GiB, table {table_gib:.2f} GiB")
         print(f"made in {time.perf_counter() - started:.0f} s", flush=True)
         found = json.loads(alone("--plan", str(folder)).splitlines()[-1])
-    print(f"feed read in {found['read_s']} s, planned in {found['plan_s']} s, in {found['parts']} parts")
+    print(
+        f"feed read in {found['read_s']} s, planned in {found['plan_s']} s, in {found['parts']} parts, {found['spilled_gib']} GiB spilled"
+    )
     print(f"peak memory {found['peak_gib']} GiB, {found['before_gib']} of them before")
     print(json.dumps({"products": args.products} | found))
 
