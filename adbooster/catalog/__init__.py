@@ -4,4 +4,4 @@ Enters: the address of a feed in any of its formats. Leaves: rows with Google's 
 Add a format in formats.py, its parser in parsers.py.
 """
 
-__all__ = ["formats", "reader"]
+__all__ = ["formats", "reader", "worth"]

@@ -21,7 +21,10 @@ FIELDS = (
     "google_product_category",
     "product_type",
     "brand",
+    "availability",
+    "weight",
 )
+MAPPED = ("weight",)  # only of the column that the settings name: a shop's own `weight` is in kilograms
 NEEDED = ("id", "title", "image_link")
 LINKS = ("image_link", "additional_image_link", "lifestyle_image_link")
 HEAD_BYTES = 1 << 16
@@ -152,7 +155,7 @@ class Names:
             return self.ours[theirs]
         plain = theirs.strip().lower().removeprefix("g:").replace(" ", "_")
         plain = _ALIASES.get(plain, plain)
-        used = plain in self.fields.taken and plain not in self.ours.values()
+        used = plain in self.fields.taken and plain not in (*self.ours.values(), *MAPPED)
         return plain if used or _SLOT.fullmatch(plain) else None
 
     def row(self, pairs: Iterable[tuple[str, Any]]) -> Row:

@@ -103,6 +103,8 @@ PICTURES = _schema(
     category=pa.string(),
     brand=pa.string(),
     image_uri=pa.string(),
+    weight=pa.float32(),  # what the product is worth to the shop, from the feed, 0 or more; null: 1
+    available=pa.bool_(),  # whether it can be bought or ordered; null: the feed does not say
     reject=pa.string(),
 )
 

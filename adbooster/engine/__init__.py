@@ -7,9 +7,11 @@ schema, staged as Parquet parts below the run's folder. The only room that knows
 __all__ = [
     "budget",
     "cluster",
+    "host_limits",
     "isolation",
     "language_model",
     "metrics",
+    "permits",
     "pools",
     "progress",
     "stage_process",

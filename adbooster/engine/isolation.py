@@ -12,11 +12,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import pyarrow as pa
@@ -83,6 +84,7 @@ class StageProcess:
         self._stage: bytes | None = None
         self.counts: Counter[str] = Counter()  # what stages counted since someone took it
         self.loading_s = 0.0  # that stages took to be built and to load their models
+        self.answers: Callable[[Any], Any] | None = None  # what a stage asks while it is called
 
     def build(self, stage: bytes) -> None:
         """Make this process run `stage` (pickled: a class and its arguments); takes as long as its models take to load.
@@ -156,6 +158,8 @@ class StageProcess:
                 answer = self._pipe.recv()
                 if answer[0] == "count":
                     self.counts[answer[1]] += answer[2]
+                elif answer[0] == "ask":
+                    self._pipe.send(self.answers and self.answers(answer[1]))
                 elif answer[0] in ("loading", "loaded"):
                     if is_loading:
                         self.loading_s += time.monotonic() - began
@@ -189,12 +193,21 @@ class Isolated:
     stage     pickled: the class and its arguments
     out       the schema of its answers
     failures  where failed rows are noted; None: no row is ever to blame, every error and death ends the job
+    answers   gives the answer to what the stage asks by `stage_process.ask`
     """
 
     def __init__(
-        self, name: str, stage: bytes, out: pa.Schema, pool: Pool, failures: Failures | None, process: StageProcess
+        self,
+        name: str,
+        stage: bytes,
+        out: pa.Schema,
+        pool: Pool,
+        failures: Failures | None,
+        process: StageProcess,
+        answers: Callable[[Any], Any] | None = None,
     ):
         self.name, self.stage, self.out, self.failures, self.process = name, stage, out, failures, process
+        self.process.answers = answers
         self.row_timeout_s, self.max_gib, self.row_gib = pool.row_timeout_s, pool.max_row_gib, pool.max_row_gib
         self.slowest_row_s = 0.0
         self.noted, self.last_error, self.same_errors = 0, "", 0

@@ -12,7 +12,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.settings import Pool
-from adbooster.engine import budget, isolation, metrics, stage_times
+from adbooster.engine import budget, isolation, metrics, permits, stage_times
 from adbooster.engine.isolation import Failures, Isolated, StageProcess
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ def through(
     failures: Failures | None = None,
     meter: budget.Handle | None = None,
     times: stage_times.Handle | None = None,
+    hosts: permits.Handle | None = None,
     **init,
 ) -> Dataset:
     """Run every usable row of `ds` through a pool of `stage(**init)`.
@@ -37,13 +38,15 @@ def through(
     failures  a row that the stage fails, dies or hangs on is rejected and noted there; None: it ends the job
     meter     decides whether a batch is begun at all
     times     is told what each call took
+    hosts     answers what the stage asks about hosts
     """
 
     tags, name, pickled = metrics.tags(), stage.__name__, isolation.pickled(stage, init)
 
     class Actor:
         def __init__(self, process: StageProcess | None = None):
-            self.stage = Isolated(name, pickled, out, pool, failures, process or StageProcess(pool.niceness))
+            answers = permits.answers(hosts) if hosts else None
+            self.stage = Isolated(name, pickled, out, pool, failures, process or StageProcess(pool.niceness), answers)
             self.run = budget.Metered(self.stage, meter) if meter else self.stage
             self.clock = stage_times.Clock(name, pool.gpus, times)
 

@@ -1,8 +1,8 @@
 """The process that a stage runs in: beside its actor, so that a row can end it without ending anything else.
 
 It is told by messages over a pipe: ("stage", class, arguments) to build one, ("rows", Arrow IPC, seconds) to call it; and
-answers ("built",), ("rows", Arrow IPC) or ("failed", Failure), with ("loading",), ("loaded",) and ("count", metric, value)
-before. It ends with its pipe. Imports no Ray: a stage needs none.
+answers ("built",), ("rows", Arrow IPC) or ("failed", Failure), with ("loading",), ("loaded",), ("count", metric, value) and
+("ask", question) before, which the actor answers at once. It ends with its pipe. Imports no Ray: a stage needs none.
 """
 
 import copy
@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -32,6 +32,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO, errn
 NETWORK_S = "network_s"  # counted by `in_network`; no metric of its own
 _actor: Connection | None = None
 _telling = threading.Lock()  # stages may count from several threads
+_asking = threading.Lock()
 _networks = threading.Lock()
 _in_networks, _since = 0, 0.0
 
@@ -65,6 +66,15 @@ def count(metric: str, value: float) -> None:
     _tell("count", metric, value)
 
 
+def ask(question: Any) -> Any:
+    """What the actor answers (`Isolated.answers`), while a call is under way; None if it answers nothing, or there is none."""
+    if _actor is None:
+        return None
+    with _asking:
+        _tell("ask", question)
+        return _actor.recv()
+
+
 @contextmanager
 def in_network() -> Iterator[None]:
     """Around a network at work: the seconds in which any thread of the stage is inside are its time in networks."""
@@ -83,7 +93,7 @@ def in_network() -> Iterator[None]:
             count(NETWORK_S, spent)
 
 
-def _tell(*message: str | float) -> None:
+def _tell(*message: Any) -> None:
     if _actor is not None:
         with _telling:
             _actor.send(message)

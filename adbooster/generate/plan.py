@@ -6,11 +6,13 @@ of all parts is in columns of what changes, and on this machine's disk.
 
 import json
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -106,8 +108,10 @@ class NightPlan:
         self.parts = buckets.parts(max(self.live.rows, planner.most_requests), config.part_rows)
         self._open = ExitStack()
         try:
-            self._missing = self._open.enter_context(Spill(schema.REQUESTS, self.parts))
+            folder = self._open.enter_context(tempfile.TemporaryDirectory(prefix="adbooster-plan-"))
+            self._missing = Spill(Path(folder) / "missing", schema.REQUESTS)
             self._plan(config, planner)
+            self._missing.close()
         except BaseException:
             self._open.close()
             raise

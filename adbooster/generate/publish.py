@@ -1,7 +1,9 @@
 """A night's creatives become what is live, in one commit or not at all."""
 
+import tempfile
 from collections.abc import Set
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -91,26 +93,24 @@ def commit(root: Root, config: GenerateConfig, night: NightPlan, publication: Pu
     metadata = {"run_id": config.run_id, "recipe_id": night.recipe_id, "weights_revision": night.weights_revision}
     metadata |= {"git_commit": code_commit() or "", "job": "generate"}
     with (
-        _painted(root, config, night, publication) as painted,
+        tempfile.TemporaryDirectory(prefix="adbooster-publish-") as folder,
         Change(root, "creatives", night.base, "creative_id", night.parts) as change,
     ):
+        painted = _painted(root, config, night, publication, Path(folder) / "painted")
         for part, of in publication.changes.items():
             new = schema.fill(painted_once(painted.read(part)), schema.CREATIVES)
             change.replace(part, pa.concat_tables([new, _moved(night, part, of)]), of.gone)
         return change.commit(metadata)
 
 
-def _painted(root: Root, config: GenerateConfig, night: NightPlan, publication: Publication) -> Spill:
-    """The staged rows that are published, with all their columns, by part."""
+def _painted(root: Root, config: GenerateConfig, night: NightPlan, publication: Publication, folder: Path) -> Spill:
+    """The staged rows that are published, with all their columns."""
     new = pa.concat_arrays([pa.array([], pa.string()), *(_names(of.new) for of in publication.changes.values())])
-    spill = Spill(schema.STAGED, night.parts)
-    try:
-        for folder in staged_folders(root, config.run_id, night.recipe_id) if len(new) else ():
-            for rows in tables.scan_staged(root, folder, schema.STAGED):
-                spill.add(rows.filter(pc.is_in(_names(rows), new)))
-    except BaseException:
-        spill.close()
-        raise
+    spill = Spill(folder, schema.STAGED)
+    for staged in staged_folders(root, config.run_id, night.recipe_id) if len(new) else ():
+        for rows in tables.staged_parts(root, staged, schema.STAGED):
+            spill.add(rows.filter(pc.is_in(_names(rows), new)))
+    spill.close()
     return spill
 
 

@@ -21,6 +21,7 @@ QUIET_ROWS = 512  # rows a block where little work is expected
 _CODE = {"mask": "2", "caption": "2", "rules": "2"}  # raise a number to make that part of every sample again
 _LATER = {"holes": "sure", "max_unsure_share": 1.0}  # settings that came later: at these values samples keep their name
 _SWAPPED = {("solve_px", 100_000): 600_000, ("solve_px", 600_000): 100_000}  # a default of today, and the former one
+WORTH = ("weight", "available")
 _LIVE = ("live_fingerprint", "live_reject")
 
 
@@ -57,33 +58,32 @@ def staged_folder(run_id: str, base: int | None) -> str:
     return f"runs/{run_id}/staged/samples-{'new' if base is None else base}"
 
 
-def live_samples(root: Root, base: int | None) -> pa.Table:
-    """tables/samples at a version with the columns of schema.SAMPLES; those that an older table lacks are null."""
-    table = None if base is None else tables.open_table(root, "samples", base)
-    if table is None:
-        return schema.SAMPLES.empty_table()
-    stored = {field.name for field in table.schema().fields}
-    return schema.fill(table.to_pyarrow_table(columns=[n for n in schema.SAMPLES.names if n in stored]), schema.SAMPLES)
+class Staged(NamedTuple):
+    """Samples (schema.SAMPLES) that unfinished runs have staged; `fresh`: planned on the version that is live."""
+
+    rows: pa.Table
+    fresh: bool
 
 
-def known_samples(root: Root, run_id: str, live: pa.Table, base: int | None) -> pa.Table:
-    """Live samples, and over them what unfinished runs have staged and not published.
-
-    Parts planned on the live version replace live rows; older ones only add what is not live at all.
-    Beside schema.SAMPLES: `staged`, and the live row's fingerprint (null: not live, or retired) and reject.
-    """
-    fresh, stale = [], []
-    for run in dict.fromkeys([run_id, *root.folders("runs")]):
-        if run != run_id and root.exists(f"runs/{run}/report.json"):
-            continue
+def staged_samples(root: Root, run_id: str, base: int | None) -> Iterator[Staged]:
+    """What unfinished runs have staged and not published, this run's own before that of others, a file at a time."""
+    for run in dict.fromkeys([run_id, *tables.unfinished_runs(root)]):
         for name in root.folders(f"runs/{run}/staged"):
             folder = f"runs/{run}/staged/{name}"
             if name.startswith("samples-"):
-                parts_of_run = fresh if folder == staged_folder(run, base) else stale
-                parts_of_run.append(schema.fill(tables.read_staged(root, folder, schema.PREPARED), schema.SAMPLES))
-    parts = [(t, True) for t in fresh] + [(live, False)] + [(t, True) for t in stale]
+                for rows in tables.staged_parts(root, folder, schema.PREPARED):
+                    yield Staged(schema.fill(rows, schema.SAMPLES), folder == staged_folder(run, base))
+
+
+def known_samples(live: pa.Table, fresh: pa.Table, stale: pa.Table) -> pa.Table:
+    """Live samples, and over them what unfinished runs have staged (all schema.SAMPLES).
+
+    Rows planned on the live version (`fresh`) replace live ones; `stale` ones only add what is not live at all.
+    Beside schema.SAMPLES: `staged`, and the live row's fingerprint (null: not live, or retired) and reject.
+    """
+    parts = [(t, staged) for t, staged in ((fresh, True), (live, False), (stale, True)) if t.num_rows or not staged]
     marked = [t.append_column("staged", pa.array(np.full(t.num_rows, staged))) for t, staged in parts]
-    known = _first_of_each(pa.concat_tables(marked))
+    known = marked[0] if len(marked) == 1 else _first_of_each(pa.concat_tables(marked))
     current = live.filter(pc.is_null(live["retired_at"]))
     at = pc.index_in(known["sample_id"], current["sample_id"])
     for name in _LIVE:
@@ -136,7 +136,7 @@ class Changes:
 
     def _planned(self, rows: np.ndarray) -> pa.Table:
         at = self.at.take(pa.array(rows)).combine_chunks()
-        known_rows = schema.fill(self.known.take(at), schema.KNOWN).combine_chunks()
+        known_rows = self.known.select(schema.KNOWN.names).take(at).combine_chunks()
         columns = [
             known_rows[n].combine_chunks() if known_rows.num_rows else pa.array([], t) for n, t in _types(schema.KNOWN)
         ]
@@ -160,11 +160,36 @@ class Changes:
 
     def taken_over(self, done: pa.Table) -> pa.Table:
         """What unfinished runs staged of these pictures and this run did not make again (schema.SAMPLES)."""
-        staged = self.known.take(self.at.drop_null())
-        staged = staged.filter(staged["staged"])
+        staged = self.known.filter(self.known["staged"])
+        staged = staged.filter(pc.is_in(staged["sample_id"], self.wanted["sample_id"].combine_chunks()))
         staged = staged.filter(pc.invert(pc.is_in(staged["sample_id"], done["sample_id"].combine_chunks())))
         same = pc.equal(staged["fingerprint"], pc.fill_null(staged["live_fingerprint"], ""))
-        return schema.fill(staged.filter(pc.invert(same)), schema.SAMPLES)
+        return schema.fill(self._with_worth(staged.filter(pc.invert(same))), schema.SAMPLES)
+
+    def revalued(self, live: pa.Table, written: pa.Table) -> pa.Table:
+        """Live rows (schema.SAMPLES) of which only the weight or the availability has changed, with tonight's.
+
+        written  rows that go into the table anyway
+        """
+        rows = live.filter(pc.is_null(live["retired_at"]))
+        at = pc.index_in(rows["sample_id"], self.wanted["sample_id"].combine_chunks())
+        changed = pc.and_(
+            pc.is_valid(at), pc.invert(pc.is_in(rows["sample_id"], written["sample_id"].combine_chunks()))
+        )
+        differ = [_differ(rows[name], self.wanted[name].take(at)) for name in WORTH]
+        return self._with_worth(rows.filter(pc.and_(changed, pc.or_(*differ))))
+
+    def _with_worth(self, rows: pa.Table) -> pa.Table:
+        """Rows of wanted pictures, with what their products are worth tonight."""
+        at = pc.index_in(rows["sample_id"], self.wanted["sample_id"].combine_chunks())
+        for name in WORTH:
+            rows = rows.set_column(rows.schema.get_field_index(name), name, self.wanted[name].take(at))
+        return rows
+
+
+def _differ(a: pa.ChunkedArray, b: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Where two columns differ, null being a value like any other."""
+    return pc.or_(pc.fill_null(pc.not_equal(a, b), False), pc.xor(pc.is_null(a), pc.is_null(b)))
 
 
 def _types(wanted: pa.Schema) -> list[tuple[str, pa.DataType]]:
@@ -189,9 +214,23 @@ def compare(wanted: pa.Table, known: pa.Table, made: MadeBy) -> Changes:
     return Changes(wanted, known, at, state, quiet, made)
 
 
-def retired(live: pa.Table, wanted: pa.Table) -> pa.Table:
-    """Live samples that left the feed, marked so; they are kept."""
-    gone = live.filter(pc.invert(pc.is_in(live["sample_id"], wanted["sample_id"].combine_chunks())))
-    gone = gone.filter(pc.is_null(gone["retired_at"]))
+class Gone(NamedTuple):
+    """What becomes of live samples of a part that the feed does not have in it."""
+
+    retired: pa.Table
+    """schema.SAMPLES: those that left the feed, marked so; they are kept"""
+    moved: pa.Array
+    """sample_id of those that the feed has under another product_id, in whatever part: to be dropped from this one"""
+
+
+def gone(live: pa.Table, wanted: pa.Table, unnamed: pa.Array) -> Gone:
+    """unnamed: sample_id of all rows of the feed whose product_id is only their number in it"""
+    left = live.filter(pc.invert(pc.is_in(live["sample_id"], wanted["sample_id"].combine_chunks())))
+    moved = pc.is_in(left["sample_id"], unnamed)
+    return Gone(_retired(left.filter(pc.invert(moved))), left["sample_id"].filter(moved).combine_chunks())
+
+
+def _retired(left: pa.Table) -> pa.Table:
+    gone = left.filter(pc.is_null(left["retired_at"]))
     now: Any = pa.array([datetime.now(UTC)] * gone.num_rows, schema.SAMPLES.field("retired_at").type)
     return gone.set_column(gone.schema.get_field_index("retired_at"), "retired_at", now)

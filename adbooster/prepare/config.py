@@ -37,17 +37,19 @@ class Http(Config):
     concurrency: int = Field(default=16, ge=1, le=1000)
     """Photos under way at once, an actor."""
     per_host: int = Field(default=8, ge=1)
-    """Photos under way at once from one host, all actors together."""
+    """Photos under way at once from one host, all actors of all nodes together; fewer for a host that answers 429 or 5xx."""
+    requests_per_s: float | None = Field(default=None, gt=0)
+    """Photos begun a second from one host, all actors together; null: no limit but `per_host`."""
     connect_s: float = Field(default=10, gt=0)
     """Longest wait for a connection."""
     read_s: float = Field(default=20, gt=0)
     """Longest wait for the next bytes."""
     deadline_s: float = Field(default=90, gt=0)
-    """Longest time for one photo with all its tries."""
+    """Longest time for one photo with all its tries; pauses that its host asks of everybody do not count."""
     attempts: int = Field(default=4, ge=1, le=20)
     """Tries after 429, 5xx or a broken connection, with growing random pauses between them."""
     retry_after_s: float = Field(default=30, ge=0)
-    """Longest pause that a server's Retry-After can ask for."""
+    """Longest pause that a server's Retry-After can ask for; all actors heed it."""
     user_agent: str = "adbooster"
     """User-Agent header of requests."""
 
@@ -163,8 +165,10 @@ class PrepareConfig(JobConfig):
         return {name: getattr(self, name) for name in names}
 
     def source(self) -> Source:
-        """The limit per host is for all fetch actors together: each gets its share."""
-        http = self.http.model_copy(update={"per_host": max(1, self.http.per_host // self.fetch.actors)})
+        """What a fetch actor is given; its limits are a share, to keep to while those of all actors cannot be asked."""
+        actors, rate = max(self.fetch.actors, self.fetch.max_actors or 0), self.http.requests_per_s
+        share = {"per_host": max(1, self.http.per_host // actors), "requests_per_s": rate and rate / actors}
+        http = self.http.model_copy(update=share)
         return Source(
             feed_uri=self.feed_uri,
             allowed_file_root=self.allowed_file_root,
@@ -190,12 +194,21 @@ class PrepareReport(BaseModel):
     """also those that came back"""
     new_or_changed: int
     unchanged: int
+    updated: int
+    """unchanged, but for the weight or availability of their products, which were written"""
     kept_unreachable: int
     """could not be reached tonight; the photo of an earlier night stays"""
     taken_over: int
     """staged by an unfinished run and used as they are"""
     retired: int
     rejects: dict[str, int]
+    bad_weights: int
+    """rows of the feed whose weight is no number of 0 or more; it counts as none"""
+    notes: list[str]
+    """sentences about the feed that nothing was rejected for"""
+    fetching: dict | None = None
+    """of a dry run: requests, pictures and seconds by host (those with most pictures), seconds of all, and the run that
+    they are measured on"""
     pools: list[dict]
     samples_version: int | None
     seconds: float

@@ -3,13 +3,14 @@
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from adbooster.catalog import reader
 from adbooster.catalog.formats import MALFORMED, FeedFormat, Row
+from adbooster.catalog.worth import Worth
 from adbooster.contracts import schema
 from adbooster.contracts.naming import digest
 from adbooster.contracts.text import clean
@@ -17,32 +18,39 @@ from adbooster.contracts.text import clean
 log = logging.getLogger(__name__)
 MAX_LENGTH = {"id": 100, "title": 200, "category": 750, "brand": 100, "image_link": 2000}
 MAX_PICTURES = 50  # of one product
-CHUNK_ROWS = 8192
+CHUNK_ROWS = 32_768
 
 
 class Feed(NamedTuple):
-    """A feed as rows of pictures."""
+    """What is known of a feed once it is read."""
 
-    pictures: pa.Table
-    """schema.PICTURES"""
     rows: int
     """products in the feed, bad ones too"""
+    pictures: int
     format: str
     """the format it was read as"""
+    unnamed: pa.Array
+    """sample_id of rows without an id, whose product_id is their number in the feed and changes when it shifts"""
+    bad_weights: int
+    """rows whose weight could not be read"""
+    notes: list[str]
+    """sentences about values that say nothing"""
 
 
-def read(feed_uri: str, feed_format: FeedFormat = "auto", columns: dict[str, str] | None = None) -> Feed:
-    """The whole feed, parsed as a stream; only the Arrow table of its pictures is held.
+def read(feed_uri: str, feed_format: FeedFormat, columns: dict[str, str], keep: Callable[[pa.Table], object]) -> Feed:
+    """Parse the feed as a stream and give its pictures to `keep`, as tables of schema.PICTURES in the order of the feed.
 
     raises  ConfigError as `catalog.reader.read`
     """
-    expand = Expander()
-    chunks, kinds = [schema.PICTURES.empty_table()], []
+    expand, pictures, kinds = Expander(), 0, []
     for file in reader.read(feed_uri, feed_format, columns):
         kinds.append(file.kind)
-        chunks += _tables(expand(file.rows))
+        for table in _tables(expand(file.rows)):
+            pictures += table.num_rows
+            keep(table)
     log.info("read %s as %s: %s", feed_uri, kinds[-1].format, kinds[-1].why)
-    return Feed(pa.concat_tables(chunks), expand.number, kinds[-1].format)
+    unnamed, worth = pa.array(expand.unnamed, pa.string()), expand.worth
+    return Feed(expand.number, pictures, kinds[-1].format, unnamed, worth.bad["weight"], worth.notes())
 
 
 class Expander:
@@ -51,6 +59,8 @@ class Expander:
     def __init__(self):
         self.seen: set[int] = set()
         self.repeats: Counter[int] = Counter()
+        self.unnamed: list[str] = []
+        self.worth = Worth()
         self.number = 0
 
     def __call__(self, products: Iterable[Row]) -> Iterator[tuple]:
@@ -59,7 +69,7 @@ class Expander:
             yield from self._pictures(product)
 
     def _pictures(self, product: Row) -> Iterator[tuple]:
-        product_id = _line(product.get("id"))
+        product_id, worth = _line(product.get("id")), self.worth(product)
         shared = {
             "id": product_id,
             "title": _line(product.get("title")),
@@ -73,14 +83,17 @@ class Expander:
             nth = self.repeats[known] = self.repeats[known] + 1
             owner = digest(product_id[:100], reject, str(nth))
             shared["id"] = product_id or f"(row {self.number})"
-            yield _picture(shared, "main", main, owner, reject)
+            picture = _picture(shared, "main", main, owner, worth, reject)
+            if not product_id:
+                self.unnamed.append(picture[0])
+            yield picture
             return
-        yield _picture(shared, "main", main, product_id, _unusable(main) if main else "missing_image")
+        yield _picture(shared, "main", main, product_id, worth, _unusable(main) if main else "missing_image")
         extra = (("additional", link) for link in [*more, *product.get("additional_image_link", [])])
         scenes = (("lifestyle", link) for link in product.get("lifestyle_image_link", []))
         for n, (role, link) in enumerate(dict.fromkeys([*extra, *scenes])):
             long = len(link) > MAX_LENGTH["image_link"] or n >= MAX_PICTURES
-            yield _picture(shared, role, link, product_id, "field_too_long" if long else _unusable(link))
+            yield _picture(shared, role, link, product_id, worth, "field_too_long" if long else _unusable(link))
             if n >= MAX_PICTURES:
                 return
 
@@ -115,12 +128,12 @@ def _line(text: str | None) -> str:
     return " ".join(text.split()) if text.isprintable() else clean(text)
 
 
-def _picture(shared: dict[str, str], role: str, link: str, owner: str, reject: str | None) -> tuple:
-    """sample_id, product_id, role, title, category, brand, image_uri, reject; nothing longer than allowed"""
+def _picture(shared: dict[str, str], role: str, link: str, owner: str, worth: tuple, reject: str | None) -> tuple:
+    """The columns of schema.PICTURES; nothing longer than allowed. `worth`: weight and available."""
     link = link.encode(errors="replace").decode()  # JSON can hold halves of surrogate pairs, which no table can
     sample_id = digest(owner, role, link if role != "main" else "")[:32]
     texts = (shared[name][: MAX_LENGTH[name]] for name in ("title", "category", "brand"))
-    return sample_id, shared["id"][: MAX_LENGTH["id"]], role, *texts, link[: MAX_LENGTH["image_link"]], reject
+    return sample_id, shared["id"][: MAX_LENGTH["id"]], role, *texts, link[: MAX_LENGTH["image_link"]], *worth, reject
 
 
 def _tables(pictures: Iterator[tuple]) -> Iterator[pa.Table]:

@@ -7,7 +7,6 @@ import os
 import socket
 import stat
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +18,11 @@ from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from adbooster.engine.host_limits import Limits
 from adbooster.prepare import addresses
 from adbooster.prepare.addresses import STORES, Refused, Stored, absolute, is_public
 from adbooster.prepare.config import Http, Source
+from adbooster.prepare.hosts import HostDown, Hosts, SharedLimits
 
 log = logging.getLogger(__name__)
 MAX_REDIRECTS = 5
@@ -78,7 +79,8 @@ class Fetch:
         self.stores, self.options = stores, dict(options or {})
         self.runner = asyncio.Runner()
         self.threads = ThreadPoolExecutor(http.concurrency)
-        self.hosts: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(http.per_host))
+        share = Limits(http.per_host, http.requests_per_s, http.retry_after_s)
+        self.hosts = Hosts(SharedLimits(share), http.deadline_s)
         self.session: aiohttp.ClientSession | None = None
 
     def all(self, wanted: list[tuple[str, str | None, str | None]]) -> list[Photo | NotFetched]:
@@ -95,28 +97,32 @@ class Fetch:
         slots = asyncio.Semaphore(self.http.concurrency)
 
         async def photo(uri: str, etag: str | None, last_modified: str | None) -> Photo | NotFetched:
-            async with slots:
-                try:
-                    return await self._photo(uri, etag, last_modified)
-                except NotFetched as e:
-                    log.info("no photo from %r: %s", uri[:200], e)
-                    return e
+            try:
+                return await self._photo(slots, uri, etag, last_modified)
+            except NotFetched as e:
+                log.info("no photo from %r: %s", uri[:200], e)
+                return e
 
-        return await asyncio.gather(*(photo(*w) for w in wanted))
+        async with self.hosts.open():
+            return await asyncio.gather(*(photo(*w) for w in wanted))
 
-    async def _photo(self, uri: str, etag: str | None, last_modified: str | None) -> Photo:
+    async def _photo(self, slots: asyncio.Semaphore, uri: str, etag: str | None, last_modified: str | None) -> Photo:
         try:
             address = absolute(uri, self.base)
             scheme = urlsplit(address).scheme.lower() if "://" in address else "file"
         except ValueError as e:
             raise NotFetched("unreachable_image", str(e)) from e
         if scheme in ("http", "https"):
-            async with self.hosts[urlsplit(address).netloc.lower()]:
-                return await self._with_retries(address, etag, last_modified)
+            try:
+                async with self.hosts.permit(_host(address)), slots:
+                    return await self._with_retries(address, etag, last_modified)
+            except HostDown as e:
+                raise NotFetched("unreachable_image", str(e), True) from e
         if scheme != "file" and (scheme not in STORES or "::" in address):
             raise NotFetched("unreachable_image", f"photos are not fetched by the scheme {scheme[:20]!r}")
         read = self._file if scheme == "file" else self._stored
-        return await asyncio.get_running_loop().run_in_executor(self.threads, read, address, etag)
+        async with slots:
+            return await asyncio.get_running_loop().run_in_executor(self.threads, read, address, etag)
 
     def _file(self, address: str, etag: str | None) -> Photo:
         path = unquote(address[len("file://") :]) if address[:7].lower() == "file://" else address
@@ -175,8 +181,8 @@ class Fetch:
             reraise=True,
         )
         try:
-            async with asyncio.timeout(self.http.deadline_s):
-                return await tries(self._follow, url, etag, last_modified)
+            async with asyncio.timeout(self.http.deadline_s) as limit:
+                return await tries(self._try, limit, url, etag, last_modified)
         except TimeoutError as e:
             raise NotFetched("unreachable_image", f"not there within {self.http.deadline_s:g} s", True) from e
         except _TryAgain as e:
@@ -188,13 +194,23 @@ class Fetch:
             return min(error.pause_s, self.http.retry_after_s)
         return wait_random_exponential(multiplier=0.5, max=20)(state)
 
+    async def _try(self, limit: asyncio.Timeout, url: str, etag: str | None, last_modified: str | None) -> Photo:
+        """One try, after the pause that the host asked of everybody, which does not count."""
+        if pause_s := self.hosts.pause_s(_host(url)):
+            limit.reschedule((limit.when() or 0.0) + pause_s)
+            await asyncio.sleep(pause_s)
+        return await self._follow(url, etag, last_modified)
+
     async def _follow(self, url: str, etag: str | None, last_modified: str | None) -> Photo:
-        """One try, through redirects; each address on the way is checked as it is connected to."""
+        """Through redirects; each address on the way is checked as it is connected to."""
         headers = {"If-None-Match": etag, "If-Modified-Since": last_modified}
         headers = {name: value for name, value in headers.items() if value}
         for _ in range(MAX_REDIRECTS + 1):
+            host, began = _host(url), time.monotonic()
             try:
                 async with self._client().get(url, headers=headers, allow_redirects=False) as reply:
+                    pause_s = _seconds(reply.headers.get("Retry-After")) if _may_pass(reply.status) else None
+                    self.hosts.saw(host, reply.status, time.monotonic() - began, pause_s)
                     if reply.status in (301, 302, 303, 307, 308):
                         url = absolute(reply.headers.get("Location", ""), url)
                         if urlsplit(url).scheme not in ("http", "https"):
@@ -206,8 +222,10 @@ class Fetch:
             except aiohttp.ClientConnectorError as e:
                 if isinstance(e.os_error, RefusedAddress):
                     raise NotFetched("refused_address", str(e.os_error)) from e
+                self.hosts.saw(host, None, time.monotonic() - began)
                 raise _TryAgain(str(e)) from e
             except (aiohttp.ClientError, TimeoutError, OSError) as e:
+                self.hosts.saw(host, None, time.monotonic() - began)
                 raise _TryAgain(f"{type(e).__name__}: {e}") from e
         raise NotFetched("unreachable_image", f"more than {MAX_REDIRECTS} redirects")
 
@@ -216,7 +234,7 @@ class Fetch:
             return Photo(None, reply.headers.get("ETag", etag), reply.headers.get("Last-Modified", last_modified))
         if reply.status in (404, 410):
             raise NotFetched("missing_image", f"status {reply.status}")
-        if reply.status in (408, 425, 429) or reply.status >= 500:
+        if _may_pass(reply.status):
             raise _TryAgain(f"status {reply.status}", _seconds(reply.headers.get("Retry-After")))
         if reply.status != 200:
             raise NotFetched("unreachable_image", f"status {reply.status}", True)
@@ -262,6 +280,16 @@ def open_fetch(source: Source, max_bytes: int) -> Fetch:
 def file_etag(about: os.stat_result) -> str:
     """Size and times in ns; the time of change too, which copying tools cannot set back."""
     return f"{about.st_size}-{about.st_mtime_ns}-{about.st_ctime_ns}"
+
+
+def _host(url: str) -> str:
+    """Name and port, without the user that an address may name."""
+    return urlsplit(url).netloc.lower().rpartition("@")[2]
+
+
+def _may_pass(status: int) -> bool:
+    """Whether the same request may be answered well a little later."""
+    return status in (408, 425, 429) or status >= 500
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pap
@@ -32,6 +33,10 @@ from adbooster.storage.objects import Root
 
 PART_ROWS = 1 << 19  # some 300 MB of tables/creatives with all columns
 ROW_GROUP = 1 << 16
+_FILES = 64  # of one spill
+_WIDTH = BUCKETS // _FILES  # buckets in each
+_SPILLED = "spilled_bucket"
+_ZSTD = pa.ipc.IpcWriteOptions(compression="zstd")
 _NAME = re.compile(r"buckets-(\d+)-(\d+)-[0-9a-f-]+\.zstd\.parquet")
 
 
@@ -131,60 +136,56 @@ def _part(path: str) -> Part:
 
 
 class Spill:
-    """Rows on their way, on the disk of this machine by part: more of them than memory holds. Use as a context.
+    """Rows with a product_id, written to this machine's disk as they come and read by parts; those of a product stay in order.
 
-    Each row of `add` has a product_id. What was added to a part comes back in its order.
+    folder  is made; whoever made the one that it is in removes both
     """
 
-    def __init__(self, wanted: pa.Schema, parts: list[Part], held_rows: int = ROW_GROUP):
-        self.schema, self.parts, self.held_rows = wanted, parts, held_rows
-        self.held: dict[Part, list[pa.Table]] = {part: [] for part in parts}
-        self.holding = 0
-        self.folder = tempfile.TemporaryDirectory(prefix="adbooster-spill-")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.folder.cleanup()
+    def __init__(self, folder: Path, wanted: pa.Schema):
+        folder.mkdir()
+        self.folder, self.schema = folder, wanted
+        self.writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
 
     def add(self, rows: pa.Table) -> None:
-        """raises  StorageError if the disk is full"""
-        rows = schema.check(rows, self.schema, "spilled rows")
-        own = numbers(rows["product_id"]) if len(self.parts) > 1 else None
-        for part in self.parts:
-            mine = rows if own is None else rows.filter(part.has(own))
-            if mine.num_rows:
-                self.held[part].append(mine)
-        self.holding += rows.num_rows
-        if self.holding >= self.held_rows:
-            self._write()
+        """Rows of the spill's schema. raises StorageError if the disk is full"""
+        rows = rows.append_column(_SPILLED, numbers(rows["product_id"]))
+        file = rows[_SPILLED].to_numpy() // _WIDTH
+        order = np.argsort(file, kind="stable")
+        sorted_rows, ends = rows.take(pa.array(order)), np.searchsorted(file[order], np.arange(_FILES + 1))
+        with outage.room(str(self.folder)):
+            for n in np.flatnonzero(np.diff(ends)).tolist():
+                self._writer(n).write_table(sorted_rows.slice(ends[n], ends[n + 1] - ends[n]).combine_chunks())
+
+    def close(self) -> None:
+        """After the last row and before the first is read."""
+        with outage.room(str(self.folder)):
+            for writer in self.writers.values():
+                writer.close()
 
     def read(self, part: Part, columns: list[str] | None = None) -> pa.Table:
-        wanted = self.schema if columns is None else pa.schema([self.schema.field(c) for c in columns])
-        stored = [pap.read_table(path, columns=wanted.names) for path in sorted(self._place(part).glob("*.parquet"))]
-        held = [rows.select(wanted.names) for rows in self.held[part]]
-        return pa.concat_tables([wanted.empty_table(), *(rows.cast(wanted) for rows in stored + held)])
+        """The rows of one part, each column in one piece."""
+        wanted = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
+        return pa.concat_tables([wanted.empty_table(), *self._tables(part, wanted)]).combine_chunks()
 
-    def scan(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        return (self.read(part, columns) for part in self.parts)
+    def _tables(self, part: Part, wanted: pa.Schema) -> Iterator[pa.Table]:
+        for n in sorted(self.writers):
+            held = Part(n * _WIDTH, (n + 1) * _WIDTH)
+            if not held.reaches(part):
+                continue
+            names = [*wanted.names, _SPILLED]
+            fields = [i for i, name in enumerate([*self.schema.names, _SPILLED]) if name in names]
+            with (
+                pa.OSFile(str(self.folder / f"{n}.arrows")) as file,
+                pa.ipc.open_stream(file, options=pa.ipc.IpcReadOptions(included_fields=fields)) as stream,
+            ):
+                rows = stream.read_all()
+            yield (rows if held.within(part) else rows.filter(part.has(rows[_SPILLED]))).select(wanted.names)
 
-    def _place(self, part: Part) -> Path:
-        return Path(self.folder.name) / str(part.first)
-
-    def _write(self) -> None:
-        with outage.room(self.folder.name):
-            for part, rows in self.held.items():
-                if rows:
-                    place = self._place(part)
-                    place.mkdir(exist_ok=True)
-                    name = f"{len(list(place.iterdir())):06d}.parquet"
-                    pap.write_table(pa.concat_tables(rows), place / name, compression="lz4")
-                    rows.clear()
-        self.holding = 0
+    def _writer(self, n: int) -> pa.ipc.RecordBatchStreamWriter:
+        if n not in self.writers:
+            fields = self.schema.append(pa.field(_SPILLED, pa.int32()))
+            self.writers[n] = pa.ipc.new_stream(str(self.folder / f"{n}.arrows"), fields, options=_ZSTD)
+        return self.writers[n]
 
 
 class Change:

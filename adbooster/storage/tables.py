@@ -21,7 +21,7 @@ from adbooster.storage import lock, outage
 from adbooster.storage.objects import Root, each
 
 log = logging.getLogger(__name__)
-_PARTS_AT_ONCE = 1024  # of a run's staged parts
+STAGED_AT_ONCE = 256  # parts that are read together
 TABLES = {
     "samples": schema.SAMPLES,
     "cohorts": schema.COHORTS,
@@ -191,18 +191,18 @@ def _merge_into(table: DeltaTable, rows: pa.Table, on: str, commit: CommitProper
 
 
 def read_staged(root: Root, folder: str, wanted: pa.Schema) -> pa.Table:
-    """The rows of all whole Parquet parts in a folder of a run; a part that a killed run left cut short has none.
+    """The rows of all whole Parquet parts in a folder of a run, as `staged_parts` gives them."""
+    return pa.concat_tables([wanted.empty_table(), *staged_parts(root, folder, wanted)])
+
+
+def staged_parts(root: Root, folder: str, wanted: pa.Schema) -> Iterator[pa.Table]:
+    """The whole Parquet parts in a folder of a run; one that a killed run left cut short is passed over.
 
     A column that is younger than a part is null.
     """
-    return pa.concat_tables([wanted.empty_table(), *scan_staged(root, folder, wanted)])
-
-
-def scan_staged(root: Root, folder: str, wanted: pa.Schema) -> Iterator[pa.Table]:
-    """`read_staged`, some parts at a time."""
     names = [f"{folder}/{name}" for name in root.files(folder) if name.endswith(".parquet")]
-    for at in range(0, len(names), _PARTS_AT_ONCE):
-        yield from each(partial(_part, root, wanted), names[at : at + _PARTS_AT_ONCE])
+    for at in range(0, len(names), STAGED_AT_ONCE):
+        yield from each(partial(_part, root, wanted), names[at : at + STAGED_AT_ONCE])
 
 
 def unfinished_runs(root: Root, but: str = "") -> list[str]:

@@ -35,13 +35,15 @@ from adbooster.models.preprocessing import U2NET
 from adbooster.models.settings import Masking, MaskNetwork
 from adbooster.pictures import images
 from adbooster.pictures.matting import product_mask
-from adbooster.prepare import changes, feeds
+from adbooster.prepare import changes
 from adbooster.prepare.config import PrepareConfig
-from adbooster.prepare.job import made_by, prepare
+from adbooster.prepare.job import prepare
+from adbooster.prepare.plan import made_by
 from adbooster.prepare.stages import Captioner, Fetcher, Judge, Refiner, Segmenter, Shrinker
 from adbooster.storage.objects import Root
 from adbooster.tiny import world
 from tests.benchmarks.former_masking import NETWORK_S, FormerMasker, SleepingSegmenter
+from tests.whole_feed import whole_feed
 
 MODELS = Path(world.__file__).parent / "models"
 RATIO_BAR, SECOND_NIGHT_BAR, MEMORY_BAR_GIB, BUSY_BAR, REFINE_BAR_S = 0.95, 0.05, 3.0, 0.9, 0.15
@@ -88,8 +90,8 @@ def loop(config: PrepareConfig, threads: int) -> float:
     """What one would write without Ray: the stages one after another over batches of the feed, then one table."""
     started = time.perf_counter()
     root, made = Root(config.root_uri), made_by(config)
-    known = changes.known_samples(root, "loop", schema.SAMPLES.empty_table(), None)
-    plan = changes.compare(feeds.read(config.feed_uri).pictures, known, made)
+    none = schema.SAMPLES.empty_table()
+    plan = changes.compare(whole_feed(config.feed_uri).pictures, changes.known_samples(none, none, none), made)
     runs_on = {"runs_on": (config.device, threads)}
     captioner = {"model": config.caption_model, "how": config.captions, "made": made, "caption_px": CAPTION_PX}
     stages = [
@@ -200,10 +202,12 @@ def plan_only(rows: int) -> None:
                 f.write(f"{text}https://cdn.shop.example/images/{i}.jpg\tAurora\tApparel & Accessories > Shoes\n")
         size_gib, before = feed.stat().st_size / 2**30, _peak_gib()
         started = time.perf_counter()
-        found = feeds.read(str(feed))
+        found = whole_feed(str(feed))
         read_s = time.perf_counter() - started
-        known = changes.known_samples(Root(folder), "r", schema.SAMPLES.empty_table(), None)
-        counts = changes.compare(found.pictures, known, changes.MadeBy("a", "b", "c")).counts()
+        none = schema.SAMPLES.empty_table()
+        counts = changes.compare(
+            found.pictures, changes.known_samples(none, none, none), changes.MadeBy("a", "b", "c")
+        ).counts()
     assert counts == (rows, 0, 0)
     planned_s = time.perf_counter() - started
     print(json.dumps({"size": size_gib, "before": before, "peak": _peak_gib(), "read": read_s, "plan": planned_s}))

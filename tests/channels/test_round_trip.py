@@ -13,8 +13,8 @@ import pytest
 from lxml import etree
 
 from adbooster.channels import feed_text
-from adbooster.prepare import feeds as incoming
 from tests.channels.made import FACTS, HOSTILE, UNWRITABLE, made
+from tests.whole_feed import whole_feed
 
 G = "{http://base.google.com/ns/1.0}"
 COHORTS = ("c1", "c2", "c3")
@@ -27,7 +27,7 @@ def come_in(tmp_path, content, zipped=False):
     """{product: {role: addresses}} and {product: title}, as prepare takes them."""
     path = tmp_path / "feed"
     path.write_bytes(gzip.compress(content) if zipped else content)
-    found = incoming.read(str(path))
+    found = whole_feed(str(path))
     links, titles = defaultdict(lambda: defaultdict(list)), {}
     for picture in found.pictures.to_pylist():
         assert picture["reject"] is None

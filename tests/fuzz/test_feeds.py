@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from adbooster.catalog import reader
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
-from adbooster.prepare import feeds
 from tests.fuzz.conftest import damaged, fuzz, hard, texts, values
+from tests.whole_feed import whole_feed
 
 NAMES = ["id", "title", "image_link", "additional_image_link", "lifestyle_image_link", "brand", "product_type"]
 ids = st.one_of(st.sampled_from(["A", "B", " A ", "\uff21", "A\u200f", ""]), texts)
@@ -92,7 +92,7 @@ def test_feeds(content):
         path = Path(folder) / "feed"
         path.write_bytes(content)
         with suppress(ConfigError):
-            feed = feeds.read(str(path))
+            feed = whole_feed(str(path))
             rows = feed.pictures.to_pylist()
             assert len({row["sample_id"] for row in rows}) == len(rows), "names are unique"
             assert all(row["reject"] in (None, *schema.REJECTS) for row in rows)

@@ -9,7 +9,7 @@ import pytest
 
 from adbooster.catalog import reader
 from adbooster.contracts.errors import ConfigError
-from adbooster.prepare import feeds
+from tests.whole_feed import WholeFeed, whole_feed
 
 HEAD = "id\ttitle\timage_link\tadditional_image_link\tlifestyle_image_link\n"
 RSS = """<?xml version="1.0" encoding="UTF-8"?>
@@ -24,18 +24,18 @@ ATOM = """<feed xmlns="http://www.w3.org/2005/Atom" xmlns:g="http://base.google.
 <entry><id>tag:not-this</id><title>A shoe</title><g:id>A</g:id><g:image_link>https://x.example/a.png</g:image_link></entry></feed>"""
 
 
-def read(tmp_path, content, name="feed.tsv", **how) -> feeds.Feed:
+def read(tmp_path, content, name="feed.tsv", **how) -> WholeFeed:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     reader.check(str(path), **how)
-    return feeds.read(str(path), **how)
+    return whole_feed(str(path), **how)
 
 
 def rows(tmp_path, body: str) -> list[dict]:
     return read(tmp_path, HEAD + body).pictures.to_pylist()
 
 
-def links(feed: feeds.Feed) -> list[tuple]:
+def links(feed: WholeFeed) -> list[tuple]:
     return [(r["product_id"], r["role"], r["image_uri"]) for r in feed.pictures.to_pylist()]
 
 
@@ -162,7 +162,7 @@ def test_a_folder_of_files(tmp_path):
     for n in range(2):
         (tmp_path / "feed" / f"part-{n}.csv").write_text(f"id,title,image_link\nP{n},x,a.png\nSAME,x,a.png\n")
     (tmp_path / "feed" / "_SUCCESS").write_text("")
-    found = feeds.read(str(tmp_path / "feed"))
+    found = whole_feed(str(tmp_path / "feed"))
     assert found.pictures["product_id"].to_pylist() == ["P0", "SAME", "P1", "SAME"]
     assert found.pictures["reject"].to_pylist() == [None, None, None, "duplicate_id"]
 
@@ -173,7 +173,7 @@ def test_a_feed_on_s3(s3_root):
     with fsspec.open(f"{s3_root}/feed.xml.gz", "wb") as f:
         f.write(gzip.compress(RSS.encode()))
     assert reader.check(f"{s3_root}/feed.xml.gz") == "google_xml"
-    assert feeds.read(f"{s3_root}/feed.xml.gz").rows == 2
+    assert whole_feed(f"{s3_root}/feed.xml.gz").rows == 2
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_feed_that_is_not_a_feed(tmp_path, name, content, says):
 
 def test_no_feed_at_all():
     with pytest.raises(ConfigError, match="there is no feed at /nowhere"):
-        feeds.read("/nowhere/feed.tsv")
+        whole_feed("/nowhere/feed.tsv")
 
 
 def hostile(doctype: str, inside: str) -> str:
@@ -234,6 +234,6 @@ def test_a_feed_over_http(misbehaving):
     misbehaving.files["feed"] = gzip.compress(RSS.encode())
     uri = f"{misbehaving.url}/etag/feed"
     assert reader.check(uri) == "google_xml"
-    assert feeds.read(uri).rows == 2
+    assert whole_feed(uri).rows == 2
     with pytest.raises(ConfigError, match="there is no feed at"):
         reader.check(f"{misbehaving.url}/status/404")

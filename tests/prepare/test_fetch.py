@@ -83,6 +83,22 @@ def test_no_more_than_so_many_from_one_host(fetch, misbehaving):
     assert misbehaving.most_under_way == 2
 
 
+def test_a_host_that_is_down_is_not_waited_for_all_night(fetch, misbehaving, monkeypatch):
+    """Its photos wait as long as one photo may take; those of other hosts do not wait at all."""
+    other = type(misbehaving)()
+    other.files = misbehaving.files
+    client = fetch(deadline_s=1, attempts=1, retry_after_s=0.1)
+    down = [(f"{misbehaving.url}/status/503/{n}", None, None) for n in range(100)]
+    started = time.monotonic()
+    found = [*client.all(down), *client.all([(f"{other.url}/status/200", None, None)])]
+    other.server.shutdown()
+    other.server.server_close()
+    assert time.monotonic() - started < 30
+    assert all(isinstance(f, NotFetched) and f.passing for f in found[:-1])
+    assert isinstance(found[-1], Photo)
+    assert len(misbehaving.asked) < 100
+
+
 def test_retry_after_is_heeded_up_to_a_cap(fetch, misbehaving):
     started = time.monotonic()
     misbehaving._send = lambda h, code, body, headers: type(misbehaving)._send(

@@ -13,6 +13,7 @@ import pytest
 from adbooster.catalog import parsers, reader
 from adbooster.contracts.errors import ConfigError
 from adbooster.prepare import feeds
+from tests.whole_feed import whole_feed
 
 HEAD = "id\ttitle\timage_link\tadditional_image_link\n"
 CSV = HEAD.replace("\t", ",")
@@ -34,7 +35,7 @@ def rejects(path: Path, content: bytes | str, memory_mib: float = 150, seconds: 
     Path("/proc/self/clear_refs").write_text("5")
     before, started = resident_mib("VmRSS"), time.monotonic()
     reader.check(str(path), **how)
-    feed = feeds.read(str(path), **how)
+    feed = whole_feed(str(path), **how)
     assert time.monotonic() - started < seconds
     assert resident_mib("VmHWM") - before < memory_mib
     return [(r["product_id"], r["reject"]) for r in feed.pictures.to_pylist() if r["role"] == "main"]
@@ -129,7 +130,7 @@ def test_a_hundred_thousand_more_pictures_of_one_product_are_cut(tmp_path):
     few = json.dumps({"id": "B", "title": "b", "image_link": "b.png", "additional_image_link": links[:20_000]})
     content = f"{few}\n{as_json}\n"
     assert rejects(tmp_path / "feed.jsonl", content) == [("B", None), ("(row 2)", "malformed_row")]
-    feed = feeds.read(str(tmp_path / "feed.jsonl"))
+    feed = whole_feed(str(tmp_path / "feed.jsonl"))
     assert feed.pictures.num_rows == 1 + feeds.MAX_PICTURES + 1 + 1
     assert feed.pictures["reject"].to_pylist().count("field_too_long") == 1
 
@@ -163,14 +164,14 @@ def test_parquet_that_unpacks_to_gigabytes(tmp_path, monkeypatch):
 def test_hidden_characters_in_a_link(tmp_path, link, reject):
     content = f'{{"id": "A", "title": "a", "image_link": "{link}", "additional_image_link": ["{link}?"]}}\n'
     assert rejects(tmp_path / "feed.jsonl", content) == [("A", reject)]
-    assert feeds.read(str(tmp_path / "feed.jsonl")).pictures["reject"].to_pylist() == [reject] * 2
+    assert whole_feed(str(tmp_path / "feed.jsonl")).pictures["reject"].to_pylist() == [reject] * 2
 
 
 def test_texts_lose_hidden_characters(tmp_path):
     hidden = "\\ud800\\u0000\\u202e\\u200f\\ufeff\\u0007"
     content = f'{{"id": "A{hidden}", "title": "{hidden}A shoe", "image_link": "a.png", "brand": "{hidden}"}}\n'
     assert rejects(tmp_path / "feed.jsonl", content) == [("A", None)]
-    assert feeds.read(str(tmp_path / "feed.jsonl")).pictures.to_pylist()[0]["title"] == "A shoe"
+    assert whole_feed(str(tmp_path / "feed.jsonl")).pictures.to_pylist()[0]["title"] == "A shoe"
 
 
 def test_ids_that_look_alike_are_one(tmp_path):

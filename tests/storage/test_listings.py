@@ -12,12 +12,13 @@ from adbooster.measure import measurements
 from adbooster.night import state
 from adbooster.painting import candidates
 from adbooster.painting.requests import staged_creatives
-from adbooster.prepare import changes, feeds
+from adbooster.prepare import changes
 from adbooster.report import gallery, page
 from adbooster.storage import lock, model_store, tables, vacuum
 from adbooster.storage.objects import Root
 from tests.conftest import MODELS, scan
 from tests.storage.test_rollback import live, publish
+from tests.whole_feed import whole_feed
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -40,8 +41,7 @@ def test_jobs_and_commands_pass_over_them(strewn, capsys):
     assert "no night was run here" in capsys.readouterr().out
     assert model_store.kept(strewn) == []
     assert staged_creatives(strewn, "r", "recipe").num_rows == 0
-    live = changes.live_samples(strewn, 0)
-    assert changes.known_samples(strewn, "r", live, 0).num_rows == 0
+    assert list(changes.staged_samples(strewn, "r", 0)) == []
     assert measurements.known_or_measured(strewn, "r", schema.LOOKS.empty_table(), lambda rows: None).num_rows == 0
     assert lock.newest(strewn) is None
     assert vacuum.vacuum(strewn, timedelta(days=7), dry_run=True).objects == []
@@ -131,7 +131,7 @@ def test_jobs_read_past_a_litter(littered, tmp_path):
         assert lock.newest(littered).run_id == "n2"
     assert Checkpoints(littered, "checkpoints").latest() is None
     assert candidates.read(littered, {"r": "n"}) == {}
-    assert changes.known_samples(littered, "n", schema.SAMPLES.empty_table(), None).num_rows == 0
+    assert list(changes.staged_samples(littered, "n", None)) == []
     assert staged_creatives(littered, "n", "recipe").num_rows == 0
     gallery.write(littered, "n", scan(schema.CREATIVES.empty_table()), {}, 10)
     page.write_report(littered, "n")
@@ -142,4 +142,4 @@ def test_jobs_read_past_a_litter(littered, tmp_path):
         for name in (".DS_Store", "_SUCCESS", "empty"):
             littered.write(f"{folder}/{name}", b"")
     assert marks.read(f"{littered.uri}/shop/marks") == []
-    assert feeds.read(f"{littered.uri}/shop/feed").rows == 1
+    assert whole_feed(f"{littered.uri}/shop/feed").rows == 1

@@ -13,7 +13,7 @@ from adbooster.models.settings import MaskNetwork
 from adbooster.painting.requests import revisions
 from adbooster.prepare.checks import check as check_prepare
 from adbooster.prepare.config import PrepareConfig
-from adbooster.prepare.job import made_by
+from adbooster.prepare.plan import made_by
 from adbooster.storage.mask_models import check_mask_model, mask_input, mask_model
 from adbooster.storage.model_store import content_hash, pull
 from adbooster.storage.objects import Root

@@ -1,0 +1,75 @@
+"""Fetchers of one night keep to the limits of a host together, and to their share where nobody answers for all."""
+
+import os
+
+import pyarrow as pa
+import pytest
+import ray
+
+from adbooster.contracts import schema
+from adbooster.contracts.settings import Pool
+from adbooster.engine import permits
+from adbooster.engine.cluster import beside_driver
+from adbooster.engine.host_limits import Ask, Limits, Seen
+from adbooster.engine.isolation import Failures
+from adbooster.engine.pools import dataset, through
+from adbooster.prepare.changes import MadeBy
+from adbooster.prepare.config import Http, Rules, Source
+from adbooster.prepare.hosts import SharedLimits
+from adbooster.prepare.stages import Fetcher
+from tests.conftest import row
+
+
+class NamedFetcher(Fetcher):
+    """One that tells the server which process it is."""
+
+    def __init__(self, source: Source, **how):
+        http = source.http.model_copy(update={"user_agent": f"fetcher {os.getpid()}"})
+        super().__init__(source=source.model_copy(update={"http": http}), **how)
+
+
+@pytest.mark.parametrize("per_host", [1, 3])
+def test_two_fetchers_keep_to_one_limit(local_ray, root, misbehaving, per_host):
+    """Shares of their own would be two at once of one allowed, and two of three."""
+    pictures = [
+        row(
+            schema.PLANNED,
+            sample_id=f"s{n}",
+            product_id=f"P{n}",
+            role="main",
+            image_uri=f"{misbehaving.url}/slow/0.1/{n}",
+        )
+        for n in range(24)
+    ]
+    http = Http(per_host=max(1, per_host // 2))
+    source = Source(feed_uri="/nowhere/feed.tsv", allow_private_hosts=True, http=http)
+    handle = permits.start(Limits(per_host, None, 30.0))
+    assert permits.answers(handle)({}) == {}, "it has started"
+    how = {"root": root, "source": source, "rules": Rules(), "made": MadeBy("a", "b", "c")}
+    rows = dataset(pa.Table.from_pylist(pictures, schema.PLANNED), 6)
+    failures = Failures(root, "r1", "failed_fetch")
+    ds = through(rows, NamedFetcher, Pool(actors=2, batch=6), schema.FETCHED, failures, hosts=handle, **how)
+    assert ds.materialize().count() == 24
+    assert len({headers["User-Agent"] for headers in misbehaving.headers}) == 2, "both fetched"
+    assert len(misbehaving.asked) == 24
+    assert misbehaving.most_under_way == per_host
+    measured = permits.measured(handle)[f"127.0.0.1:{misbehaving.port}"]
+    assert (measured["requests"], measured["errors"]) == (24, 0)
+    assert measured["latency_s"] >= 0.1
+
+
+def test_a_lost_actor_is_no_answer(local_ray):
+    handle = permits.Handle(beside_driver(permits.Permits), "job", Limits(8, None, 30.0))
+    ask = permits.answers(handle)
+    asks = {"cdn.example": Ask(10, 0, Seen())}
+    grants = ask(asks)
+    assert grants is not None
+    assert grants["cdn.example"].slots == 8
+    ray.kill(handle.actor)
+    assert ask(asks) is None
+    assert permits.measured(handle) == {}
+
+
+def test_a_fetcher_that_nobody_answers_keeps_to_its_share():
+    shared = SharedLimits(Limits(2, None, 30.0))
+    assert shared({"cdn.example": Ask(10, 0, Seen())})["cdn.example"].slots == 2
