@@ -17,6 +17,7 @@ from rich.table import Table
 
 from adbooster.cli import audit_table, inspect_table, status_table
 from adbooster.contracts.errors import AdboosterError, ConfigError
+from adbooster.contracts.naming import catalog_uri, split_catalog
 from adbooster.contracts.redaction import redact
 from adbooster.deliver.withdraw import KINDS, Kind, take_back, withdraw
 from adbooster.evaluate import blind_sheet
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(
                 "--root-uri is required: the folder or s3://bucket/prefix of the jobs; or ADBOOSTER_ROOT_URI"
             )
-        arguments.command(Root(arguments.root_uri), arguments)
+        arguments.command(_root(arguments), arguments)
     except AdboosterError as e:
         print(redact(f"{type(e).__name__}: {e}"), file=sys.stderr)
         raise SystemExit(2 if isinstance(e, ConfigError) else 1) from None
@@ -136,10 +137,26 @@ def _add(commands: Commands, name: str, command: Callable, does: str, table: boo
         default=os.environ.get("ADBOOSTER_ROOT_URI"),
         help="where tables and objects live: a folder or s3://bucket/prefix (or ADBOOSTER_ROOT_URI)",
     )
+    parser.add_argument(
+        "--catalog",
+        default=os.environ.get("ADBOOSTER_CATALOG", ""),
+        metavar="NAME",
+        help="one of the root's catalogs (or ADBOOSTER_CATALOG)",
+    )
     if table:
         parser.add_argument("--table", default="creatives", choices=sorted(tables.TABLES), help="default creatives")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     return parser
+
+
+def _root(arguments: argparse.Namespace) -> Root:
+    """raises ConfigError for a catalog's name that is none"""
+    if not arguments.catalog:
+        return Root(arguments.root_uri)
+    uri = catalog_uri(arguments.root_uri, arguments.catalog)
+    if split_catalog(uri) is None:
+        raise ConfigError(f"--catalog {arguments.catalog!r} should be letters, digits, dots, dashes and underscores")
+    return Root(uri)
 
 
 def _duration(text: str) -> timedelta:
@@ -232,7 +249,7 @@ def _audit(root: Root, arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    root = Root(arguments.root_uri) if arguments.root_uri else None
+    root = _root(arguments) if arguments.root_uri else None
     found = inspect(root, arguments.picture, read_anchors(arguments.trust_anchors))
     print(found.model_dump_json(indent=2) if arguments.json else "\n".join(inspect_table.lines(found)))
     if not found.holds:
@@ -260,7 +277,7 @@ def _models(root: Root, arguments: argparse.Namespace) -> None:
         print(json.dumps([k.model_dump(mode="json") for k in models], indent=2))
         return
     if not models:
-        print(f"there is no model below {root.uri}/models; `adbooster models pull` brings one")
+        print(f"there is no model below {root.address('models')}; `adbooster models pull` brings one")
     for k in models:
         facts = (
             f"{k.files} files, {k.size_bytes / 1e6:.1f} MB, {k.pulled_at:%Y-%m-%d %H:%M} UTC, from {redact(k.source)}"

@@ -1,6 +1,9 @@
-"""Names and seeds that follow from content alone."""
+"""Names and seeds that follow from content alone, and the addresses of catalogs."""
 
 import hashlib
+import re
+
+CATALOGS = "catalogs"  # the folder of a root that holds its catalogs
 
 
 def digest(*parts: str) -> str:
@@ -11,3 +14,15 @@ def digest(*parts: str) -> str:
 def seed_of(name: str, number: int) -> int:
     """A seed, 0 <= seed < 2^63, from content alone: of a request's candidate, or of a product's place."""
     return int(digest(name, str(number))[:16], 16) >> 1
+
+
+def catalog_uri(root_uri: str, name: str) -> str:
+    """The address of a root's catalog, `<root_uri>/catalogs/<name>`; an address that is this catalog's already stays."""
+    address = root_uri.rstrip("/")
+    return address if address.endswith(f"/{CATALOGS}/{name}") else f"{address}/{CATALOGS}/{name}"
+
+
+def split_catalog(uri: str) -> tuple[str, str] | None:
+    """(the root's address, the catalog's name) of an address that `catalog_uri` makes; None for any other."""
+    match = re.fullmatch(rf"(.*[^/])/{CATALOGS}/([A-Za-z0-9][A-Za-z0-9._-]{{0,99}})", uri)
+    return (match[1], match[2]) if match else None

@@ -37,7 +37,7 @@ def _due(value: Any) -> Any:
 
 
 class NightlyConfig(JobConfig):
-    """Settings of `jobs.nightly`: one section a job; root_uri, run_id and dry_run are given once and hold for all."""
+    """Settings of `jobs.nightly`: one section a job; root_uri, catalog, run_id and dry_run are given once and hold for all."""
 
     resume: bool = False
     """Go on with the night of this run_id: steps that finished with the same settings are not run again."""
@@ -73,7 +73,8 @@ class NightlyConfig(JobConfig):
         """Settings given once for the night hold in every section."""
         if not isinstance(values, dict):
             return values
-        shared = {k: values[k] for k in ("root_uri", "run_id", "dry_run", "signing_key_env") if k in values}
+        names = ("root_uri", "catalog", "run_id", "dry_run", "signing_key_env")
+        shared = {"catalog": ""} | {k: values[k] for k in names if k in values}
         given = {s: values[s] for s in SECTIONS if isinstance(values.get(s), dict)}
         for section, config_class in (
             ("canary", CanaryConfig),

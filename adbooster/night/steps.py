@@ -26,7 +26,7 @@ from adbooster.storage.objects import Root
 log = logging.getLogger(__name__)
 Report = TypeVar("Report", bound=BaseModel)
 # What may differ between a night and its resumption without a finished step being run again.
-_PASSING = {"run_id", "dry_run", "deadline", "gpu_hours", "progress_s"}
+_PASSING = {"catalog", "run_id", "dry_run", "deadline", "gpu_hours", "progress_s"}
 _GRACE_S = 30  # for a step to end after SIGTERM
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pap
 from pydantic import BaseModel
 
 from adbooster.contracts.errors import ConfigError, SchemaError
+from adbooster.contracts.naming import CATALOGS
 from adbooster.storage import tables
 from adbooster.storage.objects import FRESH_S, Root, Stat, each
 
@@ -23,7 +24,7 @@ assert MINIMUM.total_seconds() > FRESH_S
 
 
 class Vacuumed(BaseModel):
-    """What was removed, or would be."""
+    """What was removed, or would be; paths are relative to the root, of its catalogs too."""
 
     older_than_days: float
     dry_run: bool
@@ -44,16 +45,26 @@ def vacuum(root: Root, retention: timedelta, dry_run: bool = False, force: bool 
 
     Keeps what is younger than `retention`: a running job has stored objects that no table names yet. Memory: about 200
     bytes an object that a table names.
-    raises  ConfigError for a retention below MINIMUM without `force`, for a root without tables, and where the clocks of this
-            machine and of the storage are apart
+    raises  ConfigError for a retention below MINIMUM without `force`, for a catalog alone, for a root without tables, and
+            where the clocks of this machine and of the storage are apart
     """
     if retention < MINIMUM and not force:
         raise ConfigError(
             f"--older-than {retention.total_seconds() / 86400:g} days is below the minimum of {MINIMUM.days} day, within "
             "which jobs that run now have stored objects that no table names yet; add --force if no job is running"
         )
-    names = [name for name in root.folders("tables") if tables.open_table(root, name) is not None]
-    if not names:
+    if root.above is not None:
+        raise ConfigError(
+            f"{root.uri} is a catalog, whose objects others may name too; vacuum {root.above.uri}, which covers all catalogs"
+        )
+    holders = holders_of(root)
+    found = [
+        (at, holder, name)
+        for at, holder in holders.items()
+        for name in holder.folders("tables")
+        if tables.open_table(holder, name) is not None
+    ]
+    if not found:
         raise ConfigError(f"there are no tables below {root.uri}")
     if abs(apart := root.now() - time.time()) > CLOCKS_APART_S:
         raise ConfigError(
@@ -61,10 +72,19 @@ def vacuum(root: Root, retention: timedelta, dry_run: bool = False, force: bool 
             "be told; set this clock (NTP) and run again"
         )
     before = time.time() - retention.total_seconds()
-    expired = {file for name in names for file in tables.expired(root, name, retention)}
-    data = {path: stat for name in names for path, stat in root.stats(f"tables/{name}").items() if _is_data(path)}
+    expired = {at + file for at, holder, name in found for file in tables.expired(holder, name, retention)}
+    data = {
+        at + path: stat
+        for at, holder, name in found
+        for path, stat in holder.stats(f"tables/{name}").items()
+        if _is_data(path)
+    }
     table_files = expired & set(data)  # Delta names those again that an earlier vacuum removed
-    parts, old_parts = _parts(root, before)
+    parts, old_parts = {}, {}
+    for at, holder in holders.items():
+        some, old = _parts(holder, before)
+        parts |= {at + file: stat for file, stat in some.items()}
+        old_parts |= {at + file: stat for file, stat in old.items()}
     live = set(data).difference(table_files).union(parts).difference(old_parts)
     named = set().union(*each(lambda file: _named_in(root, file), sorted(live)))
     gone: dict[str, Stat] = {file: data[file] for file in table_files} | old_parts
@@ -82,6 +102,11 @@ def vacuum(root: Root, retention: timedelta, dry_run: bool = False, force: bool 
         objects_kept=sum(kept for _, kept, _ in swept),
         refused=len(refused) + sum(stuck for _, _, stuck in swept),
     )
+
+
+def holders_of(root: Root) -> dict[str, Root]:
+    """All whose tables and runs name objects of a root, itself and its catalogs, by the way from it to their folders."""
+    return {"": root} | {f"{CATALOGS}/{catalog.catalog}/": catalog for catalog in root.catalogs()}
 
 
 def _is_data(path: str) -> bool:
@@ -119,7 +144,7 @@ def _named_in(root: Root, file: str) -> set[str]:
         try:
             parquet = pap.ParquetFile(opened)
         except pa.ArrowInvalid:
-            if file.startswith("runs/"):
+            if "/staged/" in file:
                 return set()
             raise
         wanted = [f.name for f in parquet.schema_arrow if _uris(f.name, pa.array([], f.type))]
