@@ -63,9 +63,9 @@ def newest(root: Root) -> Claim | None:
 
 
 def held(root: Root | None = None) -> dict | None:
-    """The lock that this process works under as part of a night: number, token and the night's pid; None outside of one."""
+    """The lock that this process works under as part of a night, without `root` the last of them; None outside of one."""
     claims = json.loads(os.environ.get(HELD, "{}"))
-    return next(iter(claims.values()), None) if root is None else claims.get(root.uri)
+    return list(claims.values() or [None])[-1] if root is None else claims.get(root.uri)
 
 
 def fence(root: Root) -> None:
