@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pap
 from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from pydantic import BaseModel
 
@@ -96,12 +97,7 @@ def merge(
     raises  PublishConflict if another run has committed after `base`; nothing of this run is live then
     """
     rows = schema.check(rows, TABLES[name], f"new rows of tables/{name}")
-    table = open_table(root, name)
-    if (None if table is None else table.version()) != base:
-        raise PublishConflict(
-            f"tables/{name} was at version {base} when this run was planned and another run has committed since; "
-            "run again: what is already painted is kept"
-        )
+    table = require(root, name, base)
 
     def write(commit: CommitProperties) -> None:
         if table is None:
@@ -109,10 +105,35 @@ def merge(
         else:
             _merge_into(table, rows, on, commit, list(delete))
 
-    return _commit(root, name, base, metadata, write)
+    return commit(root, name, base, metadata, write)
 
 
-def _commit(
+def require(root: Root, name: str, base: int | None) -> DeltaTable | None:
+    """The table, which is still at version `base`; None if it was never written.
+
+    raises  PublishConflict if another run has committed since
+    """
+    table = open_table(root, name)
+    if (None if table is None else table.version()) != base:
+        raise PublishConflict(
+            f"tables/{name} was at version {base} when this run was planned and another run has committed since; "
+            "run again: what is already painted is kept"
+        )
+    return table
+
+
+def add_columns(root: Root, name: str, base: int | None) -> int | None:
+    """Give an older table the columns that are younger than it, null in all its rows; the version that is the newest then."""
+    table = require(root, name, base)
+    if table is None:
+        return base
+    stored = {f.name for f in table.schema().fields}
+    if not (young := [f for f in DeltaSchema.from_arrow(TABLES[name]).fields if f.name not in stored]):
+        return base
+    return commit(root, name, base, {}, lambda mine: table.alter.add_columns(young, commit_properties=mine))
+
+
+def commit(
     root: Root, name: str, base: int | None, metadata: Mapping[str, str], write: Callable[[CommitProperties], object]
 ) -> int:
     """One commit on top of `base`; returns its version.
@@ -148,7 +169,7 @@ def restore(root: Root, name: str, to: int, base: int, metadata: Mapping[str, st
     table = open_table(root, name)
     if table is None or table.version() != base:
         raise PublishConflict(f"another run committed to tables/{name} after version {base}; nothing was rolled back")
-    return _commit(root, name, base, metadata, lambda commit: table.restore(to, commit_properties=commit))
+    return commit(root, name, base, metadata, lambda commit: table.restore(to, commit_properties=commit))
 
 
 def _create(root: Root, name: str, rows: pa.Table, commit: CommitProperties) -> None:
@@ -216,7 +237,7 @@ def replace(
             storage_options=storage_options(root),
         )
 
-    return _commit(root, name, base, metadata, write)
+    return commit(root, name, base, metadata, write)
 
 
 def metadata(root: Root, name: str) -> dict:
@@ -256,7 +277,7 @@ def _version(entry: dict) -> Version:
     if entry["operation"] == "MERGE":
         counts["rows_added"] = counts["num_target_rows_inserted"] + replaced
         counts["rows_removed"] = counts["num_target_rows_deleted"] + replaced
-    elif entry["operation"] == "WRITE":
+    elif entry["operation"] == "WRITE" and "rows_added" not in counts:
         fresh = entry.get("operationParameters", {}).get("mode") != "Overwrite"
         counts = {"rows_added": counts.get("num_added_rows")} | ({"rows_removed": 0} if fresh else {})
     return Version(
