@@ -119,11 +119,14 @@ def _painted(root: Root, run_id: str, night: Any, rows: pa.Table) -> pa.Table:
 
 
 def _stage(root: Root, folder: str, rows: pa.Table) -> None:
-    """Parts as the stages' workers write them: not a driver's requests."""
+    """Parts as the stages' workers write them, named by their content: not a driver's requests."""
     os.makedirs(root.path(folder), exist_ok=True)
-    for number, start in enumerate(range(0, rows.num_rows, PART_ROWS)):
-        path = root.path(f"{folder}/{number:06}.parquet")
-        pap.write_table(rows.slice(start, PART_ROWS), path)
+    for start in range(0, rows.num_rows, PART_ROWS):
+        sink = pa.BufferOutputStream()
+        pap.write_table(rows.slice(start, PART_ROWS), sink)
+        content = sink.getvalue().to_pybytes()
+        path = Path(root.path(f"{folder}/{hashlib.sha256(content).hexdigest()[:32]}.parquet"))
+        path.write_bytes(content)
         os.utime(path, (time.time(),) * 2)
 
 
