@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ from adbooster.provenance.signing import read_anchors
 from adbooster.report.audit import audit
 from adbooster.report.inspect import inspect
 from adbooster.storage import inputs, tables
+from adbooster.storage.maintenance import MaintainConfig, maintain
 from adbooster.storage.model_store import kept, pull
 from adbooster.storage.objects import Root
 from adbooster.storage.rollback import rollback
@@ -83,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help=f"allow less than {MINIMUM.days} day; only while no job is running",
     )
+    _add(commands, "compact", _compact, "merge the small files of tables and shorten their logs, as each night does")
     pull_back = _add(
         commands, "withdraw", _withdraw, "take products, cohorts or creatives out of all channels' feeds now"
     )
@@ -201,6 +204,20 @@ def _vacuum(root: Root, arguments: argparse.Namespace) -> None:
         f"{len(done.table_files)} table files and {len(done.staged_parts)} staged parts: {done.size_bytes / 1e6:.1f} MB"
         + (f"; {done.refused} files stay, as the storage does not allow them to be removed" if done.refused else ""),
     )
+
+
+def _compact(root: Root, arguments: argparse.Namespace) -> None:
+    tables.present(root)
+    run_id = f"compact-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    done = maintain(MaintainConfig(root_uri=root.uri, run_id=run_id, time_s=math.inf, history_days=None))
+    changed = [
+        f"{name} {table.files} to {table.files_after} files" + (", a checkpoint" if table.checkpoint else "")
+        for name, table in done.tables.items()
+        if table.checkpoint or table.files_after < table.files
+    ]
+    _print_result(arguments, done, "; ".join(changed) or "no table has enough small files or commits to be worth it")
+    if done.errors:
+        raise AdboosterError("; ".join(f"tables/{name} is as it was: {why}" for name, why in done.errors.items()))
 
 
 def _withdraw(root: Root, arguments: argparse.Namespace) -> None:

@@ -4,4 +4,15 @@ Enters: bytes, rows of contracts.schema, addresses of models. Leaves: the same, 
 room writes below the root; a table changes by one commit on top of the version that was read, or not at all.
 """
 
-__all__ = ["inputs", "lock", "mask_models", "model_store", "objects", "outage", "rollback", "tables", "vacuum"]
+__all__ = [
+    "inputs",
+    "lock",
+    "maintenance",
+    "mask_models",
+    "model_store",
+    "objects",
+    "outage",
+    "rollback",
+    "tables",
+    "vacuum",
+]

@@ -38,8 +38,8 @@ def rollback(root: Root, table: str, to: int, dry_run: bool = False) -> RolledBa
     known = {v.version for v in tables.history(root, table)}
     if to not in known:
         raise ConfigError(f"tables/{table} has no version {to}; its history has {min(known)} to {max(known)}")
-    files = _files(root, table, to)
-    if files == _files(root, table, now):
+    files, live = _files(root, table, to), tables.published(root, table)
+    if files == _files(root, table, now) or (live and to >= live.version):
         raise ConfigError(f"version {to} of tables/{table} is what is live already, at version {now}")
     if gone := root.missing(f"tables/{table}/{file}" for file in files):
         raise ConfigError(

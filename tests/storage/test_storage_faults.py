@@ -221,18 +221,6 @@ def test_a_storage_error_survives_the_trip_from_a_worker():
     assert isinstance(trip, AdboosterError)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 2 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("may not mount a tmpfs; the injected ENOSPC holds the same seams")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def parts(folder: Path) -> list[Path]:
     return [p for p in folder.rglob(".*") if p.name.startswith((".part-", ".copying-"))]
 
