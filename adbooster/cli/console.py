@@ -193,17 +193,22 @@ def _rollback(root: Root, arguments: argparse.Namespace) -> None:
 
 
 def _vacuum(root: Root, arguments: argparse.Namespace) -> None:
-    done = vacuum(root, arguments.older_than, arguments.dry_run, arguments.force)
-    if arguments.dry_run and not arguments.json:
-        for file in (*done.table_files, *done.staged_parts, *done.objects):
-            print(file)
+    listed = arguments.dry_run and not arguments.json
+    tell = print if listed else str
+    done = vacuum(root, arguments.older_than, arguments.dry_run, arguments.force, tell, _to_stderr)
     _print_result(
         arguments,
         done,
-        f"{'would remove' if done.dry_run else 'removed'} {len(done.objects)} objects ({done.objects_kept} stay), "
-        f"{len(done.table_files)} table files and {len(done.staged_parts)} staged parts: {done.size_bytes / 1e6:.1f} MB"
-        + (f"; {done.refused} files stay, as the storage does not allow them to be removed" if done.refused else ""),
+        f"{'would remove' if done.dry_run else 'removed'} {done.objects} objects ({done.objects_kept} stay), "
+        f"{done.table_files} table files and {done.staged_parts} staged parts: {done.size_bytes / 1e6:.1f} MB"
+        + (f"; {done.refused} files stay, as the storage does not allow them to be removed" if done.refused else "")
+        + (f"; night {done.night} is running, and what it has stored is young and stays" if done.night else "")
+        + (f"; all of them are listed in {done.listed_in}" if done.listed_in else ""),
     )
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _compact(root: Root, arguments: argparse.Namespace) -> None:
