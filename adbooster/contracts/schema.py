@@ -69,8 +69,17 @@ def _schema(base: pa.Schema | None = None, **columns: pa.DataType) -> pa.Schema:
     return pa.schema(fields + [pa.field(name, kind) for name, kind in columns.items()])
 
 
+def _in_buckets(base: pa.Schema) -> pa.Schema:
+    """With `bucket` beside the product: 0-65535, first 16 bits of its id's SHA-256; null until its file is written anew."""
+    return base.insert(base.get_field_index("product_id") + 1, pa.field("bucket", pa.int32()))
+
+
 _TEXTS = pa.list_(pa.string())
 _WHEN = pa.timestamp("us", tz="UTC")
+
+_BUCKET = {
+    "bucket": pa.int32()
+}  # 0-65535, first 16 bits of the product id's SHA-256; null until its file is written anew
 
 # What is measured on a photo and its mask, so that rules can change without decoding either again.
 _MASK = {
@@ -135,7 +144,7 @@ JUDGED = _schema(MASKED, background=pa.string())
 
 # What is staged: tonight's values, without those of an earlier night.
 PREPARED = pa.schema([f for f in JUDGED if f.name != "known"])
-SAMPLES = _schema(pa.schema([f for f in PREPARED if f.name != "kept"]), retired_at=_WHEN)
+SAMPLES = _in_buckets(_schema(pa.schema([f for f in PREPARED if f.name != "kept"]), retired_at=_WHEN))
 COHORTS = _schema(
     cohort_id=pa.string(),
     family=pa.string(),
@@ -286,7 +295,7 @@ PAINTED = _schema(
     paint_batch=pa.int32(),
     reject=pa.string(),
 )
-CREATIVES = _schema(
+_CREATIVES = _schema(
     creative_id=pa.string(),
     request_id=pa.string(),
     product_id=pa.string(),
@@ -320,8 +329,9 @@ CREATIVES = _schema(
     gpu_s=pa.float32(),
     run_id=pa.string(),
 )
+CREATIVES = _in_buckets(_CREATIVES)
 STAGED = _schema(
-    CREATIVES,
+    _CREATIVES,
     round=pa.int32(),
     candidate_rejects=_TEXTS,  # the word of every candidate that a gate turned down for this request
     paint_batch=pa.int32(),  # paintings in a pass; smaller than asked for where memory ran out

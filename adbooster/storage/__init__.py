@@ -5,6 +5,7 @@ room writes below the root; a table changes by one commit on top of the version 
 """
 
 __all__ = [
+    "buckets",
     "inputs",
     "lock",
     "maintenance",

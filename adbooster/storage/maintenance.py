@@ -13,7 +13,7 @@ from deltalake import CommitProperties, DeltaTable
 from pydantic import BaseModel, Field
 
 from adbooster.contracts.settings import JobConfig
-from adbooster.storage import lock, tables
+from adbooster.storage import buckets, lock, tables
 from adbooster.storage.lock import NightLock
 from adbooster.storage.objects import Root
 
@@ -124,8 +124,8 @@ def _set_retention(root: Root, name: str, table: DeltaTable, days: float | None)
 
 
 def _worth_compacting(table: DeltaTable, config: MaintainConfig) -> bool:
-    """Whether many small files are there, in a table whose files hold no chosen ranges of its rows."""
-    if "bucket" in {field.name for field in table.schema().fields}:
+    """Whether many small files are there; those that hold chosen buckets are the size that they should have."""
+    if buckets.divided(table):
         return False
     sizes = table.get_add_actions(flatten=True).column("size_bytes").to_pylist()
     return sum(size < config.file_mb * 1e6 / 2 for size in sizes) >= config.small_files

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pap
 from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from pydantic import BaseModel
 
@@ -125,12 +126,7 @@ def merge(
     raises  PublishConflict if another run has committed after `base`; nothing of this run is live then
     """
     rows = schema.check(rows, TABLES[name], f"new rows of tables/{name}")
-    table = open_table(root, name)
-    if (None if table is None else table.version()) != base:
-        raise PublishConflict(
-            f"tables/{name} was at version {base} when this run was planned and another run has committed since; "
-            "run again: what is already painted is kept"
-        )
+    table = require(root, name, base)
 
     def write(commit: CommitProperties) -> None:
         if table is None:
@@ -138,10 +134,35 @@ def merge(
         else:
             _merge_into(table, rows, on, commit, list(delete))
 
-    return _commit(root, name, base, metadata, write)
+    return commit(root, name, base, metadata, write)
 
 
-def _commit(
+def require(root: Root, name: str, base: int | None) -> DeltaTable | None:
+    """The table, which is still at version `base`; None if it was never written.
+
+    raises  PublishConflict if another run has committed since
+    """
+    table = open_table(root, name)
+    if (None if table is None else table.version()) != base:
+        raise PublishConflict(
+            f"tables/{name} was at version {base} when this run was planned and another run has committed since; "
+            "run again: what is already painted is kept"
+        )
+    return table
+
+
+def add_columns(root: Root, name: str, base: int | None) -> int | None:
+    """Give an older table the columns that are younger than it, null in all its rows; the version that is the newest then."""
+    table = require(root, name, base)
+    if table is None:
+        return base
+    stored = {f.name for f in table.schema().fields}
+    if not (young := [f for f in DeltaSchema.from_arrow(TABLES[name]).fields if f.name not in stored]):
+        return base
+    return commit(root, name, base, _kept(table), lambda mine: table.alter.add_columns(young, commit_properties=mine))
+
+
+def commit(
     root: Root, name: str, base: int | None, metadata: Mapping[str, str], write: Callable[[CommitProperties], object]
 ) -> int:
     """One commit on top of `base`; returns its version.
@@ -177,7 +198,7 @@ def restore(root: Root, name: str, to: int, base: int, metadata: Mapping[str, st
     table = open_table(root, name)
     if table is None or table.version() != base:
         raise PublishConflict(f"another run committed to tables/{name} after version {base}; nothing was rolled back")
-    return _commit(root, name, base, metadata, lambda commit: table.restore(to, commit_properties=commit))
+    return commit(root, name, base, metadata, lambda commit: table.restore(to, commit_properties=commit))
 
 
 def upkeep(root: Root, name: str, write: Callable[[DeltaTable, CommitProperties], object]) -> None:
@@ -191,8 +212,12 @@ def upkeep(root: Root, name: str, write: Callable[[DeltaTable, CommitProperties]
     table = open_table(root, name)
     if table is None:
         return
-    kept = {_UPKEEP_OF: json.dumps(_published(table))}
-    _commit(root, name, table.version(), kept, lambda commit: write(table, commit))
+    commit(root, name, table.version(), _kept(table), lambda mine: write(table, mine))
+
+
+def _kept(table: DeltaTable) -> dict[str, str]:
+    """Metadata of a commit that changes no row."""
+    return {_UPKEEP_OF: json.dumps(_published(table))}
 
 
 def _create(root: Root, name: str, rows: pa.Table, commit: CommitProperties) -> None:
@@ -260,7 +285,7 @@ def replace(
             storage_options=storage_options(root),
         )
 
-    return _commit(root, name, base, metadata, write)
+    return commit(root, name, base, metadata, write)
 
 
 def metadata(root: Root, name: str) -> dict:
@@ -283,7 +308,7 @@ class Version(BaseModel):
     version: int
     time: datetime
     operation: str
-    """Delta's name for it: WRITE, MERGE, RESTORE; OPTIMIZE and SET TBLPROPERTIES change no row"""
+    """Delta's name for it: WRITE, MERGE, RESTORE; OPTIMIZE, SET TBLPROPERTIES and ADD COLUMN change no row"""
     rows_added: int | None
     """with those that replace another row; null where the commit does not record it"""
     rows_removed: int | None
@@ -314,7 +339,7 @@ def _version(entry: dict) -> Version:
     if entry["operation"] == "MERGE":
         counts["rows_added"] = counts["num_target_rows_inserted"] + replaced
         counts["rows_removed"] = counts["num_target_rows_deleted"] + replaced
-    elif entry["operation"] == "WRITE":
+    elif entry["operation"] == "WRITE" and "rows_added" not in counts:
         fresh = entry.get("operationParameters", {}).get("mode") != "Overwrite"
         counts = {"rows_added": counts.get("num_added_rows")} | ({"rows_removed": 0} if fresh else {})
     return Version(

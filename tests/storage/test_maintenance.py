@@ -8,12 +8,14 @@ import time
 import duckdb
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable
 
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError, LockHeld, PublishConflict
+from adbooster.contracts.naming import BUCKETS, bucket
 from adbooster.night import state
 from adbooster.storage import tables
+from adbooster.storage.buckets import Change, Part
 from adbooster.storage.lock import NightLock
 from adbooster.storage.maintenance import MaintainConfig, MaintainReport, maintain
 from adbooster.storage.objects import Root
@@ -83,14 +85,22 @@ def test_a_second_compaction_still_names_the_night(root):
     assert tables.version(root, "creatives") == 4
 
 
-def test_few_files_and_files_of_chosen_ranges_stay(root):
+def test_few_files_and_files_of_chosen_buckets_stay(root):
     nights(root, 15)
     assert upkeep(root).compacted == 0
-    ranges = cohorts(["a"]).append_column("bucket", pa.array([1], pa.int32()))
-    for _ in range(20):
-        write_deltalake(f"{root.uri}/tables/cohorts", ranges, mode="append")
-    assert upkeep(root).compacted == 0
-    assert files(root, "cohorts") == 20
+    parts = [Part(first, first + 2048) for first in range(0, BUCKETS, 2048)]
+    products = {
+        part: next(f"p{i}" for i in range(10**6) if part.first <= bucket(f"p{i}") < part.after) for part in parts
+    }
+    base = tables.version(root, "samples")
+    with Change(root, "samples", base, "sample_id", parts) as change:
+        for part, product in products.items():
+            made = [row(schema.SAMPLES, sample_id=product, product_id=product)]
+            change.replace(part, pa.Table.from_pylist(made, schema.SAMPLES))
+        change.commit({"run_id": "n"})
+    assert files(root, "samples") == 32
+    done = upkeep(root)
+    assert (done.compacted, files(root, "samples")) == (0, 32)
 
 
 def test_a_reader_of_the_version_before_reads_on(root):
