@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adbooster.cli import audit_table, inspect_table, status_table
+from adbooster.cli import audit_table, fsck_table, inspect_table, status_table
 from adbooster.contracts.errors import AdboosterError, ConfigError
 from adbooster.contracts.redaction import redact
 from adbooster.deliver.withdraw import KINDS, Kind, take_back, withdraw
@@ -25,6 +25,7 @@ from adbooster.night import state
 from adbooster.provenance import certificates
 from adbooster.provenance.signing import read_anchors
 from adbooster.report.audit import audit
+from adbooster.report.fsck import fsck
 from adbooster.report.inspect import inspect
 from adbooster.storage import inputs, tables
 from adbooster.storage.maintenance import MaintainConfig, maintain
@@ -86,6 +87,22 @@ def _parser() -> argparse.ArgumentParser:
         help=f"allow less than {MINIMUM.days} day; only while no job is running",
     )
     _add(commands, "compact", _compact, "merge the small files of tables and shorten their logs, as each night does")
+    whole = "whether every live row's objects, proofs and data files are there and whole; exit code 1 if not"
+    check = _add(commands, "fsck", _fsck, whole)
+    share = check.add_mutually_exclusive_group()
+    share.add_argument(
+        "--sample",
+        type=_share,
+        default=0.01,
+        metavar="SHARE",
+        help="share of the objects whose content is read, the same ones each time (default 0.01)",
+    )
+    share.add_argument("--all", action="store_true", help="read every object")
+    check.add_argument(
+        "--repair",
+        action="store_true",
+        help="under the night's lock: what the next night can make again is taken out or marked",
+    )
     pull_back = _add(
         commands, "withdraw", _withdraw, "take products, cohorts or creatives out of all channels' feeds now"
     )
@@ -152,6 +169,12 @@ def _duration(text: str) -> timedelta:
     return timedelta(**{UNITS[match[2]]: float(match[1])})
 
 
+def _share(text: str) -> float:
+    if not re.fullmatch(r"0?\.\d+|0|1(\.0*)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share; numbers from 0 to 1 are, such as 0.01")
+    return float(text)
+
+
 def _status(root: Root, arguments: argparse.Namespace) -> None:
     status = state.status(root, arguments.run_id, arguments.limit)
     if arguments.run_id and not status.nights:
@@ -182,12 +205,14 @@ def _history(root: Root, arguments: argparse.Namespace) -> None:
 
 def _rollback(root: Root, arguments: argparse.Namespace) -> None:
     done = rollback(root, arguments.table, arguments.to, arguments.dry_run)
+    counted = f"{done.rows_added} added and {done.rows_removed} removed against version {done.rollback_from}"
+    if done.rows_added is None:
+        counted = f"version {done.rollback_from} cannot be read"
     verb = "would become" if arguments.dry_run else f"is now, as version {done.version},"
     _print_result(
         arguments,
         done,
-        f"version {done.rollback_to} of tables/{done.table} {verb} what is live: {done.rows} rows, {done.rows_added} "
-        f"added and {done.rows_removed} removed against version {done.rollback_from}; "
+        f"version {done.rollback_to} of tables/{done.table} {verb} what is live: {done.rows} rows, {counted}; "
         f"all {done.objects} objects that it names are there",
     )
 
@@ -209,6 +234,13 @@ def _vacuum(root: Root, arguments: argparse.Namespace) -> None:
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _fsck(root: Root, arguments: argparse.Namespace) -> None:
+    done = fsck(root, 1.0 if arguments.all else arguments.sample, arguments.repair, _to_stderr)
+    print(done.model_dump_json() if arguments.json else "\n".join(fsck_table.lines(done)))
+    if not done.clean:
+        raise SystemExit(1)
 
 
 def _compact(root: Root, arguments: argparse.Namespace) -> None:

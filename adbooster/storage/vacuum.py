@@ -21,13 +21,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pap
 from pydantic import BaseModel
 
-from adbooster.contracts.errors import ConfigError, SchemaError
+from adbooster.contracts.errors import ConfigError, SchemaError, StorageError
 from adbooster.storage import lock, tables
 from adbooster.storage.lock import Claim
 from adbooster.storage.objects import FRESH_S, Root, Stat, each
 
-_OBJECT = re.compile(r"objects/([0-9a-f]{2})/(?=\1)[0-9a-f]{64}\.\w+")  # as Root.put names them
-_NAME = r"^objects/[0-9a-f]{2}/[0-9a-f]{64}\.\w+$"
+OBJECT = re.compile(r"objects/([0-9a-f]{2})/(?=\1)[0-9a-f]{64}\.\w+")  # as Root.put names them
+NAME = r"^objects/[0-9a-f]{2}/[0-9a-f]{64}\.\w+$"
 MINIMUM = timedelta(days=1)
 CLOCKS_APART_S = 15 * 60  # more than this, and what is young or old cannot be told
 ABANDONED = timedelta(days=7)  # an unfinished run that has written nothing for so long is not resumed
@@ -220,7 +220,7 @@ class Names:
 def keys(uris: pa.Array) -> np.ndarray:
     """The first 8 bytes of the SHA-256 in each name of an object, uint64; texts that are none are left out."""
     found = uris.cast(pa.large_string())
-    found = found.filter(pc.match_substring_regex(found, _NAME))
+    found = found.filter(pc.match_substring_regex(found, NAME))
     digits = "".join(pc.utf8_slice_codeunits(found, 11, 27).to_pylist())
     return np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64)
 
@@ -263,10 +263,10 @@ def _spill(root: Root, names: Names, file: str) -> None:
     with root.fs.open(root.path(file), "rb") as opened:
         try:
             parquet = pap.ParquetFile(opened)
-        except pa.ArrowInvalid:
+        except pa.ArrowInvalid as e:
             if file.startswith("runs/"):
                 return
-            raise
+            raise StorageError(f"{file} cannot be read, so that which objects it names is not known: {e}") from e
         wanted = [f.name for f in parquet.schema_arrow if _uris(f.name, pa.array([], f.type))]
         for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted) if wanted else ():
             for name in batch.schema.names:
@@ -296,7 +296,7 @@ def _sweep(root: Root, names: Names, before: float, dry_run: bool, folder: str) 
 
     The folder is listed now: what a job put again since the tables were read is young again.
     """
-    stored = {file: stat for file, stat in root.stats(folder).items() if _OBJECT.fullmatch(file)}
+    stored = {file: stat for file, stat in root.stats(folder).items() if OBJECT.fullmatch(file)}
     unnamed = ~np.isin(keys(pa.array(list(stored), pa.large_string())), names.of(folder))
     gone = {file: stat for (file, stat), out in zip(stored.items(), unnamed, strict=True) if out}
     gone = {file: stat for file, stat in gone.items() if stat.modified <= before}
