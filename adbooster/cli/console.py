@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adbooster.cli import audit_table, inspect_table, status_table
+from adbooster.cli import audit_table, fsck_table, inspect_table, status_table
 from adbooster.contracts.errors import AdboosterError, ConfigError
 from adbooster.contracts.naming import catalog_uri, split_catalog
 from adbooster.contracts.redaction import redact
@@ -25,8 +26,10 @@ from adbooster.night import state
 from adbooster.provenance import certificates
 from adbooster.provenance.signing import read_anchors
 from adbooster.report.audit import audit
+from adbooster.report.fsck import fsck
 from adbooster.report.inspect import inspect
 from adbooster.storage import inputs, tables
+from adbooster.storage.maintenance import MaintainConfig, maintain
 from adbooster.storage.model_store import kept, pull
 from adbooster.storage.objects import Root
 from adbooster.storage.rollback import rollback
@@ -83,6 +86,23 @@ def _parser() -> argparse.ArgumentParser:
         "--force",
         action="store_true",
         help=f"allow less than {MINIMUM.days} day; only while no job is running",
+    )
+    _add(commands, "compact", _compact, "merge the small files of tables and shorten their logs, as each night does")
+    whole = "whether every live row's objects, proofs and data files are there and whole; exit code 1 if not"
+    check = _add(commands, "fsck", _fsck, whole)
+    share = check.add_mutually_exclusive_group()
+    share.add_argument(
+        "--sample",
+        type=_share,
+        default=0.01,
+        metavar="SHARE",
+        help="share of the objects whose content is read, the same ones each time (default 0.01)",
+    )
+    share.add_argument("--all", action="store_true", help="read every object")
+    check.add_argument(
+        "--repair",
+        action="store_true",
+        help="under the night's lock: what the next night can make again is taken out or marked",
     )
     pull_back = _add(
         commands, "withdraw", _withdraw, "take products, cohorts or creatives out of all channels' feeds now"
@@ -166,6 +186,12 @@ def _duration(text: str) -> timedelta:
     return timedelta(**{UNITS[match[2]]: float(match[1])})
 
 
+def _share(text: str) -> float:
+    if not re.fullmatch(r"0?\.\d+|0|1(\.0*)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share; numbers from 0 to 1 are, such as 0.01")
+    return float(text)
+
+
 def _status(root: Root, arguments: argparse.Namespace) -> None:
     status = state.status(root, arguments.run_id, arguments.limit)
     if arguments.run_id and not status.nights:
@@ -196,28 +222,57 @@ def _history(root: Root, arguments: argparse.Namespace) -> None:
 
 def _rollback(root: Root, arguments: argparse.Namespace) -> None:
     done = rollback(root, arguments.table, arguments.to, arguments.dry_run)
+    counted = f"{done.rows_added} added and {done.rows_removed} removed against version {done.rollback_from}"
+    if done.rows_added is None:
+        counted = f"version {done.rollback_from} cannot be read"
     verb = "would become" if arguments.dry_run else f"is now, as version {done.version},"
     _print_result(
         arguments,
         done,
-        f"version {done.rollback_to} of tables/{done.table} {verb} what is live: {done.rows} rows, {done.rows_added} "
-        f"added and {done.rows_removed} removed against version {done.rollback_from}; "
+        f"version {done.rollback_to} of tables/{done.table} {verb} what is live: {done.rows} rows, {counted}; "
         f"all {done.objects} objects that it names are there",
     )
 
 
 def _vacuum(root: Root, arguments: argparse.Namespace) -> None:
-    done = vacuum(root, arguments.older_than, arguments.dry_run, arguments.force)
-    if arguments.dry_run and not arguments.json:
-        for file in (*done.table_files, *done.staged_parts, *done.objects):
-            print(file)
+    listed = arguments.dry_run and not arguments.json
+    tell = print if listed else str
+    done = vacuum(root, arguments.older_than, arguments.dry_run, arguments.force, tell, _to_stderr)
     _print_result(
         arguments,
         done,
-        f"{'would remove' if done.dry_run else 'removed'} {len(done.objects)} objects ({done.objects_kept} stay), "
-        f"{len(done.table_files)} table files and {len(done.staged_parts)} staged parts: {done.size_bytes / 1e6:.1f} MB"
-        + (f"; {done.refused} files stay, as the storage does not allow them to be removed" if done.refused else ""),
+        f"{'would remove' if done.dry_run else 'removed'} {done.objects} objects ({done.objects_kept} stay), "
+        f"{done.table_files} table files and {done.staged_parts} staged parts: {done.size_bytes / 1e6:.1f} MB"
+        + (f"; {done.refused} files stay, as the storage does not allow them to be removed" if done.refused else "")
+        + (f"; night {done.night} is running, and what it has stored is young and stays" if done.night else "")
+        + (f"; all of them are listed in {done.listed_in}" if done.listed_in else ""),
     )
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _fsck(root: Root, arguments: argparse.Namespace) -> None:
+    done = fsck(root, 1.0 if arguments.all else arguments.sample, arguments.repair, _to_stderr)
+    print(done.model_dump_json() if arguments.json else "\n".join(fsck_table.lines(done)))
+    if not done.clean:
+        raise SystemExit(1)
+
+
+def _compact(root: Root, arguments: argparse.Namespace) -> None:
+    if not tables.present(root):
+        raise ConfigError(f"there are no tables below {root.uri}")
+    run_id = f"compact-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    done = maintain(MaintainConfig(root_uri=root.uri, run_id=run_id, time_s=math.inf, history_days=None))
+    changed = [
+        f"{name} {table.files} to {table.files_after} files" + (", a checkpoint" if table.checkpoint else "")
+        for name, table in done.tables.items()
+        if table.checkpoint or table.files_after < table.files
+    ]
+    _print_result(arguments, done, "; ".join(changed) or "no table has enough small files or commits to be worth it")
+    if done.errors:
+        raise AdboosterError("; ".join(f"tables/{name} is as it was: {why}" for name, why in done.errors.items()))
 
 
 def _withdraw(root: Root, arguments: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ REPORTED_FIELDS = {  # fields of a step's report that the table shows
     "generate": ("requests", "painted", "published", "left", "coverage"),
     "deliver": ("rendered", "changed", "removed"),
     "evaluate": ("creatives", "looked"),
+    "maintain": ("compacted", "errors"),
 }
 
 

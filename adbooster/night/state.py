@@ -114,7 +114,7 @@ def status(root: Root, run_id: str | None = None, limit: int = 1) -> Status:
             night.state = "lost"
             for step in night.steps:
                 step.state = "lost" if step.state == "running" else step.state
-    live = next(iter(tables.history(root, "creatives")), None)
+    live = tables.published(root, "creatives")
     report = Status(
         root_uri=root.uri,
         lock=claim,

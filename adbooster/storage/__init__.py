@@ -8,6 +8,7 @@ __all__ = [
     "buckets",
     "inputs",
     "lock",
+    "maintenance",
     "mask_models",
     "model_store",
     "objects",

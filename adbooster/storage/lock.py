@@ -62,6 +62,15 @@ def newest(root: Root) -> Claim | None:
     return Claim.model_validate_json(root.read(_name(numbers[-1]))) if numbers else None
 
 
+def running(root: Root) -> Claim | None:
+    """Who holds the lock now, as far as this machine and the storage's stamps can tell; None if it is free or has expired."""
+    last = newest(root)
+    if last is None or last.released or last.gone:
+        return None
+    lasts_s = (last.expires_at - last.renewed_at).total_seconds()
+    return last if root.now() - root.modified(_name(last.number)) < lasts_s else None
+
+
 def held(root: Root | None = None) -> dict | None:
     """The lock that this process works under as part of a night, without `root` the last of them; None outside of one."""
     claims = json.loads(os.environ.get(HELD, "{}"))

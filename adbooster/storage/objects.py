@@ -263,9 +263,9 @@ class Root:
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs))
 
 
-def each(do: Callable, items: Iterable) -> list:
-    """`do` of every item, in their order, at most THREADS at a time; the first error is raised."""
-    with ThreadPoolExecutor(THREADS) as threads:
+def each(do: Callable, items: Iterable, at_once: int = THREADS) -> list:
+    """`do` of every item, in their order, so many at a time; the first error is raised."""
+    with ThreadPoolExecutor(at_once) as threads:
         return list(threads.map(do, items))
 
 

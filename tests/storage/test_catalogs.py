@@ -14,6 +14,7 @@ from adbooster.contracts.settings import JobConfig
 from adbooster.night.config import NightlyConfig
 from adbooster.night.schedule import remember, trained
 from adbooster.night.steps import as_file
+from adbooster.report.fsck import fsck
 from adbooster.storage import lock, tables
 from adbooster.storage.lock import NightLock
 from adbooster.storage.model_store import kept, local_copy, pull
@@ -22,7 +23,7 @@ from adbooster.storage.rollback import rollback
 from adbooster.storage.vacuum import vacuum
 from tests.conftest import MODELS
 from tests.storage.test_rollback import live, publish
-from tests.storage.test_vacuum import NONE, stage
+from tests.storage.test_vacuum import NONE, stage, swept
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -107,14 +108,14 @@ def test_an_object_goes_when_no_catalog_names_it(above):
     for one in (german, french):
         with pytest.raises(ConfigError, match=f"is a catalog, .* vacuum {above.uri}, which covers"):
             vacuum(one, NONE, force=True)
-    planned = vacuum(above, NONE, dry_run=True, force=True)
-    before = above.stats("")
-    done = vacuum(above, NONE, force=True)
-    assert planned.model_copy(update={"dry_run": False}) == done
-    gone = {*done.objects, *done.table_files, *done.staged_parts}
-    assert set(before) - set(above.stats("")) - {"locks/clock"} == gone
+    planned, before = swept(above, NONE, dry_run=True, force=True)[1], set(above.stats(""))
+    done, gone = swept(above, NONE, force=True)
+    assert planned == gone
+    assert before - set(above.stats("")) == set(gone)
     assert {f for f in gone if f.startswith("objects/")} == {orphan, above.put(b"german", "webp")}
-    assert [f.rsplit("/", 1)[0] for f in done.table_files] == ["catalogs/de/tables/creatives"]
+    assert [f.rsplit("/", 1)[0] for f in gone if f.endswith(".parquet")] == ["catalogs/de/tables/creatives"]
+    assert (done.objects, done.table_files) == (2, 1)
+    assert fsck(german).unnamed == 0, "what others name is not garbage of this one"
     assert (live(above), live(german), live(french)) == ({"of the root"}, {"new"}, {"french", "common"})
     assert above.exists(being_made)
 
@@ -122,7 +123,7 @@ def test_an_object_goes_when_no_catalog_names_it(above):
 def test_a_root_that_holds_catalogs_alone_can_be_vacuumed(root):
     publish(catalog(root, "de"), ["a"])
     orphan = root.put(b"of nobody", "webp")
-    assert vacuum(root, NONE, force=True).objects == [orphan]
+    assert swept(root, NONE, force=True)[1] == [orphan]
 
 
 def test_models_are_the_roots_and_the_accepted_weights_the_catalogs(root):
