@@ -18,7 +18,9 @@ import platform
 import statistics
 import time
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from tests.benchmarks.year_meter import Memory, Requests, move_clock, run_with_clock, stamp, walk
@@ -26,7 +28,7 @@ from tests.benchmarks.year_plot import plot
 
 DAY_S = 86400
 VACUUM_EVERY, RETENTION = 7, timedelta(days=14)
-FIGURES = ("seconds", "memory_mb", "peak_mb", "files_live", "files_on_disk", "table_mb", "requests")
+FIGURES = ("seconds", "cpu_s", "memory_mb", "peak_mb", "files_live", "files_on_disk", "table_mb", "requests")
 
 
 def settings(root: Path, shop: Any, tonight: Any, run_id: str) -> Any:
@@ -60,22 +62,24 @@ def settings(root: Path, shop: Any, tonight: Any, run_id: str) -> Any:
 def night(root: Path, config: Any, stages: Any, crash: str, requests: Requests) -> dict[str, Any]:
     """One night from its lock to its report, and what it cost the driver."""
     from adbooster.cli.run import run
-    from tests.benchmarks.year_stages import Killed
+    from tests.benchmarks.year_stages import Killed, spent
 
-    stages.crash, stages.seconds = crash, 0.0
+    stages.crash, stages.seconds, stages.cpu_s = crash, 0.0, 0.0
     requests.watch()
     requests.of_tonight()
-    memory, began, report = Memory(), time.monotonic(), None
+    memory, began, report = Memory(), spent(), None
     try:
         report = run(config, "adbooster.night.job:nightly")
     except Killed:
         assert crash, "only a night that is to be stopped is"
-    seconds, asked = time.monotonic() - began - stages.seconds, requests.of_tonight()
+    seconds, cpu_s = (end - begin for end, begin in zip(spent(), began, strict=True))
+    asked = requests.of_tonight()
     now, peak = memory.now_and_peak()
     made = getattr(report, "generate", None)
     return {
         "crash": crash,
-        "seconds": round(seconds, 3),
+        "seconds": round(seconds - stages.seconds, 3),
+        "cpu_s": round(cpu_s - stages.cpu_s, 3),
         "memory_mb": round(now, 1),
         "peak_mb": round(peak, 1),
         "requests": sum(asked.values()),
@@ -91,15 +95,18 @@ def vacuumed(root: Path, requests: Requests) -> dict[str, Any]:
     from adbooster.storage.objects import Root
     from adbooster.storage.vacuum import vacuum
 
-    began = time.monotonic()
+    before, memory, began = sum(1 for _ in walk(root)), Memory(), time.monotonic()
     requests.of_tonight()
-    memory, done = Memory(), vacuum(Root(str(root)), RETENTION)
+    vacuum(Root(str(root)), RETENTION)
     seconds, asked = time.monotonic() - began, requests.of_tonight()
+    found = [entry.stat().st_size for entry in walk(root)]
     return {
         "vacuum_seconds": round(seconds, 3),
         "vacuum_peak_mb": round(memory.now_and_peak()[1], 1),
         "vacuum_requests": sum(asked.values()),
-        "vacuum_files": len(done.table_files) + len(done.staged_parts) + len(done.objects),
+        "vacuum_files": before - len(found),
+        "root_files": len(found),
+        "root_mb": round(sum(found) / 1e6, 1),
     }
 
 
@@ -118,11 +125,6 @@ def stored(root: Path) -> dict[str, Any]:
     }
 
 
-def whole(root: Path) -> dict[str, Any]:
-    found = [e.stat().st_size for e in walk(root)]
-    return {"root_files": len(found), "root_mb": round(sum(found) / 1e6, 1)}
-
-
 def ratios(nights: list[dict[str, Any]], of: Any) -> dict[str, float] | None:
     """The last 30 nights over those from 30 to 60, by `of` the nights' figures; None for a year that is too short."""
     if len(nights) < 90:
@@ -135,6 +137,7 @@ def summary(given: argparse.Namespace, nights: list[dict[str, Any]], versions: d
     from tests.benchmarks.year_stages import NOTE
 
     vacuums = [n for n in nights if "vacuum_seconds" in n]
+    checked = checked_whole(given.out / "root")
     return {
         "benchmark": "year",
         "note": NOTE,
@@ -148,8 +151,19 @@ def summary(given: argparse.Namespace, nights: list[dict[str, Any]], versions: d
         "medians_of_the_last_30": {f: round(statistics.median(n[f] for n in nights[-30:]), 3) for f in FIGURES},
         "most": {f: max(n[f] for n in nights) for f in FIGURES},
         "last_vacuum": {k: v for k, v in (vacuums or [{}])[-1].items() if k.startswith(("vacuum_", "root_"))},
+        "fsck": checked,
         "versions": versions,
     }
+
+
+def checked_whole(root: Path) -> dict[str, Any] | None:
+    """What `adbooster fsck` finds wrong at the end of the year; None before there was one."""
+    if not find_spec("adbooster.report.fsck"):
+        return None
+    from adbooster.storage.objects import Root
+
+    found = resolve_name("adbooster.report.fsck:fsck")(Root(str(root)))
+    return {"problems": found.problems, "objects": found.objects, "unnamed": found.unnamed}
 
 
 def simulate(given: argparse.Namespace, nights: list[dict[str, Any]]) -> None:
@@ -170,7 +184,7 @@ def simulate(given: argparse.Namespace, nights: list[dict[str, Any]]) -> None:
             row |= night(root, settings(root, shop, tonight, run_id), stages, tonight.crash, requests)
             stamp(root / "tables")
             if number % VACUUM_EVERY == VACUUM_EVERY - 1:
-                row |= vacuumed(root, requests) | whole(root)
+                row |= vacuumed(root, requests)
             row |= stored(root)
             nights.append(row)
             out.write(json.dumps(row) + "\n")
@@ -222,6 +236,8 @@ def main() -> None:
     (given.out / "year.svg").write_text(plot(nights, FIGURES))
     (given.out / "summary.json").write_text(json.dumps(told, indent=2) + "\n")
     print(json.dumps(told))
+    if told["fsck"] and told["fsck"]["problems"]:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
