@@ -72,24 +72,28 @@ def night(settings: dict) -> None:
             chaos_driver.run_job(*chaos_driver.JOBS[job], ["--config", settings["config"], "--run-id", run_id])
 
 
+def act(kind: str, root: Root) -> bool:
+    """An operator's act; whether there was anything to do."""
+    if kind == "vacuum":
+        vacuum(root, MINIMUM)
+        return True
+    if kind == "compaction":
+        told = maintain(MaintainConfig(root_uri=root.uri, run_id="compaction", small_files=2, history_days=None))
+        return bool(told.compacted)
+    try:
+        rollback(root, "creatives", 0)
+    except ConfigError:  # it is what is live
+        return False
+    return True
+
+
 def operate(kind: str, uri: str, settings: dict) -> None:
-    """An operator's act in a process of its own. Exit code 0: it changed something, or had to look through all; 3: there was
-    nothing to do; 1: an error, such as of the storage."""
+    """An act in a process of its own; exit code 0: it was done, 3: there was nothing to do, 1: an error, as of the storage."""
     log = os.open(settings["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     _set(settings["environment"])
-    root = Root(uri)
-    if kind == "vacuum":
-        vacuum(root, MINIMUM)
-        return
-    if kind == "compaction":
-        told = maintain(MaintainConfig(root_uri=uri, run_id="compaction", small_files=2, history_days=None))
-        sys.exit(1 if told.errors else 0 if told.compacted else 3)
-    try:
-        rollback(root, "creatives", 0)
-    except ConfigError:  # it is what is live
-        sys.exit(3)
+    sys.exit(0 if act(kind, Root(uri)) else 3)
 
 
 def nothing() -> None:
