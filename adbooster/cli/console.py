@@ -1,4 +1,4 @@
-"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `withdraw`, `audit`, `inspect`, `certificates`, `models`."""
+"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `compact`, `fsck`, `withdraw`, `audit`, `inspect`..."""
 
 import argparse
 import json

@@ -170,8 +170,9 @@ def _places(root: Root, retention: timedelta) -> Places:
     data: dict[str, Stat] = {}
     expired: set[str] = set()
     for name in tables.present(root):
-        data |= {path: stat for path, stat in root.stats(f"tables/{name}").items() if _is_data(path)}
         expired.update(tables.expired(root, name, retention))
+        # Listed after the log was read: files of a commit that comes between name what they name.
+        data |= {path: stat for path, stat in root.stats(f"tables/{name}").items() if _is_data(path)}
     expired &= data.keys()  # Delta names those again that an earlier vacuum removed
     parts: list[str] = []
     old: dict[str, Stat] = {}
