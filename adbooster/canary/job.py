@@ -72,12 +72,12 @@ def _against(root: Root, config: CanaryConfig) -> str | None:
         return None
     revision = tables.metadata(root, "creatives").get("weights_revision") or live["weights_revision"][0].as_py()
     if root.exists(f"weights/{revision}"):
-        return f"{root.uri}/weights/{revision}"
+        return root.address(f"weights/{revision}")
     for uri in (config.base, config.weights):
         if uri and content_hash(local_copy(uri)) == revision:
             return uri
     raise ConfigError(
-        f"the live creatives were painted with the weights {revision}, which are not below {root.uri}/weights; "
+        f"the live creatives were painted with the weights {revision}, which are not below {root.address('weights')}; "
         "name the weights to compare with as canary.against"
     )
 

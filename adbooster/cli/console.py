@@ -1,7 +1,8 @@
-"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `withdraw`, `audit`, `inspect`, `certificates`, `models`."""
+"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `compact`, `fsck`, `withdraw`, `audit`, `inspect`..."""
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -15,8 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adbooster.cli import audit_table, inspect_table, status_table
+from adbooster.cli import audit_table, fsck_table, inspect_table, status_table
 from adbooster.contracts.errors import AdboosterError, ConfigError
+from adbooster.contracts.naming import catalog_uri, split_catalog
 from adbooster.contracts.redaction import redact
 from adbooster.deliver.withdraw import KINDS, Kind, take_back, withdraw
 from adbooster.evaluate import blind_sheet
@@ -24,8 +26,10 @@ from adbooster.night import state
 from adbooster.provenance import certificates
 from adbooster.provenance.signing import read_anchors
 from adbooster.report.audit import audit
+from adbooster.report.fsck import fsck
 from adbooster.report.inspect import inspect
 from adbooster.storage import inputs, tables
+from adbooster.storage.maintenance import MaintainConfig, maintain
 from adbooster.storage.model_store import kept, pull
 from adbooster.storage.objects import Root
 from adbooster.storage.rollback import rollback
@@ -51,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(
                 "--root-uri is required: the folder or s3://bucket/prefix of the jobs; or ADBOOSTER_ROOT_URI"
             )
-        arguments.command(Root(arguments.root_uri), arguments)
+        arguments.command(_root(arguments), arguments)
     except AdboosterError as e:
         print(redact(f"{type(e).__name__}: {e}"), file=sys.stderr)
         raise SystemExit(2 if isinstance(e, ConfigError) else 1) from None
@@ -82,6 +86,23 @@ def _parser() -> argparse.ArgumentParser:
         "--force",
         action="store_true",
         help=f"allow less than {MINIMUM.days} day; only while no job is running",
+    )
+    _add(commands, "compact", _compact, "merge the small files of tables and shorten their logs, as each night does")
+    whole = "whether every live row's objects, proofs and data files are there and whole; exit code 1 if not"
+    check = _add(commands, "fsck", _fsck, whole)
+    share = check.add_mutually_exclusive_group()
+    share.add_argument(
+        "--sample",
+        type=_share,
+        default=0.01,
+        metavar="SHARE",
+        help="share of the objects whose content is read, the same ones each time (default 0.01)",
+    )
+    share.add_argument("--all", action="store_true", help="read every object")
+    check.add_argument(
+        "--repair",
+        action="store_true",
+        help="under the night's lock: what the next night can make again is taken out or marked",
     )
     pull_back = _add(
         commands, "withdraw", _withdraw, "take products, cohorts or creatives out of all channels' feeds now"
@@ -136,10 +157,26 @@ def _add(commands: Commands, name: str, command: Callable, does: str, table: boo
         default=os.environ.get("ADBOOSTER_ROOT_URI"),
         help="where tables and objects live: a folder or s3://bucket/prefix (or ADBOOSTER_ROOT_URI)",
     )
+    parser.add_argument(
+        "--catalog",
+        default=os.environ.get("ADBOOSTER_CATALOG", ""),
+        metavar="NAME",
+        help="one of the root's catalogs (or ADBOOSTER_CATALOG)",
+    )
     if table:
         parser.add_argument("--table", default="creatives", choices=sorted(tables.TABLES), help="default creatives")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     return parser
+
+
+def _root(arguments: argparse.Namespace) -> Root:
+    """raises ConfigError for a catalog's name that is none"""
+    if not arguments.catalog:
+        return Root(arguments.root_uri)
+    uri = catalog_uri(arguments.root_uri, arguments.catalog)
+    if split_catalog(uri) is None:
+        raise ConfigError(f"--catalog {arguments.catalog!r} should be letters, digits, dots, dashes and underscores")
+    return Root(uri)
 
 
 def _duration(text: str) -> timedelta:
@@ -147,6 +184,12 @@ def _duration(text: str) -> timedelta:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time; 7 or 7d, 36h, 2w are")
     return timedelta(**{UNITS[match[2]]: float(match[1])})
+
+
+def _share(text: str) -> float:
+    if not re.fullmatch(r"0?\.\d+|0|1(\.0*)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share; numbers from 0 to 1 are, such as 0.01")
+    return float(text)
 
 
 def _status(root: Root, arguments: argparse.Namespace) -> None:
@@ -179,28 +222,57 @@ def _history(root: Root, arguments: argparse.Namespace) -> None:
 
 def _rollback(root: Root, arguments: argparse.Namespace) -> None:
     done = rollback(root, arguments.table, arguments.to, arguments.dry_run)
+    counted = f"{done.rows_added} added and {done.rows_removed} removed against version {done.rollback_from}"
+    if done.rows_added is None:
+        counted = f"version {done.rollback_from} cannot be read"
     verb = "would become" if arguments.dry_run else f"is now, as version {done.version},"
     _print_result(
         arguments,
         done,
-        f"version {done.rollback_to} of tables/{done.table} {verb} what is live: {done.rows} rows, {done.rows_added} "
-        f"added and {done.rows_removed} removed against version {done.rollback_from}; "
+        f"version {done.rollback_to} of tables/{done.table} {verb} what is live: {done.rows} rows, {counted}; "
         f"all {done.objects} objects that it names are there",
     )
 
 
 def _vacuum(root: Root, arguments: argparse.Namespace) -> None:
-    done = vacuum(root, arguments.older_than, arguments.dry_run, arguments.force)
-    if arguments.dry_run and not arguments.json:
-        for file in (*done.table_files, *done.staged_parts, *done.objects):
-            print(file)
+    listed = arguments.dry_run and not arguments.json
+    tell = print if listed else str
+    done = vacuum(root, arguments.older_than, arguments.dry_run, arguments.force, tell, _to_stderr)
     _print_result(
         arguments,
         done,
-        f"{'would remove' if done.dry_run else 'removed'} {len(done.objects)} objects ({done.objects_kept} stay), "
-        f"{len(done.table_files)} table files and {len(done.staged_parts)} staged parts: {done.size_bytes / 1e6:.1f} MB"
-        + (f"; {done.refused} files stay, as the storage does not allow them to be removed" if done.refused else ""),
+        f"{'would remove' if done.dry_run else 'removed'} {done.objects} objects ({done.objects_kept} stay), "
+        f"{done.table_files} table files and {done.staged_parts} staged parts: {done.size_bytes / 1e6:.1f} MB"
+        + (f"; {done.refused} files stay, as the storage does not allow them to be removed" if done.refused else "")
+        + (f"; night {done.night} is running, and what it has stored is young and stays" if done.night else "")
+        + (f"; all of them are listed in {done.listed_in}" if done.listed_in else ""),
     )
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _fsck(root: Root, arguments: argparse.Namespace) -> None:
+    done = fsck(root, 1.0 if arguments.all else arguments.sample, arguments.repair, _to_stderr)
+    print(done.model_dump_json() if arguments.json else "\n".join(fsck_table.lines(done)))
+    if not done.clean:
+        raise SystemExit(1)
+
+
+def _compact(root: Root, arguments: argparse.Namespace) -> None:
+    if not tables.present(root):
+        raise ConfigError(f"there are no tables below {root.uri}")
+    run_id = f"compact-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    done = maintain(MaintainConfig(root_uri=root.uri, run_id=run_id, time_s=math.inf, history_days=None))
+    changed = [
+        f"{name} {table.files} to {table.files_after} files" + (", a checkpoint" if table.checkpoint else "")
+        for name, table in done.tables.items()
+        if table.checkpoint or table.files_after < table.files
+    ]
+    _print_result(arguments, done, "; ".join(changed) or "no table has enough small files or commits to be worth it")
+    if done.errors:
+        raise AdboosterError("; ".join(f"tables/{name} is as it was: {why}" for name, why in done.errors.items()))
 
 
 def _withdraw(root: Root, arguments: argparse.Namespace) -> None:
@@ -232,7 +304,7 @@ def _audit(root: Root, arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    root = Root(arguments.root_uri) if arguments.root_uri else None
+    root = _root(arguments) if arguments.root_uri else None
     found = inspect(root, arguments.picture, read_anchors(arguments.trust_anchors))
     print(found.model_dump_json(indent=2) if arguments.json else "\n".join(inspect_table.lines(found)))
     if not found.holds:
@@ -260,7 +332,7 @@ def _models(root: Root, arguments: argparse.Namespace) -> None:
         print(json.dumps([k.model_dump(mode="json") for k in models], indent=2))
         return
     if not models:
-        print(f"there is no model below {root.uri}/models; `adbooster models pull` brings one")
+        print(f"there is no model below {root.address('models')}; `adbooster models pull` brings one")
     for k in models:
         facts = (
             f"{k.files} files, {k.size_bytes / 1e6:.1f} MB, {k.pulled_at:%Y-%m-%d %H:%M} UTC, from {redact(k.source)}"

@@ -14,7 +14,18 @@ from adbooster.contracts.errors import ConfigError
 HELP = ("--help", "-h")
 SHOWN = 20
 OFTEN_CHANGED = (
-    *("root_uri", "run_id", "dry_run", "resume", "train", "deadline", "gpu_hours", "feed_uri", "cohorts_uri"),
+    *(
+        "root_uri",
+        "catalog",
+        "run_id",
+        "dry_run",
+        "resume",
+        "train",
+        "deadline",
+        "gpu_hours",
+        "feed_uri",
+        "cohorts_uri",
+    ),
     *("interests_uri", "mask_model", "caption_model", "base", "weights", "rank_model", "judge_model", "device"),
     *("max_reject_share", "workers", "steps", "learning_rate", "lora.rank", "targeting.rule", "targeting.n"),
     *("recipe.candidates", "recipe.num_inference_steps", "recipe.guidance_scale", "recipe.size_px", "min_coverage"),

@@ -24,7 +24,7 @@ from adbooster.contracts.text import shown
 from adbooster.contracts.yaml_text import parse_yaml
 from adbooster.night.config import SECTIONS
 
-SHARED = ("root_uri", "run_id", "dry_run", "signing_key_env")
+SHARED = ("root_uri", "catalog", "run_id", "dry_run", "signing_key_env")
 MAX_BYTES = 1 << 20  # of a config file
 PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -32,7 +32,7 @@ PRESETS = Path(__file__).parents[1] / "presets"
 def load(config_class: type[Config], argv: list[str]) -> Any:
     """The job's settings from the YAML file named by --config, environment (ADBOOSTER_...) and flags, in rising order.
 
-    A file may hold one section a job; root_uri, run_id and dry_run beside the sections hold for all. Paths in the file
+    A file may hold one section a job; root_uri, catalog, run_id and dry_run beside the sections hold for all. Paths in the file
     are relative to the file, and ${NAME} is an environment variable. --config also takes a preset's name (sd15).
     raises ConfigError that names the first setting that cannot work
     """

@@ -21,11 +21,12 @@ from adbooster.finetune.config import FinetuneConfig
 from adbooster.generate.config import GenerateConfig
 from adbooster.night.config import NightlyConfig
 from adbooster.prepare.config import PrepareConfig
+from adbooster.storage.maintenance import MaintainConfig
 from adbooster.storage.tables import TABLES
 
 JOBS: tuple[type[BaseModel], ...] = (
     *(NightlyConfig, PrepareConfig, CohortsConfig, FinetuneConfig),
-    *(CanaryConfig, GenerateConfig, DeliverConfig, EvaluateConfig),
+    *(CanaryConfig, GenerateConfig, DeliverConfig, EvaluateConfig, MaintainConfig),
 )
 GENERATED = "<!-- Written by `make docs` from {}; edit there. -->\n\n"
 

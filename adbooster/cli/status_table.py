@@ -16,17 +16,20 @@ REPORTED_FIELDS = {  # fields of a step's report that the table shows
     "generate": ("requests", "painted", "published", "left", "coverage"),
     "deliver": ("rendered", "changed", "removed"),
     "evaluate": ("creatives", "looked"),
+    "maintain": ("compacted", "errors"),
 }
 
 
 def show(status: Status, console: Console) -> None:
-    """The lock, what is live, and a table of each night's steps."""
+    """The lock, what is live, a table of each night's steps, and the root's catalogs."""
     for line in _lines(status):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for night in status.nights:
         console.print(_table(night))
     if status.progress:
         console.print(f"{status.progress['line']} (at {status.progress['at']})", markup=False, highlight=False)
+    if status.catalogs:
+        console.print(_catalogs(status))
 
 
 def _lines(status: Status) -> list[str]:
@@ -39,7 +42,17 @@ def _lines(status: Status) -> list[str]:
     else:
         what = "its process is gone" if lock.gone else f"expires {_time(lock.expires_at)}"
         held = f"night {lock.run_id} holds the lock since {_time(lock.since)} UTC: process {lock.pid} on {lock.host}; {what}"
+    if status.catalogs and not status.nights and status.live_version is None:
+        return [status.root_uri]
     return [status.root_uri, live, held] + ([] if status.nights else ["no night was run here"])
+
+
+def _catalogs(status: Status) -> Table:
+    table = Table("catalog", "live version", "since (UTC)", "newest night", "state")
+    for c in status.catalogs:
+        version = "nothing" if c.live_version is None else str(c.live_version)
+        table.add_row(c.catalog, version, _time(c.live_since), escape(c.night or ""), c.state or "")
+    return table
 
 
 def _table(night: Night) -> Table:

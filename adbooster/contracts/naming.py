@@ -1,10 +1,12 @@
-"""Names and seeds that follow from content alone."""
+"""Names and seeds that follow from content alone, and the addresses of catalogs."""
 
 import hashlib
+import re
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+CATALOGS = "catalogs"  # the folder of a root that holds its catalogs
 BUCKETS = 1 << 16
 _BETWEEN = "\x1f"
 
@@ -28,3 +30,15 @@ def seed_of(name: str, number: int) -> int:
 def bucket(product_id: str) -> int:
     """0 <= bucket < BUCKETS, the first 16 bits of the id's SHA-256: rows of one product are stored together."""
     return int.from_bytes(hashlib.sha256(product_id.encode()).digest()[:2])
+
+
+def catalog_uri(root_uri: str, name: str) -> str:
+    """The address of a root's catalog, `<root_uri>/catalogs/<name>`; an address that is this catalog's already stays."""
+    address = root_uri.rstrip("/")
+    return address if address.endswith(f"/{CATALOGS}/{name}") else f"{address}/{CATALOGS}/{name}"
+
+
+def split_catalog(uri: str) -> tuple[str, str] | None:
+    """(the root's address, the catalog's name) of an address that `catalog_uri` makes; None for any other."""
+    match = re.fullmatch(rf"(.*[^/])/{CATALOGS}/([A-Za-z0-9][A-Za-z0-9._-]{{0,99}})", uri)
+    return (match[1], match[2]) if match else None

@@ -6,9 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.naming import catalog_uri, split_catalog
 
 
 def _absolute(uri: str) -> str:
@@ -45,7 +46,10 @@ class JobConfig(Config):
     """Settings that every job has."""
 
     root_uri: Uri
-    """Where tables and objects live: a local folder or s3://bucket/prefix."""
+    """Where tables and objects live: a local folder or s3://bucket/prefix; with `catalog` it becomes the catalog's address."""
+    catalog: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$")
+    """Catalog of the root (letters, digits, dots, dashes, underscores): tables, runs and a lock of its own in
+    catalogs/<name>/ below it; objects, weights and models are the root's. Empty: the root itself."""
     run_id: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$")
     """Name of this run (letters, digits, dots, dashes, underscores); empty: made from date and time."""
     dry_run: bool = False
@@ -53,6 +57,25 @@ class JobConfig(Config):
     signing_key_env: SecretName = ""
     """Environment variable with a key: files from people (marks, targeting, brand rules, cohorts, outcomes) are then refused
     without a signature of it beside them, which `adbooster sign` makes. Empty: signatures are not asked for."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_catalog(cls, values: Any) -> Any:
+        """root_uri as the address of the catalog; settings that are read again stay as they are."""
+        if not isinstance(values, dict):
+            return values
+        root_uri, name = values.get("root_uri"), values.get("catalog")
+        if not (isinstance(root_uri, str) and root_uri and isinstance(name, str) and name):
+            return values
+        return values | {"root_uri": catalog_uri(root_uri, name)}
+
+    @field_validator("catalog")
+    @classmethod
+    def _of_a_root(cls, name: str, info: ValidationInfo) -> str:
+        found = split_catalog(info.data.get("root_uri", ""))
+        if name and found and split_catalog(found[0]):
+            raise ValueError(f"root_uri {found[0]} is itself a catalog's address; give that of the root above it")
+        return name
 
     @property
     def needs_ray(self) -> bool:

@@ -42,7 +42,7 @@ class Models:
         revision = max(counts, key=lambda c: (c["counts"], c["values"]), default={"values": None})["values"]
         own = f"weights/{revision}"
         if revision and self.root.exists(own) and content_hash(local_copy(painting.weights)) != revision:
-            return painting.model_copy(update={"weights": f"{self.root.uri}/{own}"})
+            return painting.model_copy(update={"weights": self.root.address(own)})
         return painting
 
     @cached_property

@@ -128,7 +128,18 @@ class TrainingConfig(JobConfig):
 
 
 NOT_DECIDING = {
-    *("root_uri", "run_id", "dry_run", "threads", "place", "checkpoint_every", "log_every", "mlflow_uri", "panel"),
+    *(
+        "root_uri",
+        "catalog",
+        "run_id",
+        "dry_run",
+        "threads",
+        "place",
+        "checkpoint_every",
+        "log_every",
+        "mlflow_uri",
+        "panel",
+    ),
     *("gradient_checkpointing", "max_failures", "samples_version", "keep_checkpoint"),
 }
 """Settings that leave the weights as they are: another value is the same run."""

@@ -85,7 +85,7 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
 
 def _results(config: FinetuneConfig, root: Root, figures: dict[str, Any]) -> dict[str, Any]:
     """Of a finished run's figures, as fields of the report."""
-    weights = f"{root.uri}/weights/{figures['revision']}"
+    weights = root.address(f"weights/{figures['revision']}")
     return {
         "weights": weights,
         "weights_revision": figures["revision"],

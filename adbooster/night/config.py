@@ -13,6 +13,7 @@ from adbooster.evaluate.config import EvaluateConfig, EvaluateReport
 from adbooster.finetune.config import FinetuneConfig, FinetuneReport
 from adbooster.generate.config import GenerateConfig, GenerateReport
 from adbooster.prepare.config import PrepareConfig, PrepareReport
+from adbooster.storage.maintenance import MaintainConfig, MaintainReport
 
 
 class Due(Config):
@@ -27,7 +28,7 @@ class Due(Config):
     """For the rule changed: scenes that are new, changed or gone, as a share of those trained on."""
 
 
-SECTIONS = ("prepare", "cohorts", "finetune", "canary", "generate", "deliver", "evaluate")
+SECTIONS = ("prepare", "cohorts", "finetune", "canary", "generate", "deliver", "evaluate", "maintain")
 
 
 def _due(value: Any) -> Any:
@@ -37,7 +38,7 @@ def _due(value: Any) -> Any:
 
 
 class NightlyConfig(JobConfig):
-    """Settings of `jobs.nightly`: one section a job; root_uri, run_id and dry_run are given once and hold for all."""
+    """Settings of `jobs.nightly`: one section a job; root_uri, catalog, run_id and dry_run are given once and hold for all."""
 
     resume: bool = False
     """Go on with the night of this run_id: steps that finished with the same settings are not run again."""
@@ -66,6 +67,8 @@ class NightlyConfig(JobConfig):
     """Creatives to the ad channels."""
     evaluate: EvaluateConfig | None = None
     """What the creatives are worth."""
+    maintain: MaintainConfig
+    """Small files of tables merged and logs shortened once all is published; an error there does not fail the night."""
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +76,9 @@ class NightlyConfig(JobConfig):
         """Settings given once for the night hold in every section."""
         if not isinstance(values, dict):
             return values
-        shared = {k: values[k] for k in ("root_uri", "run_id", "dry_run", "signing_key_env") if k in values}
+        values = {"maintain": {}} | values
+        names = ("root_uri", "catalog", "run_id", "dry_run", "signing_key_env")
+        shared = {"catalog": ""} | {k: values[k] for k in names if k in values}
         given = {s: values[s] for s in SECTIONS if isinstance(values.get(s), dict)}
         for section, config_class in (
             ("canary", CanaryConfig),
@@ -112,5 +117,6 @@ class NightlyReport(BaseModel):
     generate: GenerateReport | None
     deliver: DeliverReport | None = None
     evaluate: EvaluateReport | None = None
+    maintain: MaintainReport | None = None
     gallery_uri: str | None
     seconds: float = Field(ge=0)

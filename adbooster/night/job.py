@@ -1,4 +1,4 @@
-"""The whole night: prepare, cohorts, finetune when due, canary, generate, deliver, evaluate; one at a time, resumable at the step that failed."""
+"""The whole night: prepare, cohorts, finetune when due, canary, generate, deliver, evaluate, maintain; resumable at the step that failed."""
 
 import logging
 import time
@@ -22,6 +22,7 @@ from adbooster.night.state import Night
 from adbooster.night.steps import Steps
 from adbooster.prepare.job import prepare
 from adbooster.storage.lock import NightLock
+from adbooster.storage.maintenance import MaintainReport, maintain
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ def _steps(config: NightlyConfig, root: Root, night: Night) -> NightlyReport:
         measured = steps(evaluate, config.evaluate)
     else:
         steps.skip("evaluate", "there is no section evaluate")
+    maintained = _maintained(config, steps)
     return NightlyReport(
         run_id=config.run_id,
         resumed=night.resumed,
@@ -88,9 +90,22 @@ def _steps(config: NightlyConfig, root: Root, night: Night) -> NightlyReport:
         generate=generated,
         deliver=delivered,
         evaluate=measured,
+        maintain=maintained,
         gallery_uri=generated.gallery_uri,
         seconds=0,
     )
+
+
+def _maintained(config: NightlyConfig, steps: Steps) -> MaintainReport | None:
+    """What was done for the tables, or the error: the night has published, and does not fail by it."""
+    if not config.maintain.time_s:
+        steps.skip("maintain", "maintain.time_s is 0")
+        return None
+    try:
+        return steps(maintain, config.maintain, inline=True)
+    except Exception as e:
+        log.error("the tables could not be maintained; what is published stays: %s", e)
+        return MaintainReport(run_id=config.run_id, errors={"": f"{type(e).__name__}: {e}"})
 
 
 def _why_not(config: NightlyConfig, root: Root, night: Night, last: Trained | None) -> str | None:

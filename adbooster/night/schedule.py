@@ -11,9 +11,7 @@ import pyarrow.parquet as pap
 
 from adbooster.night.config import Due
 from adbooster.storage import tables
-from adbooster.storage.objects import Root
-
-LATEST = "weights/latest.json"
+from adbooster.storage.objects import ACCEPTED, Root
 
 
 class Trained(NamedTuple):
@@ -28,12 +26,12 @@ class Trained(NamedTuple):
 def trained(root: Root) -> Trained | None:
     """None if no night has fine-tuned below this root."""
     try:
-        latest = json.loads(root.read(LATEST))
+        latest = json.loads(root.read(ACCEPTED))
         rows = pap.read_table(io.BytesIO(root.read(latest["trained_on"])))
     except FileNotFoundError:
         return None
     scenes = dict(zip(*(rows[n].to_pylist() for n in ("sample_id", "fingerprint")), strict=True))
-    return Trained(f"{root.uri}/{latest['weights']}", datetime.fromisoformat(latest["trained_at"]), scenes)
+    return Trained(root.address(latest["weights"]), datetime.fromisoformat(latest["trained_at"]), scenes)
 
 
 def not_due(root: Root, due: Due, last: Trained | None) -> str | None:
@@ -57,7 +55,7 @@ def changed_share(now: dict[str, str], then: dict[str, str]) -> float:
 
 def remember(root: Root, run_id: str, revision: str) -> None:
     """These weights are what the catalog is painted with from now on; the same as before keep their date."""
-    known = json.loads(root.read(LATEST)) if root.exists(LATEST) else {}
+    known = json.loads(root.read(ACCEPTED)) if root.exists(ACCEPTED) else {}
     if known.get("weights") == f"weights/{revision}":
         return
     now = _scenes(root)
@@ -67,7 +65,7 @@ def remember(root: Root, run_id: str, revision: str) -> None:
     root.write(trained_on, buffer.getvalue().to_pybytes())
     at = datetime.now(UTC).isoformat(timespec="seconds")
     root.write_json(
-        LATEST, {"weights": f"weights/{revision}", "trained_at": at, "run_id": run_id, "trained_on": trained_on}
+        ACCEPTED, {"weights": f"weights/{revision}", "trained_at": at, "run_id": run_id, "trained_on": trained_on}
     )
 
 

@@ -59,6 +59,18 @@ class Night(BaseModel):
         root.write(_name(self.run_id), (self.model_dump_json(indent=2) + "\n").encode())
 
 
+class CatalogStatus(BaseModel):
+    """One catalog of a root, as `adbooster status` of the root lists it."""
+
+    catalog: str
+    live_version: int | None
+    live_since: datetime | None
+    night: str | None
+    """run_id of the newest night"""
+    state: State | None
+    """of that night"""
+
+
 class Status(BaseModel):
     """What `adbooster status` reports."""
 
@@ -72,6 +84,8 @@ class Status(BaseModel):
     """newest first"""
     progress: dict[str, Any] | None = None
     """of the newest night's running step: job, done, total and one line of text"""
+    catalogs: list[CatalogStatus] = []
+    """of the root, by name"""
 
 
 def read(root: Root, run_id: str) -> Night | None:
@@ -100,7 +114,7 @@ def status(root: Root, run_id: str | None = None, limit: int = 1) -> Status:
             night.state = "lost"
             for step in night.steps:
                 step.state = "lost" if step.state == "running" else step.state
-    live = next(iter(tables.history(root, "creatives")), None)
+    live = tables.published(root, "creatives")
     report = Status(
         root_uri=root.uri,
         lock=claim,
@@ -108,10 +122,23 @@ def status(root: Root, run_id: str | None = None, limit: int = 1) -> Status:
         live_run_id=live and live.run_id,
         live_since=live and live.time,
         nights=nights,
+        catalogs=[] if run_id else each(_catalog, root.catalogs()),
     )
     if nights and nights[0].state == "running":
         report.progress = read_progress(root, nights[0])
     return report
+
+
+def _catalog(catalog: Root) -> CatalogStatus:
+    told = status(catalog)
+    night = next(iter(told.nights), None)
+    return CatalogStatus(
+        catalog=catalog.catalog,
+        live_version=told.live_version,
+        live_since=told.live_since,
+        night=night and night.run_id,
+        state=night and night.state,
+    )
 
 
 def _alive(night: Night, claim: Claim | None) -> bool:

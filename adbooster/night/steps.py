@@ -26,7 +26,7 @@ from adbooster.storage.objects import Root
 log = logging.getLogger(__name__)
 Report = TypeVar("Report", bound=BaseModel)
 # What may differ between a night and its resumption without a finished step being run again.
-_PASSING = {"run_id", "dry_run", "deadline", "gpu_hours", "progress_s"}
+_PASSING = {"catalog", "run_id", "dry_run", "deadline", "gpu_hours", "progress_s"}
 _GRACE_S = 30  # for a step to end after SIGTERM
 
 
@@ -42,8 +42,9 @@ class Steps:
     def __init__(self, root: Root, night: Night, isolated: bool):
         self.root, self.night, self.isolated, self.anew = root, night, isolated, False
 
-    def __call__(self, job: Callable[[Any], Report], config: JobConfig, name: str = "") -> Report:
+    def __call__(self, job: Callable[[Any], Report], config: JobConfig, name: str = "", inline: bool = False) -> Report:
         """name    of the step and its module in jobs/, where it is not the function's
+        inline  a function call whatever the others are
 
         raises  what the job raises; LockLost before it starts if another night holds the lock"""
         name, report_class = name or job.__name__, get_type_hints(job)["return"]
@@ -57,7 +58,7 @@ class Steps:
         self._set(step, Step(step=name, state="running", settings=mark, started_at=_now()))
         log.info("%s begins", name)
         try:
-            report = self._run(name, job, config, report_class)
+            report = self._run(name, job, config, report_class, self.isolated and not inline)
         except BaseException as e:
             state = "failed" if isinstance(e, Exception) else "stopped"
             error = f"{type(e).__name__}: {e}"
@@ -77,8 +78,8 @@ class Steps:
             setattr(step, name, getattr(now, name))
         self.night.save(self.root)
 
-    def _run(self, name: str, job: Callable, config: JobConfig, report_class: type[Report]) -> Report:
-        if self.isolated:
+    def _run(self, name: str, job: Callable, config: JobConfig, report_class: type[Report], isolated: bool) -> Report:
+        if isolated:
             return report_class.model_validate_json(_in_a_process(name, config))
         with metrics.of_run(name, config.run_id):
             return job(config)

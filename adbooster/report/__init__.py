@@ -4,4 +4,4 @@ Enters: tables, candidates, evaluation and feeds of a run. Leaves: runs/<run_id>
 All text of feeds and cohorts is data: it never becomes markup, and the page makes no network request.
 """
 
-__all__ = ["audit", "contact_sheet", "delivery", "gallery", "inspect", "page", "uplift"]
+__all__ = ["audit", "contact_sheet", "delivery", "fsck", "gallery", "inspect", "page", "repair", "uplift"]

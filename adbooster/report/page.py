@@ -40,13 +40,15 @@ def write_report(root: Root, run_id: str, evaluation: dict | None = None) -> str
     if evaluation is None and root.exists(at):
         evaluation = json.loads(root.read(at))
     data = gallery.read(root, run_id) | {"evaluation": evaluation, "delivery": delivery.read(root, run_id)}
+    data["objects_at"] = "../../" if root.above is None else "../../../../"
     relative = f"runs/{run_id}/report.html"
     root.write(relative, render(data).encode())
     return f"{root.uri}/{relative}"
 
 
 def render(data: dict) -> str:
-    """The page for what gallery.collect gives, with `numbers`, `evaluation` and `delivery`."""
+    """The page for what gallery.collect gives, with `numbers`, `evaluation`, `delivery` and `objects_at`, the way from the
+    page's folder to the root of the objects."""
     style = (PAGE / "report.css").read_text()
     script = "'use strict';\n(() => {\n" + "".join((PAGE / name).read_text() for name in SCRIPTS) + "})();\n"
     parts = {

@@ -129,6 +129,11 @@ def _files(table: DeltaTable) -> list[_File]:
     return [_File(row["path"], _part(row["path"]), row["num_records"] or 0, row["size_bytes"]) for row in facts]
 
 
+def divided(table: DeltaTable) -> bool:
+    """Whether any of its files holds chosen buckets."""
+    return any(_NAME.fullmatch(uri.rsplit("/", 1)[-1]) for uri in table.file_uris())
+
+
 def _part(path: str) -> Part:
     """Told by the name, as Delta keeps the ends of a table's first columns only."""
     name = _NAME.fullmatch(path)

@@ -1,4 +1,4 @@
-"""One night at a time below a root: a lock that expires unless its holder renews it.
+"""One night at a time in a catalog: a lock that expires unless its holder renews it.
 
 The lock is a series of numbered files, `locks/night/<number>.json`. The process that creates the next number, which
 only one can (O_EXCL on disk, If-None-Match on S3), holds the lock; the holder of a lower number has lost it. So a number
@@ -21,8 +21,9 @@ from adbooster.contracts.errors import LockHeld, LockLost
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
+_environment = threading.Lock()
 FOLDER = "locks/night"
-HELD = "ADBOOSTER_NIGHT_LOCK"  # environment of a night and of its steps: which lock they work under
+HELD = "ADBOOSTER_NIGHT_LOCK"  # environment of nights and of their steps: the locks that they work under, by root
 KEPT = 20  # past numbers; a number is never used twice
 
 
@@ -61,10 +62,19 @@ def newest(root: Root) -> Claim | None:
     return Claim.model_validate_json(root.read(_name(numbers[-1]))) if numbers else None
 
 
+def running(root: Root) -> Claim | None:
+    """Who holds the lock now, as far as this machine and the storage's stamps can tell; None if it is free or has expired."""
+    last = newest(root)
+    if last is None or last.released or last.gone:
+        return None
+    lasts_s = (last.expires_at - last.renewed_at).total_seconds()
+    return last if root.now() - root.modified(_name(last.number)) < lasts_s else None
+
+
 def held(root: Root | None = None) -> dict | None:
-    """The lock that this process works under as part of a night: root, number and token; None outside of one."""
-    claim = json.loads(os.environ.get(HELD, "null"))
-    return claim if claim and (root is None or claim["root"] == root.uri) else None
+    """The lock that this process works under as part of a night, without `root` the last of them; None outside of one."""
+    claims = json.loads(os.environ.get(HELD, "{}"))
+    return list(claims.values() or [None])[-1] if root is None else claims.get(root.uri)
 
 
 def fence(root: Root) -> None:
@@ -100,9 +110,7 @@ class NightLock:
         if last and not last.released:
             log.warning("took over the lock of night %s, which was not released", last.run_id)
         self.root.remove([_name(n) for n in _numbers(self.root)[:-KEPT]])
-        os.environ[HELD] = json.dumps(
-            {"root": self.root.uri, "number": self.claim.number, "token": self.claim.token, "pid": os.getpid()}
-        )
+        _work_under(self.root, {"number": self.claim.number, "token": self.claim.token, "pid": os.getpid()})
         self._thread = threading.Thread(target=self._renew, daemon=True, name="night lock")
         self._thread.start()
         return self
@@ -110,7 +118,7 @@ class NightLock:
     def __exit__(self, *_) -> None:
         self._stop.set()
         self._thread.join()
-        os.environ.pop(HELD, None)
+        _work_under(self.root, None)
         try:
             if not self.lost():
                 self._write(released=True)
@@ -186,6 +194,16 @@ class NightLock:
         times = {"renewed_at": now, "expires_at": now + timedelta(seconds=self.ttl_s)}
         self.claim = self.claim.model_copy(update=times | changes)
         self.root.write(_name(self.claim.number), self.claim.model_dump_json(indent=2).encode())
+
+
+def _work_under(root: Root, claim: dict | None) -> None:
+    """From now on, or no longer; nights of several catalogs may run in threads of one process."""
+    with _environment:
+        claims = json.loads(os.environ.get(HELD, "{}"))
+        claims.pop(root.uri, None)
+        if claim:
+            claims[root.uri] = claim
+        os.environ[HELD] = json.dumps(claims)
 
 
 def _name(number: int) -> str:

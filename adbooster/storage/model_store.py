@@ -134,7 +134,9 @@ def pull(root: Root, source: str, name: str = "", hub_revision: str = "main") ->
             facts = {"name": name, "revision": revision, "source": source, "hub_commit": commit}
             root.write_json(f"{below}/{MANIFEST}", facts | {"pulled_at": datetime.now(UTC).isoformat(), "files": known})
         elif _without_card(json.loads(root.read(f"{below}/{MANIFEST}"))["files"]) != _without_card(known):
-            raise ConfigError(f"{root.uri}/{below} holds other files than {source}; remove that folder and pull again")
+            raise ConfigError(
+                f"{root.address(below)} holds other files than {source}; remove that folder and pull again"
+            )
     return done
 
 
@@ -176,7 +178,7 @@ def _kept(root: Root, folder: str) -> Kept | None:
 
 
 def _uri(root: Root, folder: str, files: list[str]) -> str:
-    return f"{root.uri}/{folder}" + (f"/{files[0]}" if len(files) == 1 else "")
+    return root.address(folder) + (f"/{files[0]}" if len(files) == 1 else "")
 
 
 def _without_card(files: dict) -> dict:

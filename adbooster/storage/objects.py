@@ -1,4 +1,4 @@
-"""Object storage: a root folder or bucket, objects named by their content, model folders brought to the node."""
+"""Object storage: a root folder or bucket, its catalogs, objects named by their content."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -18,10 +19,13 @@ import pyarrow.fs
 from fsspec.core import url_to_fs
 
 from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.naming import CATALOGS, catalog_uri, split_catalog
 from adbooster.contracts.redaction import redact
 from adbooster.storage.outage import patience_s, room
 
 log = logging.getLogger(__name__)
+SHARED = ("objects", "weights", "models")  # folders that the catalogs of a root have in common
+ACCEPTED = "weights/latest.json"  # which weights a night accepted last: of each catalog its own
 CLOCK = "locks/clock"  # written to learn what time the storage has
 CHECK_S = 20  # a storage that does not answer before anything is begun is not waited for
 THREADS = 32  # requests to the storage at one time
@@ -38,6 +42,7 @@ class Stat(NamedTuple):
 class Root:
     """Everything below `root_uri` (a local folder or `s3://bucket/prefix`); paths are relative, with `/`.
 
+    `<root>/catalogs/<name>` is a catalog of the root: paths in SHARED are the root's, all others its own.
     Credentials and endpoint come from the environment (AWS_ENDPOINT_URL and the usual AWS names), never from config.
     """
 
@@ -53,8 +58,43 @@ class Root:
         """Whether it is a folder of this machine."""
         return _is_local(self.fs)
 
+    @cached_property
+    def above(self) -> "Root | None":
+        """The root whose objects, weights and models this catalog uses; None: it is a root itself.
+
+        A folder of such an address that has objects of its own was a root before there were catalogs, and stays one.
+        raises  ConfigError for a catalog of a catalog
+        """
+        found = split_catalog(self.uri)
+        if found is None or self.fs.exists(f"{self.base}/objects"):
+            return None
+        above = Root(found[0])
+        if above.above is not None:
+            raise ConfigError(f"{self.uri} would be a catalog of a catalog; give the root {above.above.uri}")
+        return above
+
+    @property
+    def catalog(self) -> str:
+        """The catalog's name; empty for a root."""
+        return self.uri.rsplit("/", 1)[-1] if self.above else ""
+
+    def catalogs(self) -> list["Root"]:
+        """The catalogs of this root, by name."""
+        found = [Root(catalog_uri(self.uri, name)) for name in self.folders(CATALOGS)]
+        return [catalog for catalog in found if catalog.above is not None]
+
+    def _home(self, relative: str) -> "Root":
+        """The root that a path hangs on."""
+        shared = relative.split("/", 1)[0] in SHARED and relative != ACCEPTED
+        return (shared and self.above) or self
+
     def path(self, relative: str) -> str:
-        return f"{self.base}/{relative}"
+        """The path of a file or folder in the filesystem."""
+        return f"{self._home(relative).base}/{relative}"
+
+    def address(self, relative: str) -> str:
+        """The uri of a file or folder, as settings and reports name it."""
+        return f"{self._home(relative).uri}/{relative}"
 
     def read(self, relative: str) -> bytes:
         return bytes(cast(bytes, self.fs.cat_file(self.path(relative))))
@@ -164,8 +204,9 @@ class Root:
 
     def stats(self, folder: str) -> dict[str, Stat]:
         """Every file below a folder, by its path relative to the root; none if there is no such folder."""
-        listing = self.fs.find(self.path(folder), detail=True)
-        return {path[len(self.base) + 1 :]: _stat(info) for path, info in listing.items() if info["type"] == "file"}
+        path = self.path(folder)
+        listing, above = self.fs.find(path, detail=True), len(path) - len(folder)
+        return {path[above:]: _stat(info) for path, info in listing.items() if info["type"] == "file"}
 
     def remove(self, files: Iterable[str]) -> list[str]:
         """Remove files; one that is gone already is fine. Returns those that the storage refuses to remove.
@@ -222,9 +263,9 @@ class Root:
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs))
 
 
-def each(do: Callable, items: Iterable) -> list:
-    """`do` of every item, in their order, at most THREADS at a time; the first error is raised."""
-    with ThreadPoolExecutor(THREADS) as threads:
+def each(do: Callable, items: Iterable, at_once: int = THREADS) -> list:
+    """`do` of every item, in their order, so many at a time; the first error is raised."""
+    with ThreadPoolExecutor(at_once) as threads:
         return list(threads.map(do, items))
 
 

@@ -1,5 +1,6 @@
 """Delta tables below a root: read one version, and merge a run's rows in one commit."""
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ from adbooster.storage.objects import Root, each
 
 log = logging.getLogger(__name__)
 STAGED_AT_ONCE = 256  # parts that are read together
+_UPKEEP_OF = "upkeep_of"  # of a commit that changes no row: the entry of the commit whose rows it kept, as JSON
 TABLES = {
     "samples": schema.SAMPLES,
     "cohorts": schema.COHORTS,
@@ -51,6 +53,11 @@ def open_table(root: Root, name: str, version: int | None = None) -> DeltaTable 
         return None
 
 
+def present(root: Root) -> list[str]:
+    """Names of the tables below the root."""
+    return [name for name in root.folders("tables") if open_table(root, name) is not None]
+
+
 def read(
     root: Root,
     name: str,
@@ -62,20 +69,39 @@ def read(
 
     where  only rows of which this holds, by the columns that are read; the others are never in memory together
     """
-    wanted = TABLES[name] if columns is None else pa.schema([TABLES[name].field(c) for c in columns])
-    table = open_table(root, name, version)
+    if where is not None:
+        # Not by the scan itself: files of a MERGE hold string views, which its filters cannot compare.
+        parts = (part.filter(where) for part in batches(root, name, columns, version))
+        return pa.concat_tables([_columns(name, columns).empty_table(), *parts])
+    wanted, table = _columns(name, columns), open_table(root, name, version)
     if table is None:
         return wanted.empty_table()
-    stored = {f.name for f in table.schema().fields}
-    known = pa.schema([f for f in wanted if f.name in stored])  # a column younger than the table is null
+    known = _known(table, wanted)
     with outage.in_words(f"{root.uri}/tables/{name}"):
-        if where is None:
-            stored_rows = table.to_pyarrow_table(columns=known.names)
-            return schema.fill(schema.check(stored_rows, known, f"tables/{name}"), wanted)
-        # Not by the scan itself: files of a MERGE hold string views, which its filters cannot compare.
-        batches = table.to_pyarrow_dataset().to_batches(columns=known.names)
-        parts = (schema.check(pa.Table.from_batches([batch]), known, f"tables/{name}") for batch in batches)
-        return pa.concat_tables([wanted.empty_table(), *(schema.fill(part, wanted).filter(where) for part in parts)])
+        stored_rows = table.to_pyarrow_table(columns=known.names)
+        return schema.fill(schema.check(stored_rows, known, f"tables/{name}"), wanted)
+
+
+def batches(root: Root, name: str, columns: list[str] | None = None, version: int | None = None) -> Iterator[pa.Table]:
+    """The rows that `read` gives, a part at a time: a table of any size in the memory of some parts."""
+    wanted, table = _columns(name, columns), open_table(root, name, version)
+    if table is None:
+        return
+    known = _known(table, wanted)
+    with outage.in_words(f"{root.uri}/tables/{name}"):
+        scan = {"batch_size": 65_536, "batch_readahead": 4, "fragment_readahead": 1}
+        for batch in table.to_pyarrow_dataset().to_batches(columns=known.names, **scan):
+            yield schema.fill(schema.check(pa.Table.from_batches([batch]), known, f"tables/{name}"), wanted)
+
+
+def _columns(name: str, columns: list[str] | None) -> pa.Schema:
+    return TABLES[name] if columns is None else pa.schema([TABLES[name].field(c) for c in columns])
+
+
+def _known(table: DeltaTable, wanted: pa.Schema) -> pa.Schema:
+    """The wanted columns that the table has; those that are younger than it are null."""
+    stored = {f.name for f in table.schema().fields}
+    return pa.schema([f for f in wanted if f.name in stored])
 
 
 def version(root: Root, name: str) -> int | None:
@@ -131,7 +157,7 @@ def add_columns(root: Root, name: str, base: int | None) -> int | None:
     stored = {f.name for f in table.schema().fields}
     if not (young := [f for f in DeltaSchema.from_arrow(TABLES[name]).fields if f.name not in stored]):
         return base
-    return commit(root, name, base, {}, lambda mine: table.alter.add_columns(young, commit_properties=mine))
+    return commit(root, name, base, _kept(table), lambda mine: table.alter.add_columns(young, commit_properties=mine))
 
 
 def commit(
@@ -171,6 +197,25 @@ def restore(root: Root, name: str, to: int, base: int, metadata: Mapping[str, st
     if table is None or table.version() != base:
         raise PublishConflict(f"another run committed to tables/{name} after version {base}; nothing was rolled back")
     return commit(root, name, base, metadata, lambda commit: table.restore(to, commit_properties=commit))
+
+
+def upkeep(root: Root, name: str, write: Callable[[DeltaTable, CommitProperties], object]) -> None:
+    """One commit by `write` that changes no row, such as a compaction.
+
+    It carries what the commit said whose rows it keeps, so that `metadata` and `published` give that also when the log
+    does not reach back to it any more. A job that takes no lock may commit meanwhile: Delta puts this commit on top of that
+    one where both can be, and else nothing is changed.
+    raises  PublishConflict
+    """
+    table = open_table(root, name)
+    if table is None:
+        return
+    commit(root, name, table.version(), _kept(table), lambda mine: write(table, mine))
+
+
+def _kept(table: DeltaTable) -> dict[str, str]:
+    """Metadata of a commit that changes no row."""
+    return {_UPKEEP_OF: json.dumps(_published(table))}
 
 
 def _create(root: Root, name: str, rows: pa.Table, commit: CommitProperties) -> None:
@@ -247,9 +292,17 @@ def replace(
 
 
 def metadata(root: Root, name: str) -> dict:
-    """The metadata of a table's last commit; empty if there is no table."""
+    """The metadata of the commit whose rows are live; empty if there is no table."""
     table = open_table(root, name)
-    return {} if table is None else table.history(1)[0]
+    return {} if table is None else _published(table)
+
+
+def _published(table: DeltaTable) -> dict:
+    """The log's entry of the last commit that changed rows, or what later ones keep of it."""
+    last = table.history(1)[0]
+    if _UPKEEP_OF not in last:
+        return last
+    return next((e for e in table.history() if _UPKEEP_OF not in e), None) or json.loads(last[_UPKEEP_OF])
 
 
 class Version(BaseModel):
@@ -258,7 +311,7 @@ class Version(BaseModel):
     version: int
     time: datetime
     operation: str
-    """Delta's name for it: WRITE, MERGE, RESTORE"""
+    """Delta's name for it: WRITE, MERGE, RESTORE; OPTIMIZE, SET TBLPROPERTIES and ADD COLUMN change no row"""
     rows_added: int | None
     """with those that replace another row; null where the commit does not record it"""
     rows_removed: int | None
@@ -268,6 +321,12 @@ class Version(BaseModel):
     weights_revision: str | None = None
     git_commit: str | None = None
     rollback_to: int | None = None
+
+
+def published(root: Root, name: str) -> Version | None:
+    """The commit whose rows are live, also where commits that change no row came after it; None if there is no table."""
+    table = open_table(root, name)
+    return None if table is None else _version(_published(table))
 
 
 def history(root: Root, name: str) -> list[Version]:

@@ -15,6 +15,8 @@ pauses (SIGSTOP)    the driver; the raylet of the node that paints, so that its 
 storage, a while    503 SlowDown for every request; no connection; no connection from the node that paints, which has a head
 storage, to the end credentials that expire, their file renewed seconds later; a bucket that refuses deletes and puts without
                     checksums; a storage whose clock jumps an hour forward or back
+an operator's acts  beside the night: a compaction of all tables with two files, a vacuum, a rollback of the creatives to their
+                    first version, after which one more run has to bring back what was undone
 
 Each seed is one line of the file; a file that has a seed is not asked for it again. Exit code 1 if anything differed.
 """
@@ -39,22 +41,22 @@ from adbooster.pictures import images
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
 from adbooster.tiny import world
-from tests.benchmarks.chaos_nodes import KILLS, LASTING, PAUSES, SPELLS, ThreeNodes, s3_server
+from tests.benchmarks.chaos_nodes import ACTS, KILLS, LASTING, PAUSES, SPELLS, ThreeNodes, s3_server
 from tests.deliver.conftest import small_channels
 from tests.faults import SHARES, Faults
 
 MODELS = Path(world.__file__).parent / "models"
 CONTEXTS = ("a spooky halloween night", "a snowy winter day", "a tropical beach holiday", "a football stadium")
 RECIPE = {"candidates": 2, "num_inference_steps": 2, "guidance_scale": 2.0, "size_px": 256, "paint_px": 64}
-MAY_DIFFER, POINTER_MAY_DIFFER = {"run_id", "gpu_s"}, {"run_id", "published_at"}
+MAY_DIFFER, POINTER_MAY_DIFFER = {"run_id", "gpu_s"}, {"run_id", "published_at", "deliveries_version"}
 CHANNELS = ("meta", "web")  # at a fifth of their sizes
 TOO_LONG_S, MOST_RUNS = 300, 8
-KINDS = (*KILLS, *PAUSES, *SPELLS, *LASTING)
+KINDS = (*KILLS, *PAUSES, *SPELLS, *LASTING, *ACTS)
 S3_FAULTS = (*SHARES, "expired", "denied", "unchecked")
 
 
 def stock(root: Root) -> None:
-    """Two products with true masks and four cohorts: eight requests."""
+    """Two products with true masks and four cohorts: eight requests; a live creative of each product, which is out of date."""
     samples, cohorts = [], []
     for key in ("teapot", "running-shoe"):
         photo, mask = world.packshot(key, 256)
@@ -65,8 +67,22 @@ def stock(root: Root) -> None:
     for i, context in enumerate(CONTEXTS):
         known = {"cohort_id": f"c{i}", "family": "events", "query": "a gift", "context": context, "version": "1"}
         cohorts.append(dict.fromkeys(schema.COHORTS.names) | known | {"interests": []})
-    for name, rows, key in (("samples", samples, "sample_id"), ("cohorts", cohorts, "cohort_id")):
-        tables.merge(root, name, pa.Table.from_pylist(rows, tables.TABLES[name]), key, None, {})
+    creatives = []
+    for sample in samples:
+        known = {"creative_id": f"old {sample['product_id']}", "request_id": "old", "product_id": sample["product_id"]}
+        known |= {"cohort_id": "old", "rank": 0, "uri": root.put(b"out of date", "webp"), "fallback": False}
+        known |= {"gpu_s": 0.1, "run_id": "old", "recipe_id": "old", "weights_revision": "old", "placement": ""}
+        creatives.append(dict.fromkeys(schema.CREATIVES.names) | known)
+    tables.merge(root, "creatives", schema.CREATIVES.empty_table(), "creative_id", None, {})
+    stocked = {
+        "samples": (samples, "sample_id"),
+        "cohorts": (cohorts, "cohort_id"),
+        "creatives": (creatives, "creative_id"),
+    }
+    for name, (rows, key) in stocked.items():
+        for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):  # a file each
+            made = pa.Table.from_pylist(half, tables.TABLES[name])
+            tables.merge(root, name, made, key, tables.version(root, name), {})
 
 
 def digest(root: Root) -> dict:
@@ -80,6 +96,7 @@ def digest(root: Root) -> dict:
         "deliveries": rows_digest(deliveries, "delivery_id"),
         "delivered": len(delivered),
         "feeds": feeds(root),
+        "fetched": {name: found for name, found in feeds(root).items() if re.search(r"/feed\.\w+$", name)},
         "dangling": sorted(named_in_feeds(root) - (delivered & objects.keys())),
         "objects": objects,
     }
@@ -170,14 +187,17 @@ class Chaos:
         self.nodes.whole()
         self.nodes.use(Faults(**shares, seed=seed))
         undo: list[tuple[float, Callable[[], None]]] = []
-        started, met, codes, late = time.monotonic(), Counter(), [], False
-        while len(codes) < MOST_RUNS and (not codes or codes[-1] != 0):
+        started, met, codes, late, undone = time.monotonic(), Counter(), [], False, False
+        while len(codes) < MOST_RUNS and (not codes or codes[-1] != 0 or undone):
             run, began = self._run(root, settings, f"run{len(codes)}"), time.monotonic()
-            passed = 0.0
-            while run.exitcode is None:
+            passed, acts = 0.0, []
+            while run.exitcode is None or any(act.exitcode is None for _, act in acts):
                 passed = time.monotonic() - began
                 while due and due[0][0] <= passed and run.exitcode is None:
                     kind = due.pop(0)[1]
+                    if kind in ACTS:
+                        acts.append((kind, self.nodes.operate(kind, root.uri, settings)))
+                        continue
                     done, for_s, back = self.nodes.disturb(kind, run, settings["witness"], chance)
                     met[kind] += done
                     undo.append((time.monotonic() + for_s, back))
@@ -185,11 +205,15 @@ class Chaos:
                         run.join()
                 undo = _undone(undo)
                 if passed > TOO_LONG_S:
-                    run.kill()
-                    run.join()
+                    for process in (run, *(act for _, act in acts)):
+                        process.kill()
+                        process.join()
                     late = True
                 run.join(0.05)
             codes.append(run.exitcode)
+            did = [kind for kind, act in acts if act.exitcode == 0]
+            met.update(did)
+            undone = "rollback" in did
             due = [(max(0.0, at - passed), kind) for at, kind in due]
             self.nodes.whole()
         for _, back in undo:
@@ -197,7 +221,9 @@ class Chaos:
         faults = self.nodes.counts()
         self.nodes.use(Faults())
         found = digest(root) if codes[-1] == 0 else {}
-        differing = [k for k in self.calm if k != "night_s" and found.get(k) != self.calm[k]]
+        # A feed of what a rollback had made live leaves the changes to it and from it; what channels fetch is compared.
+        compared = self.calm.keys() - {"night_s", *(["feeds"] if met["rollback"] else [])}
+        differing = sorted(k for k in compared if found.get(k) != self.calm[k])
         if differing or late:
             print(f"seed {seed} differs in {differing}: {Path(settings['log']).read_text()[-4000:]}", file=sys.stderr)
         seconds = round(time.monotonic() - started, 1)

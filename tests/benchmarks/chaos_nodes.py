@@ -21,11 +21,17 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
 import psutil
 
+from adbooster.contracts.errors import ConfigError
+from adbooster.storage.maintenance import MaintainConfig, maintain
+from adbooster.storage.objects import Root
+from adbooster.storage.rollback import rollback
+from adbooster.storage.vacuum import MINIMUM, vacuum
 from tests import chaos_driver
 from tests.faults import Faults, FaultyS3
 
 PAUSE_S = 0.3  # after each request, so that moments fall into painting too and not only into starting
 KILLS = ("worker", "node", "driver")
+ACTS = ("compaction", "vacuum", "rollback")  # of an operator, beside the night
 PAUSES = {"driver_paused": (3, 15), "raylet_paused": (3, 80)}  # shortest and longest, s
 SPELLS = {"slow_down": (10, 40), "no_storage": (5, 20), "node_without_storage": (5, 20), "credentials_expire": (0, 5)}
 LASTING = {"refused_deletes": {"locked": True}, "clock_ahead": {"clock_s": 3600}, "clock_behind": {"clock_s": -3600}}
@@ -64,6 +70,30 @@ def night(settings: dict) -> None:
     with chaos_driver.witnessing(settings["witness"], PAUSE_S):
         for job, run_id in settings["jobs"].items():
             chaos_driver.run_job(*chaos_driver.JOBS[job], ["--config", settings["config"], "--run-id", run_id])
+
+
+def act(kind: str, root: Root) -> bool:
+    """An operator's act; whether there was anything to do."""
+    if kind == "vacuum":
+        vacuum(root, MINIMUM)
+        return True
+    if kind == "compaction":
+        told = maintain(MaintainConfig(root_uri=root.uri, run_id="compaction", small_files=2, history_days=None))
+        return bool(told.compacted)
+    try:
+        rollback(root, "creatives", 0)
+    except ConfigError:  # it is what is live
+        return False
+    return True
+
+
+def operate(kind: str, uri: str, settings: dict) -> None:
+    """An act in a process of its own; exit code 0: it was done, 3: there was nothing to do, 1: an error, as of the storage."""
+    log = os.open(settings["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    _set(settings["environment"])
+    sys.exit(0 if act(kind, Root(uri)) else 3)
 
 
 def nothing() -> None:
@@ -137,10 +167,17 @@ class ThreeNodes:
         self.cluster.wait_for_nodes()
 
     def start(self, settings: dict) -> multiprocessing.Process:
+        return self._beside(night, settings)
+
+    def operate(self, kind: str, uri: str, settings: dict) -> multiprocessing.Process:
+        """One of ACTS, through the driver's door."""
+        return self._beside(operate, settings, kind, uri)
+
+    def _beside(self, do: Callable, settings: dict, *first: str) -> multiprocessing.Process:
         with self._environment(self.door, RAY_ADDRESS=self.cluster.address):
             names = ("AWS_ENDPOINT_URL", "AWS_SHARED_CREDENTIALS_FILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
             taken = {name: os.environ.get(name) for name in names}  # a forked process has those of an earlier time
-            run = self.processes.Process(target=night, args=(settings | {"environment": taken},), daemon=True)
+            run = self.processes.Process(target=do, args=(*first, settings | {"environment": taken}), daemon=True)
             run.start()
         return run
 

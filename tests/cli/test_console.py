@@ -11,6 +11,7 @@ from deltalake import write_deltalake
 
 from adbooster.cli.console import main
 from adbooster.storage import tables
+from adbooster.storage.lock import HELD, NightLock
 from adbooster.storage.objects import Root
 from tests.storage.test_rollback import live, publish
 
@@ -73,6 +74,19 @@ def test_rollback_says_first_and_does_then(nights, capsys):
     assert live(nights) == {"a", "b"}
 
 
+def test_compact_merges_files_unless_a_night_runs(root, capsys, monkeypatch):
+    for i in range(20):
+        publish(root, [f"c{i}"])
+    with NightLock(root, "tonight"):
+        monkeypatch.delenv(HELD)  # as in another process
+        code, err = refused(capsys, "compact", "--root-uri", root.uri)
+        assert (code, "night tonight has held the lock" in err) == (1, True)
+    assert "creatives 20 to 1 files, a checkpoint" in said(capsys, "compact", "--root-uri", root.uri)
+    assert "no table has enough" in said(capsys, "compact", "--root-uri", root.uri)
+    assert json.loads(said(capsys, "compact", "--root-uri", root.uri, "--json"))["compacted"] == 0
+    assert len(live(root)) == 20
+
+
 def test_vacuum_lists_first_and_removes_then(nights, capsys):
     flags = ("vacuum", "--root-uri", nights.uri, "--older-than", "0", "--force")
     planned = said(capsys, *flags, "--dry-run").splitlines()
@@ -80,7 +94,7 @@ def test_vacuum_lists_first_and_removes_then(nights, capsys):
     assert planned[-1].startswith("would remove 1 objects (2 stay), 1 table files and 0 staged parts")
     assert all(nights.exists(name) for name in planned[:2])
     done = json.loads(said(capsys, *flags, "--json"))
-    assert [*done["table_files"], *done["objects"]] == planned[:2]
+    assert (done["table_files"], done["objects"], done["first"]) == (1, 1, planned[:2])
     assert not any(nights.exists(name) for name in planned[:2])
     assert live(nights) == {"b", "c"}
 
@@ -90,6 +104,7 @@ def test_vacuum_lists_first_and_removes_then(nights, capsys):
     [
         (["history"], "there is no table"),
         (["rollback", "--to", "0"], "there is no table"),
+        (["compact"], "there are no tables below"),
         (["vacuum"], "there are no tables below"),
         (["vacuum", "--older-than", "2h"], "below the minimum of 1 day"),
         (["vacuum", "--older-than", "soon"], "'soon' is not a time; 7 or 7d, 36h, 2w are"),

@@ -62,7 +62,7 @@ def on_a_terminal(words: list[str]) -> tuple[int, str]:
 def test_a_terminal_shows_one_block_and_nothing_of_rays(tmp_path):
     code, shown = on_a_terminal(command(tmp_path / "root"))
     assert code == 0, shown[-2000:]
-    for step in ("prepare", "cohorts", "finetune", "generate", "evaluate"):
+    for step in ("prepare", "cohorts", "finetune", "generate", "evaluate", "maintain"):
         assert step in shown
     assert "✓" in shown
     assert "report:" in shown

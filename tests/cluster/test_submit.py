@@ -143,6 +143,7 @@ def test_the_readmes_night_on_a_head_with_a_token(head, tmp_path):
         ("canary", "skipped"),
         ("generate", "finished"),
         ("evaluate", "finished"),
+        ("maintain", "finished"),
     ]
     jobs = {p.name.split(".")[0] for p in (tmp_path / "runs" / report["run_id"]).glob("*.report.json")}
     assert jobs == {"prepare", "cohorts", "generate", "evaluate"}  # each was a process

@@ -69,6 +69,17 @@ def test_beside_a_feed_lie_its_delta_and_the_feed_before(root, small, rendered):
     assert len(root.files("delivery/tiktok")) == 6
 
 
+def test_each_catalog_has_its_own_feeds_over_the_files_of_the_root(root, small, rendered):
+    channels = small("tiktok")
+    for name, products in (("de", ("P1",)), ("fr", ("P1", "P2"))):
+        shop = Root(f"{root.uri}/catalogs/{name}")
+        publish(shop, products=products)
+        deliver(config(shop, channels))
+        feed = feed_text.parse(root.read(f"catalogs/{name}/delivery/tiktok/feed.tsv"), "tsv", "sku_id")
+        assert list(feed) == list(products)
+        assert all(root.exists(row["image_link"].removeprefix(f"{BASE}/")) for row in feed.values())
+
+
 def test_the_best_creative_of_a_product_comes_first(root, small, rendered):
     creatives = publish(root, cohorts=("c1", "c2"))
     better = creatives[1] | {"margin": 0.3}

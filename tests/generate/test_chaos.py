@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from adbooster.storage import tables
 from tests.benchmarks import chaos
+from tests.benchmarks.chaos_nodes import act
 
 
 @pytest.mark.slow
@@ -44,3 +46,19 @@ def test_what_was_killed_and_what_differed_is_counted():
     assert "| runs | 3 |" in told
     assert "started again | 1 |" in told
     assert "| differences | 1 |" in told
+
+
+def test_an_operators_acts_meet_what_is_there_before_a_night(root):
+    """Each has something to do, so that a seed that draws it disturbs something."""
+    chaos.stock(root)
+    before = {name: tables.version(root, name) for name in ("samples", "cohorts", "creatives")}
+    assert act("vacuum", root)
+    assert {name: tables.version(root, name) for name in before} == before
+    assert act("compaction", root)
+    assert {name: tables.version(root, name) for name in before} == {name: n + 1 for name, n in before.items()}
+    assert not act("compaction", root)
+    assert tables.read(root, "creatives").num_rows == 2
+    assert act("rollback", root)
+    assert tables.read(root, "creatives").num_rows == 0
+    assert not act("rollback", root)
+    assert all(root.exists(name) for name in root.stats("objects"))

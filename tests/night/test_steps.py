@@ -94,10 +94,11 @@ def test_a_night_that_was_told_to_end_says_so(root):
 
 def test_no_step_begins_when_another_night_has_taken_over(root, monkeypatch):
     with lock.NightLock(root, "other"):
-        told = {"root": root.uri, "number": 0, "token": "mine", "pid": 1}
-        monkeypatch.setenv(lock.HELD, json.dumps(told))
-        with pytest.raises(LockLost, match="night other has held it"):
-            Jobs().all(root, night("n"))
+        told = {root.uri: {"number": 0, "token": "mine", "pid": 1}}
+        with monkeypatch.context() as taken_over:
+            taken_over.setenv(lock.HELD, json.dumps(told))
+            with pytest.raises(LockLost, match="night other has held it"):
+                Jobs().all(root, night("n"))
 
 
 @pytest.mark.timeout(120)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
@@ -10,6 +11,7 @@ from adbooster.contracts import schema
 from adbooster.generate import marks
 from adbooster.report import gallery
 from adbooster.report.page import write_report
+from adbooster.storage.objects import Root
 from tests.pages import Visit, chromium, keep_candidates, shop, write_page
 
 __all__ = ["chromium"]
@@ -171,6 +173,17 @@ def test_one_creative_in_full(root, twelve, chromium):
         assert marked(page) == "0 approved, 1 rejected"
         page.keyboard.press("?")
         assert "approve" in page.inner_text("#keys")
+
+
+@pytest.mark.parametrize("where", ["", "/catalogs/de"])
+def test_the_link_to_a_stored_file_leads_to_it(root, chromium, where):
+    found = Root(root.uri + where)
+    path = write_page(found, shop(found, 2))
+    with Visit(chromium, path) as page:
+        page.keyboard.press("j")
+        page.keyboard.press("Enter")
+        address = page.locator("#detail a", has_text="stored file").evaluate("a => a.href")
+    assert Path(address.removeprefix("file://")).is_file()
 
 
 def test_hostile_texts_are_text(root, chromium):

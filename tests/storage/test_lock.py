@@ -87,7 +87,7 @@ def test_an_expired_lock_is_taken_over_and_its_holder_publishes_nothing(where, m
     with NightLock(where, "second", ttl_s=1) as now:
         assert now.claim.number == gone.number + 1
         tables.merge(where, "cohorts", cohort("a"), "cohort_id", None, {})
-        told = json.dumps({"root": where.uri, "number": gone.number, "token": gone.token, "pid": os.getpid()})
+        told = json.dumps({where.uri: {"number": gone.number, "token": gone.token, "pid": os.getpid()}})
         with monkeypatch.context() as old_holder:
             old_holder.setenv(lock.HELD, told)
             with pytest.raises(LockLost, match="night second has held it since"):

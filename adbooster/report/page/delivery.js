@@ -158,7 +158,7 @@ function slotFigure(c, s) {
   const [wide, high] = known(s.width_px) && known(s.height_px) ? [s.width_px, s.height_px] : kind.wanted_px || [1, 1];
   const told = plain(`${c.product.title || c.product.id}, ${s.channel} ${words(s.slot)}`, 200);
   const shot = el('div', { class: `slot${s.reason ? ' empty' : ''}` }, s.reason ? el('span', {}, 'empty')
-    : el('a', { href: `../../${s.uri}`, target: '_blank', rel: 'noopener', title: 'stored file' }, picture(s.thumb, told, '', DATA.delivery.pictures)),
+    : el('a', { href: `${DATA.objects_at || '../../'}${s.uri}`, target: '_blank', rel: 'noopener', title: 'stored file' }, picture(s.thumb, told, '', DATA.delivery.pictures)),
     kind.safe_area ? safeArea(kind.safe_area) : null);
   shot.style.width = `${Math.max(24, Math.round(SIDE_PX * Math.min(1, wide / high)))}px`;
   shot.style.aspectRatio = `${wide} / ${high}`;

@@ -73,7 +73,7 @@ function detail(c) {
       el('button', { type: 'button', class: 'quiet', 'aria-label': 'Close', onclick: () => byId('detail').close() }, '✕')),
     el('div', { class: 'sheet' },
       el('div', { class: 'large' }, picture(c.thumb, plain(`${product.title || product.id} for ${cohort.text}`, 200)),
-        el('p', { class: 'muted' }, `${c.width} × ${c.height} px`, ' · ', el('a', { href: `../../${c.uri}`, target: '_blank', rel: 'noopener' }, 'stored file'))),
+        el('p', { class: 'muted' }, `${c.width} × ${c.height} px`, ' · ', el('a', { href: `${DATA.objects_at || '../../'}${c.uri}`, target: '_blank', rel: 'noopener' }, 'stored file'))),
       el('div', { class: 'facts' },
         clamped(cohort.text, 'h2', 'cohort'),
         clamped(product.title || product.id, 'p', 'product'),
