@@ -1,4 +1,4 @@
-"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `withdraw`, `audit`, `inspect`, `certificates`, `models`."""
+"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `withdraw`, `audit`, `inspect`, `certificates`, `models`, `plan`."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adbooster.cli import audit_table, inspect_table, status_table
+from adbooster.cli import audit_table, inspect_table, plan_command, status_table
 from adbooster.contracts.errors import AdboosterError, ConfigError
 from adbooster.contracts.redaction import redact
 from adbooster.deliver.withdraw import KINDS, Kind, take_back, withdraw
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command; exit code 0 if it succeeded, 2 if it cannot work, 1 if another run committed first or a check fails."""
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.command in (_blind, _sign, _certificates, _inspect):
+        if arguments.command in (_blind, _sign, _certificates, _inspect, plan_command.plan):
             return arguments.command(arguments)
         if not arguments.root_uri:
             raise ConfigError(
@@ -107,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     signed.set_defaults(command=_sign)
     _add_models(commands)
+    size = "what a night and a year of some size take: GPUs, cores, euros, storage; from measured figures alone"
+    plan_command.add(_add(commands, "plan", plan_command.plan, size))
     sheet = commands.add_parser("blind", help="what people preferred, from filled blind sheets", description=_BLIND)
     sheet.add_argument("action", choices=["score"])
     sheet.add_argument("sheets", nargs="+", metavar="SHEET", help="filled sheets: CSV with pair, rater and choice")
