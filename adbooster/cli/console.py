@@ -1,4 +1,4 @@
-"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `compact`, `fsck`, `withdraw`, `audit`, `inspect`..."""
+"""What operators type: `adbooster status`, `history`, `rollback --to 12`, `vacuum --older-than 7d`, `compact`, `fsck`, `plan`, `withdraw`, `inspect`..."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adbooster.cli import audit_table, fsck_table, inspect_table, status_table
+from adbooster.cli import audit_table, fsck_table, inspect_table, plan_command, status_table
 from adbooster.contracts.errors import AdboosterError, ConfigError
 from adbooster.contracts.naming import catalog_uri, split_catalog
 from adbooster.contracts.redaction import redact
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command; exit code 0 if it succeeded, 2 if it cannot work, 1 if another run committed first or a check fails."""
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.command in (_blind, _sign, _certificates, _inspect):
+        if arguments.command in (_blind, _sign, _certificates, _inspect, plan_command.plan):
             return arguments.command(arguments)
         if not arguments.root_uri:
             raise ConfigError(
@@ -128,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     signed.set_defaults(command=_sign)
     _add_models(commands)
+    size = "what a night and a year of some size take: GPUs, cores, euros, storage; from measured figures alone"
+    plan_command.add(_add(commands, "plan", plan_command.plan, size))
     sheet = commands.add_parser("blind", help="what people preferred, from filled blind sheets", description=_BLIND)
     sheet.add_argument("action", choices=["score"])
     sheet.add_argument("sheets", nargs="+", metavar="SHEET", help="filled sheets: CSV with pair, rater and choice")

@@ -15,6 +15,7 @@ __all__ = [
     "pools",
     "progress",
     "stage_process",
+    "stage_records",
     "stage_times",
     "staging",
 ]

@@ -1,6 +1,5 @@
 """What the actors of a job's stages spend their time on: networks, other work, loading, and waiting for each other."""
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,10 @@ from ray.data import Dataset
 from ray.exceptions import RayError
 
 from adbooster.engine.cluster import beside_driver
+from adbooster.engine.stage_records import FILE, read
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
-FILE = "stages.json"
 LEAST_BUSY = 0.7  # share of its time that a GPU stage should be in networks
 LONG_ENOUGH_S = 300.0  # of its actors' time together; shorter nights are mostly their beginning and end
 
@@ -130,14 +129,6 @@ def write(root: Root, run_id: str, job: str, times: Handle, blocked: Sequence[Ma
     for line in wasted(stages):
         log.warning(line)
     return stages
-
-
-def read(root: Root, run_id: str) -> dict[str, dict[str, dict]]:
-    """The times of a run's stages by job; empty where there are none."""
-    try:
-        return json.loads(root.read(f"runs/{run_id}/{FILE}"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
 
 
 def wasted(stages: dict[str, dict]) -> list[str]:

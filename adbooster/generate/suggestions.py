@@ -4,12 +4,11 @@ import math
 
 from pydantic import BaseModel
 
-from adbooster.engine import stage_times
+from adbooster.engine import stage_records
 from adbooster.engine.pools import fit
 from adbooster.generate.config import GenerateConfig
 from adbooster.storage.objects import Root
 
-RUNS = 30  # newest runs that are looked through for measured times
 SPARE = 1.25  # what the stages beside the painters can do more than the painters need
 CALL_S = 5.0  # that a call of a painter should last: what happens between calls is then nothing
 STAGES = {"Placer": "place", "Painter": "paint", "Finisher": "finish"}  # their pools in GenerateConfig
@@ -46,11 +45,11 @@ class Suggestion(BaseModel):
 
 def suggest(config: GenerateConfig, root: Root, requests: int) -> Suggestion | None:
     """For painting so many requests; None where no run has measured its stages."""
-    for run_id in sorted(root.folders("runs"), reverse=True)[:RUNS]:
-        stages = stage_times.read(root, run_id).get("generate", {})
-        if all(stages.get(name, {}).get("rows") for name in STAGES):
-            return _suggestion(config, run_id, {STAGES[name]: stages[name]["row_s"] for name in STAGES}, requests)
-    return None
+    found = stage_records.newest(root, "generate", STAGES)
+    if found is None:
+        return None
+    run_id, stages = found
+    return _suggestion(config, run_id, {STAGES[name]: stages[name]["row_s"] for name in STAGES}, requests)
 
 
 def _suggestion(config: GenerateConfig, run_id: str, row_s: dict[str, float], requests: int) -> Suggestion:

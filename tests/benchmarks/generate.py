@@ -3,6 +3,7 @@
     python -m tests.benchmarks.generate --quick     the three rates and their ratios
     python -m tests.benchmarks.generate --scale     seconds at 100, 1,000 and 10,000 requests; planning 1,000,000
     python -m tests.benchmarks.generate --busy      the share of its time that the painter is in networks
+    python -m tests.benchmarks.generate --cpu       processor seconds and bytes a request of placing and finishing
 
 All sides use the same weights, steps, K and CLIP, and end in stored files. The job runs on Ray with one painter and its
 rate is the marginal one, between a small and a larger night, so that starting Ray and loading models does not count
@@ -273,6 +274,33 @@ def split(cohorts: int, finishers: int) -> tuple[float, float]:
         return painter["network_share"], 12 * cohorts / (last["ended_s"] - painter["began_s"])
 
 
+def processor(cohorts: int = 4) -> None:
+    """Prints what placing and finishing a request costs of a processor, and the bytes of its file; the UNet is a sleep."""
+    for image_format in ("webp_lossless", "jpeg"):
+        recipe = PRODUCTION.model_copy(update={"image_format": image_format})
+        with tempfile.TemporaryDirectory() as folder:
+            root = Root(folder)
+            stock(root, 12, cohorts, recipe.size_px)
+            settings = production(root, 1).model_copy(update={"recipe": recipe})
+            rows, place = planned(root, recipe), Placer(root, settings)
+            paint, finish = stand_ins.SleepingPainter(settings), Finisher(root, settings, "bench", "bench")
+            place_s, placed = _processor_s(place, rows)
+            finish_s, done = _processor_s(finish, paint(placed))
+            size, n = float(np.mean(done["size_bytes"].to_numpy())), rows.num_rows
+        print(
+            f"{image_format:<14} {n} requests: place {place_s / n:.3f} s, finish {finish_s / n:.3f} s of a core a request, "
+            f"{size / 1e3:.0f} kB a file of {recipe.size_px} px",
+            flush=True,
+        )
+
+
+def _processor_s(stage: Placer | Finisher, rows: pa.Table) -> tuple[float, pa.Table]:
+    """Seconds of all this process's threads, and the stage's rows; eight requests a call."""
+    began = time.process_time()
+    done = pa.concat_tables([stage(rows.slice(at, 8)) for at in range(0, rows.num_rows, 8)])
+    return time.process_time() - began, done
+
+
 def one_actor(cohorts: int) -> tuple[float, float]:
     """As `split`, of one actor that does everything in turn."""
     with tempfile.TemporaryDirectory() as folder:
@@ -335,6 +363,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller nights")
     parser.add_argument("--scale", action="store_true", help="cost by number of requests instead")
     parser.add_argument("--busy", action="store_true", help="the painter's share of time in networks instead")
+    parser.add_argument(
+        "--cpu", action="store_true", help="processor seconds and bytes of placing and finishing instead"
+    )
     parser.add_argument("--plan", action="store_true", help="only plan 1,000,000 requests")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -342,6 +373,8 @@ def main() -> None:
         plan_million()
     elif args.scale:
         sys.exit(not scale())
+    elif args.cpu:
+        processor()
     elif args.busy:
         sys.exit(not busy(args.quick))
     else:
