@@ -74,6 +74,8 @@ class GenerateReport(BaseModel):
     already_live: int
     already_staged: int
     to_paint: int = 0
+    sold_out: int = 0
+    """Not counted above, as their product cannot be bought and nothing of it is live for them."""
     painted: int = 0
     rejected: int = 0
     """Requests that got no creative at all; what is live for them stays."""

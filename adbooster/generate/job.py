@@ -82,6 +82,7 @@ def _planned(config: GenerateConfig, night: NightPlan) -> GenerateReport:
         already_live=night.already_live,
         already_staged=night.already_staged,
         to_paint=night.to_paint,
+        sold_out=night.sold_out,
         cohort_shares=night.cohort_shares(),
         prompts=night.prompt_figures,
         brand_rules=night.brand_figures,

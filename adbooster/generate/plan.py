@@ -59,7 +59,7 @@ class PartFigures:
     """What a night knows of one part without reading it again.
 
     requests  that should be live after the night; filled  of these, those whose place has a creative now
-    live      that are live under their very name
+    live      that need no painting: live under their very name, or of a product that is sold out
     unasked   ids of live creatives in places that no request names
     """
 
@@ -129,7 +129,7 @@ class NightPlan:
         self.facts = read_facts(self.root, config.value) if limited else None
         staged = staged_creatives(self.root, config.run_id, self.recipe_id, JUDGED)
         own, named, rates = buckets.numbers(staged["product_id"]), [], _Rates(self.recipe_id)
-        effects, leaving, again = Effects(), 0, 0
+        effects, leaving, again, self.sold_out = Effects(), 0, 0, 0
         for part in self.parts:
             live, planned = self.live.read(part, list(_LIVE)), planner.plan(part)
             requests, changed = self.marks.apply(planned.requests, self._approved(part))
@@ -137,10 +137,11 @@ class NightPlan:
             again += (
                 pc.sum(pc.is_in(pc.unique(mine["request_id"]), requests["request_id"].combine_chunks())).as_py() or 0
             )
-            missing = without(requests, live)
+            requests, missing = _on_sale(requests, live, planned.sold_out)
+            self.sold_out += planned.requests.num_rows - requests.num_rows - changed.left_empty
             self._missing.add(missing)
             named.append(mine.filter(pc.is_in(mine["request_id"], missing["request_id"].combine_chunks())))
-            self.of[part] = _figures(requests, live)
+            self.of[part] = _figures(requests, live, missing)
             effects, leaving = effects.plus(changed), leaving + _of_pairs(live, planned.forbidden)
             rates.add(live)
             if self.facts:
@@ -222,12 +223,24 @@ class _Rates:
         return None, None
 
 
-def _figures(requests: pa.Table, live: pa.Table) -> PartFigures:
+def _on_sale(requests: pa.Table, live: pa.Table, sold_out: pa.Array) -> tuple[pa.Table, pa.Table]:
+    """The requests without those that nothing is live for and whose product cannot be bought, and those that are not live.
+
+    What is live of such a product stays, and is not painted anew.
+    """
+    away = pc.is_in(requests["product_id"], sold_out)
+    there = pc.is_in(places(requests), places(live))
+    asked = requests.filter(pc.or_(pc.invert(away), there))
+    missing = without(asked, live)
+    return asked, missing.filter(pc.invert(pc.is_in(missing["product_id"], sold_out)))
+
+
+def _figures(requests: pa.Table, live: pa.Table, missing: pa.Table) -> PartFigures:
     asked, there = places(requests), places(live)
     return PartFigures(
         requests=requests.num_rows,
         filled=pc.sum(pc.is_in(asked, there)).as_py() or 0,
-        live=pc.sum(pc.is_in(requests["request_id"], live["request_id"].combine_chunks())).as_py() or 0,
+        live=requests.num_rows - missing.num_rows,
         unasked=live["creative_id"].filter(pc.invert(pc.is_in(there, asked))).combine_chunks(),
     )
 

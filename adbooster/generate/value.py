@@ -15,7 +15,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adbooster.contracts import schema
 from adbooster.generate.config import Value
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
@@ -169,8 +168,6 @@ def order(values: pa.Table, settings: Value) -> pa.Array:
 
 def _weights(root: Root) -> pa.Table:
     """Weights of main samples that have one."""
-    if "weight" not in schema.SAMPLES.names:
-        return pa.table({"product_id": pa.array([], pa.string()), "weight": _no()})
     rows = tables.read(root, "samples", ["product_id", "role", "weight"])
     rows = rows.filter(pc.and_(pc.equal(rows["role"], "main"), pc.is_valid(rows["weight"])))
     return rows.select(["product_id", "weight"])

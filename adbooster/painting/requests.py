@@ -29,20 +29,37 @@ from adbooster.storage.objects import Root
 
 MAX_TEXT = 1000  # characters of a cohort's text; the scoring CLIP reads 77 tokens of it
 PRODUCTS = pa.schema(
-    [(name, pa.string()) for name in ("product_id", "category", "brand", "title", "caption", "words")]
+    [("available", pa.bool_())]
+    + [(name, pa.string()) for name in ("product_id", "category", "brand", "title", "caption", "words")]
     + [(name, pa.string()) for name in ("photo_uri", "photo_sha256", "mask_uri", "made_of")]
     + [("own_photo_uris", pa.list_(pa.string()))]
 )
 
 
-_OF_SAMPLES = ("product_id", "category", "brand", "title", "caption", "photo_uri", "photo_sha256", "mask_uri")
+_OF_SAMPLES = (
+    "product_id",
+    "available",
+    "category",
+    "brand",
+    "title",
+    "caption",
+    "photo_uri",
+    "photo_sha256",
+    "mask_uri",
+)
 
 
 class Planned(NamedTuple):
-    """requests (schema.REQUESTS); forbidden  pairs (product_id, cohort_id) that the targeting wants and brand rules forbid"""
+    """The requests of a part.
+
+    requests   schema.REQUESTS
+    forbidden  pairs (product_id, cohort_id) that the targeting wants and brand rules forbid
+    sold_out   ids of products that cannot be bought
+    """
 
     requests: pa.Table
     forbidden: pa.Table
+    sold_out: pa.Array
 
 
 def usable_products(samples: pa.Table, by_category: bool = False) -> pa.Table:
@@ -163,7 +180,8 @@ class Planner:
         rows["request_id"] = digests(products["made_of"].take(of_product), *parts, self.recipe_id)
         rows["round"] = pa.array(np.zeros(len(each), np.int32))
         rows["reject"] = pa.nulls(len(each), pa.string())
-        return Planned(schema.check(pa.table(rows), schema.REQUESTS), pa.table(not_painted))
+        sold_out = products["product_id"].filter(pc.equal(products["available"], False)).combine_chunks()
+        return Planned(schema.check(pa.table(rows), schema.REQUESTS), pa.table(not_painted), sold_out)
 
 
 def _usable_mains(rows: pa.Table) -> pa.ChunkedArray:

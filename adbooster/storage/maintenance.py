@@ -70,6 +70,8 @@ class MaintainReport(BaseModel):
 def maintain(config: MaintainConfig) -> MaintainReport:
     """Merge small files, make checkpoints and shorten logs, a table at a time, under the night's lock or one of its own.
 
+    The names of finished runs are kept too (tables.remember_finished).
+
     An error of a table is logged and in the report.
     raises  LockHeld if a night runs that this process is no part of
     """
@@ -89,6 +91,7 @@ def maintain(config: MaintainConfig) -> MaintainReport:
                 continue
             if done:
                 report.tables[name] = done.model_copy(update={"seconds": round(time.monotonic() - begun, 1)})
+        tables.remember_finished(root)
     report.compacted = sum(done.files_after < done.files for done in report.tables.values())
     return report.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
 

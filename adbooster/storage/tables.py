@@ -23,6 +23,7 @@ from adbooster.storage.objects import Root, each
 
 log = logging.getLogger(__name__)
 STAGED_AT_ONCE = 256  # parts that are read together
+_FINISHED = "runs/finished.json"
 _UPKEEP_OF = "upkeep_of"  # of a commit that changes no row: the entry of the commit whose rows it kept, as JSON
 TABLES = {
     "samples": schema.SAMPLES,
@@ -252,7 +253,29 @@ def staged_parts(root: Root, folder: str, wanted: pa.Schema) -> Iterator[pa.Tabl
 
 def unfinished_runs(root: Root, but: str = "") -> list[str]:
     """Runs without a report, except one of that name: killed, stopped, or still at work."""
-    return [run for run in root.folders("runs") if run != but and not root.exists(f"runs/{run}/report.json")]
+    known = _finished(root)
+    runs = [run for run in root.folders("runs") if run != but and run not in known]
+    return [run for run, done in zip(runs, each(partial(_has_report, root), runs), strict=True) if not done]
+
+
+def remember_finished(root: Root) -> None:
+    """Keep the names of the runs that are finished now, so that a year of them is not asked for one by one every night."""
+    runs, unfinished = root.folders("runs"), set(unfinished_runs(root))
+    finished = [run for run in runs if run not in unfinished]
+    if set(finished) != _finished(root):
+        root.write(_FINISHED, json.dumps(finished).encode())
+
+
+def _has_report(root: Root, run: str) -> bool:
+    return root.exists(f"runs/{run}/report.json")
+
+
+def _finished(root: Root) -> set[str]:
+    """As `remember_finished` kept them; none where it did not, or something else lies there."""
+    try:
+        return {str(name) for name in json.loads(root.read(_FINISHED))}
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, TypeError):
+        return set()
 
 
 def _part(root: Root, wanted: pa.Schema, relative: str) -> pa.Table:

@@ -247,6 +247,26 @@ def test_a_night_in_many_parts_gives_what_one_in_a_single_part_gives(warm_ray, s
     assert len(tables.open_table(other, "creatives").file_uris()) > 2
 
 
+def test_what_cannot_be_bought_is_not_painted_and_what_is_live_of_it_stays(warm_ray, stocked):
+    def sample(**values):
+        rows = pa.Table.from_pylist([tables.read(stocked, "samples").to_pylist()[0] | values], schema.SAMPLES)
+        tables.merge(stocked, "samples", rows, "sample_id", tables.version(stocked, "samples"), {})
+
+    only = {"recipe": RECIPE | {"candidates": 1, "num_inference_steps": 1}}
+    sample(available=False)
+    none = generate(config(stocked, "n1", **only))
+    assert (none.requests, none.sold_out, none.painted, none.creatives_version) == (0, 2, 0, None)
+    sample(available=True)
+    assert generate(config(stocked, "n2", **only)).painted == 2
+    before = tables.read(stocked, "creatives").to_pylist()
+    sample(available=False, caption="another mug")  # it would be painted anew
+    held = generate(config(stocked, "n3", **only))
+    assert (held.requests, held.already_live, held.to_paint, held.retired, held.coverage) == (2, 2, 0, 0, 1.0)
+    assert tables.read(stocked, "creatives").to_pylist() == before
+    sample(available=None)
+    assert generate(config(stocked, "n4", **only)).painted == 2
+
+
 def test_the_page_says_why_nothing_was_published(stocked, monkeypatch):
     nothing = schema.STAGED.empty_table().select(JUDGED)
 

@@ -143,3 +143,17 @@ def test_jobs_read_past_a_litter(littered, tmp_path):
             littered.write(f"{folder}/{name}", b"")
     assert marks.read(f"{littered.uri}/shop/marks") == []
     assert whole_feed(f"{littered.uri}/shop/feed").rows == 1
+
+
+def test_finished_runs_are_asked_for_once_and_the_others_every_time(root):
+    for run in ("done", "stopped"):
+        root.write(f"runs/{run}/config.json", b"{}")
+    root.write("runs/done/report.json", b"{}")
+    assert tables.unfinished_runs(root) == ["stopped"]
+    tables.remember_finished(root)
+    root.remove(["runs/done/report.json"])
+    assert tables.unfinished_runs(root) == ["stopped"]
+    root.write("runs/stopped/report.json", b"{}")
+    assert tables.unfinished_runs(root) == []
+    root.write("runs/finished.json", b"nothing of ours")
+    assert tables.unfinished_runs(root) == ["done"]
