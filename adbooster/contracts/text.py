@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 def clean(text: str) -> str:
     """One line without control characters or repeated spaces: text from feeds and files is data."""
+    if text.isprintable():  # no control character, and no space but the plain one
+        return " ".join(text.split())
     kept = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
     return " ".join(kept.split())
 

@@ -53,7 +53,7 @@ class GenerateConfig(PaintingConfig):
     """Which requests are painted first under a deadline or budget."""
     min_coverage: float = Field(default=0.95, ge=0, le=1)
     """With a smaller share of requests filled nothing is published; older creatives that are still live count."""
-    part_rows: int = Field(default=500_000, ge=1)
+    part_rows: int = Field(default=250_000, ge=1)
     """Requests that the driver plans and publishes at one time, some 2 kB of memory each."""
     progress_s: float = Field(default=30, gt=0)
     """Seconds between two lines of progress in the log."""

@@ -106,7 +106,7 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
             blocked.append(held_back_s)
             asked += wave.num_rows
         stopped = budget.exhausted_by(meter) if meter else None
-        staged = night.of_missing(staged_creatives(root, config.run_id, night.recipe_id, JUDGED))
+        staged = night.staged if not blocked else _staged(config, root, night)
         rows, again = settle(staged, scenes, _taken(scenes, night, staged))
         if not again or stopped or not (asked or not repainted):
             break
@@ -132,6 +132,11 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
     if smallest and smallest < config.paint_batch:
         log.warning("memory ran out: paint_batch %d went down to %d", config.paint_batch, smallest)
     return painted
+
+
+def _staged(config: GenerateConfig, root: Root, night: NightPlan) -> pa.Table:
+    """What has been painted of what is missing, by this run and by unfinished ones."""
+    return night.of_missing(staged_creatives(root, config.run_id, night.recipe_id, JUDGED))
 
 
 def _in_order(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
