@@ -1,17 +1,21 @@
 """Tables by product: any sequence of changes gives the rows that a plain dictionary gives, whatever the parts are."""
 
 import itertools
+import os
 import random
+import threading
 
 import duckdb
+import polars
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 
 from adbooster.contracts import schema
-from adbooster.contracts.errors import PublishConflict, SchemaError
+from adbooster.contracts.errors import PublishConflict, SchemaError, StorageError
 from adbooster.contracts.naming import bucket
 from adbooster.storage import buckets, rollback, tables
-from adbooster.storage.buckets import WHOLE, Change, Part, Snapshot, parts
+from adbooster.storage.buckets import WHOLE, Change, Part, Snapshot, Spill, parts
 from adbooster.storage.objects import Root
 
 
@@ -164,3 +168,71 @@ def test_history_counts_rows_as_before(root):
     newest, first = tables.history(root, "creatives")
     assert (newest.rows_added, newest.rows_removed, newest.run_id) == (2, 2, "r")
     assert (first.rows_added, first.rows_removed) == (2, 0)
+
+
+def test_every_read_beside_a_publish_of_many_parts_is_one_whole_version(root):
+    """Each night replaces every row in sixteen parts: a read that mixed two versions would show two nights."""
+    divided, names = parts(16, most=1), [f"p{i}" for i in range(60)]
+    publish(root, None, rows(*names, run="n0"), divided=divided)
+    uri, over, seen, wrong = f"{root.uri}/tables/creatives", threading.Event(), set(), []
+
+    def by_duckdb():
+        files = DeltaTable(uri).file_uris()
+        return [name for (name,) in duckdb.connect().execute("SELECT run_id FROM read_parquet(?)", [files]).fetchall()]
+
+    def by_parts():
+        now = Snapshot(root, "creatives", tables.version(root, "creatives"), most=8)
+        return [name for part in now.scan(["run_id"]) for name in part["run_id"].to_pylist()]
+
+    readers = {
+        "DuckDB": by_duckdb,
+        "Polars": lambda: polars.read_delta(uri, columns=["run_id"])["run_id"].to_list(),
+        "pyarrow": lambda: DeltaTable(uri).to_pyarrow_dataset().to_table(["run_id"])["run_id"].to_pylist(),
+        "parts": by_parts,
+    }
+
+    def read(name):
+        while not over.is_set():
+            found = readers[name]()
+            seen.add((name, *set(found)))
+            if len(found) != len(names) or len(set(found)) != 1:
+                wrong.append((name, found))
+
+    threads = [threading.Thread(target=read, args=[name]) for name in readers]
+    for thread in threads:
+        thread.start()
+    for i in range(1, 12):
+        publish(root, i - 1, rows(*names, run=f"n{i}"), divided=divided)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert {name for name, _ in seen} == set(readers)
+    assert len({night for _, night in seen}) > 2
+
+
+def test_a_disk_that_fills_up_half_way_through_the_parts_leaves_what_is_live(small_disk):
+    root, divided = Root(str(small_disk / "root")), parts(8, most=1)
+    names = [f"p{i}" for i in range(200)]
+    publish(root, None, rows(*names), divided=divided)
+    new = rows(*names, run="r2")
+    new = new.set_column(
+        new.schema.get_field_index("prompt"), "prompt", pa.array([os.urandom(12_000).hex() for _ in names])
+    )
+    before = set(root.stats("tables/creatives"))
+    with pytest.raises(StorageError, match="the disk of .* is full"):
+        publish(root, 0, new, divided=divided)
+    written = set(root.stats("tables/creatives")) - before
+    assert 1 <= len(written) < 8, "it was full half-way"
+    assert live(root) == {f"{name}-0": "r1" for name in names}
+    assert tables.version(root, "creatives") == 0
+    root.remove(written)
+    assert publish(root, 0, rows("p1", run="r3"), divided=divided) == 1
+
+
+def test_what_is_spilled_to_a_full_disk_is_one_sentence(small_disk):
+    spill = Spill(small_disk / "spill", schema.CREATIVES)
+    new = rows(*(f"p{n}" for n in range(3000)))
+    long = pa.array([os.urandom(1000).hex() for _ in range(3000)])
+    with pytest.raises(StorageError, match="the disk of .* is full"):
+        spill.add(new.set_column(new.schema.get_field_index("prompt"), "prompt", long))
