@@ -25,7 +25,7 @@ def test_rows_only_grow_to_the_right_but_for_pixels_in_flight():
         kept = {f.name for f in before if not pa.types.is_binary(f.type)}
         assert kept <= set(after.names) != set(before.names)
     assert not any(pa.types.is_binary(f.type) for f in schema.JUDGED)
-    assert set(schema.SAMPLES.names) == set(schema.JUDGED.names) - {"known", "kept"} | {"retired_at"}
+    assert set(schema.SAMPLES.names) == set(schema.JUDGED.names) - {"known", "kept"} | {"retired_at", "bucket"}
 
 
 def test_no_table_carries_pixels():
