@@ -9,34 +9,45 @@ name       the first night of that catalog: every request is named and none is l
 unchanged  a night in which nothing has changed: jobs.generate's function from begin to end, its page too
 changed    2 % of the products have a new photo, and a killed run has painted what follows: the same, which publishes it
 
+With --engines the anti-join alone, of all live requests with themselves: Arrow part by part, as a night does it, and
+DuckDB (2 GiB, two threads) and Polars (streaming) over the whole table at once; the ratio is their time over Arrow's.
+
 What is made up: samples (one picture a product), cohorts, scores and hashes of creatives, and their files, which are
 not there. The last line is one JSON object.
 """
 
 import argparse
 import json
+import os
+import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 
+import duckdb
 import numpy as np
+import polars
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pap
+from deltalake import DeltaTable
 
 from adbooster.contracts import schema
 from adbooster.generate.config import GenerateConfig
 from adbooster.generate.job import generate
-from adbooster.generate.plan import NightPlan
+from adbooster.generate.plan import NightPlan, without
 from adbooster.painting.requests import revisions, staged_folder
 from adbooster.storage import buckets, tables
-from adbooster.storage.buckets import Change
+from adbooster.storage.buckets import Change, Snapshot
 from adbooster.storage.objects import Root
 from tests.conftest import MODELS
 
+ENGINES = ["arrow", "duckdb", "polars"]
 COHORTS, CHURN, STAGED_ROWS = 30, 0.02, 64
 WORDS = ("shoe", "coat", "mug", "watch", "bag", "lamp", "chair", "racket", "kettle", "scarf")
 RECIPE = {"size_px": 512, "gates": {"min_background_distance": 8}}
@@ -223,9 +234,31 @@ def changed(root: Root, products: int) -> dict:
     return {"seconds": seconds, "plan_s": planned, "published": report.published, "staged_parts": staged}
 
 
+def join(root: Root, engine: str) -> dict:
+    """Seconds of the anti-join of all live requests with themselves; nothing is left."""
+    table = DeltaTable(f"{root.uri}/tables/creatives")
+    files = [name.removeprefix("file://") for name in table.file_uris()]
+    began = time.monotonic()
+    if engine == "arrow":
+        live, left = Snapshot(root, "creatives", table.version(), most=config(root, "x").part_rows), 0
+        for part in live.parts:
+            ids = live.read(part, ["request_id"])
+            left += without(live.read(part, ["request_id"]), ids).num_rows
+    elif engine == "duckdb":
+        with duckdb.connect(config={"memory_limit": "2GiB", "threads": 2}) as db:
+            rows = f"(SELECT request_id FROM read_parquet({files}))"
+            ((left,),) = db.sql(f"SELECT count(*) FROM {rows} a ANTI JOIN {rows} b USING (request_id)").fetchall()
+    else:
+        rows = polars.scan_parquet(files).select("request_id")
+        left = rows.join(rows, on="request_id", how="anti").select(polars.len()).collect(engine="streaming").item()
+    assert left == 0
+    return {"seconds": time.monotonic() - began}
+
+
 def step(kind: str, root: Root, products: int) -> dict:
     done = {"build": lambda: build(root, products), "name": lambda: name(root)}
     done |= {"unchanged": lambda: unchanged(root), "changed": lambda: changed(root, products)}
+    done |= {engine: partial(join, root, engine) for engine in ENGINES}
     found = done[kind]() or {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {k: round(v, 1) if isinstance(v, float) else v for k, v in found.items()} | {"peak_gib": round(peak, 2)}
@@ -235,7 +268,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=float, default=1e5)
     parser.add_argument("--root", help="a folder that is empty, or was made by this before; kept")
-    parser.add_argument("--step", choices=("build", "name", "unchanged", "changed"), help=argparse.SUPPRESS)
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    parser.add_argument("--engines", action="store_true", help="measure the anti-join by three engines too")
     given = parser.parse_args()
     products = max(1, round(given.requests / COHORTS))
     if given.step:
@@ -244,6 +278,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="adbooster-scale-") as folder:
         root, found = Root(given.root or folder), {}
         steps = ["build"] * (tables.version(root, "creatives") is None) + ["name", "unchanged", "changed"]
+        steps += ENGINES if given.engines else []
         for kind in steps:
             command = [sys.executable, "-m", "tests.benchmarks.scale", "--step", kind, "--root", root.uri]
             began = time.monotonic()
@@ -253,6 +288,13 @@ def main() -> None:
             found[kind] = json.loads(done.stdout.splitlines()[-1])
             print(f"{kind:>10} {time.monotonic() - began:8.1f} s in all  {found[kind]}", flush=True)
         size = sum(stat.size_bytes for stat in root.stats("tables/creatives").values())
+    for engine in ENGINES if given.engines else []:
+        ratio = found[engine]["seconds"] / found["arrow"]["seconds"]
+        print(
+            f"anti-join by {engine:>6}: {found[engine]['seconds']:6.1f} s, {found[engine]['peak_gib']:.2f} GiB, ratio {ratio:.2f}"
+        )
+    versions = {name: metadata.version(name) for name in ("pyarrow", "deltalake", "duckdb", "polars")}
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
     print(
         json.dumps(
             {
