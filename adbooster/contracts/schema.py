@@ -77,10 +77,6 @@ def _in_buckets(base: pa.Schema) -> pa.Schema:
 _TEXTS = pa.list_(pa.string())
 _WHEN = pa.timestamp("us", tz="UTC")
 
-_BUCKET = {
-    "bucket": pa.int32()
-}  # 0-65535, first 16 bits of the product id's SHA-256; null until its file is written anew
-
 # What is measured on a photo and its mask, so that rules can change without decoding either again.
 _MASK = {
     "mask_uri": pa.string(),

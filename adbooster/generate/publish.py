@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adbooster.contracts import schema
+from adbooster.contracts.errors import PublishConflict
 from adbooster.contracts.settings import code_commit
 from adbooster.generate import marks
 from adbooster.generate.config import GenerateConfig
 from adbooster.generate.plan import PLACE, NightPlan, PartFigures, places
 from adbooster.painting.requests import painted_once, staged_folders
 from adbooster.storage import buckets, tables
-from adbooster.storage.buckets import Change, Part, Spill
+from adbooster.storage.buckets import ROW_GROUP, Change, Part, Spill
 from adbooster.storage.objects import Root
 
 
@@ -90,6 +91,8 @@ def commit(root: Root, config: GenerateConfig, night: NightPlan, publication: Pu
 
     raises  PublishConflict, and LockLost; nothing of this run is live then
     """
+    if not any(of.new.num_rows or len(of.gone) for of in publication.changes.values()):
+        return night.base
     metadata = {"run_id": config.run_id, "recipe_id": night.recipe_id, "weights_revision": night.weights_revision}
     metadata |= {"git_commit": code_commit() or "", "job": "generate"}
     with (
@@ -98,20 +101,35 @@ def commit(root: Root, config: GenerateConfig, night: NightPlan, publication: Pu
     ):
         painted = _painted(root, config, night, publication, Path(folder) / "painted")
         for part, of in publication.changes.items():
-            new = schema.fill(painted_once(painted.read(part)), schema.CREATIVES)
+            new = painted_once(_named(painted.read(part), of.new))
+            if new.num_rows != of.new.num_rows:
+                raise PublishConflict(
+                    f"{of.new.num_rows - new.num_rows} staged creatives have gone since this run counted them: another run "
+                    "or a vacuum took them; nothing of this run is live, run again"
+                )
+            new = schema.fill(new, schema.CREATIVES)
             change.replace(part, pa.concat_tables([new, _moved(night, part, of)]), of.gone)
         return change.commit(metadata)
 
 
 def _painted(root: Root, config: GenerateConfig, night: NightPlan, publication: Publication, folder: Path) -> Spill:
-    """The staged rows that are published, with all their columns."""
-    new = pa.concat_arrays([pa.array([], pa.string()), *(_names(of.new) for of in publication.changes.values())])
-    spill = Spill(folder, schema.STAGED)
-    for staged in staged_folders(root, config.run_id, night.recipe_id) if len(new) else ():
+    """All that is staged, with all columns, by part."""
+    spill, held = Spill(folder, schema.STAGED), []
+    folders = staged_folders(root, config.run_id, night.recipe_id)
+    for staged in folders if any(of.new.num_rows for of in publication.changes.values()) else ():
         for rows in tables.staged_parts(root, staged, schema.STAGED):
-            spill.add(rows.filter(pc.is_in(_names(rows), new)))
+            held.append(rows)
+            if sum(map(len, held)) >= ROW_GROUP:  # staged parts are of a few rows each
+                spill.add(pa.concat_tables(held).combine_chunks())
+                held.clear()
+    spill.add(pa.concat_tables([schema.STAGED.empty_table(), *held]).combine_chunks())
     spill.close()
     return spill
+
+
+def _named(rows: pa.Table, new: pa.Table) -> pa.Table:
+    """Of staged rows those that are published."""
+    return rows.filter(pc.is_in(_names(rows), _names(new)))
 
 
 def _names(rows: pa.Table) -> pa.Array:

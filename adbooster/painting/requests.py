@@ -138,12 +138,16 @@ class Planner:
     ):
         self.recipe, self.recipe_id = recipe, recipe_id
         self.samples = Snapshot(root, "samples", tables.version(root, "samples"))
-        mains = [_usable_mains(rows) for rows in self.samples.scan(["product_id", "role", "reject", "retired_at"])]
-        if not any(map(len, mains)):
+        usable = self.products = 0
+        if not self.samples.rows:
             raise ConfigError(f"{root.uri}/tables/samples has no usable main picture; run jobs.prepare first")
         self.cohorts = usable_cohorts(root)
         self.targeted = Targeted(self.cohorts, targeting, rank_model, signing_key_env)
-        self.products = sum(self.targeted.of(some) for some in mains)
+        for rows in self.samples.scan(["product_id", "role", "reject", "retired_at"]):
+            mains = _usable_mains(rows)
+            usable, self.products = usable + len(mains), self.products + self.targeted.of(mains)
+        if not usable:
+            raise ConfigError(f"{root.uri}/tables/samples has no usable main picture; run jobs.prepare first")
         if not self.products:
             raise ConfigError(f"the targeting table {targeting.table_uri} names no usable product")
         self.judgement = Judgement(brand[0], self.cohorts, brand[1]) if brand else None
@@ -226,13 +230,14 @@ class Targeted:
             return self.listed.pairs(products)
         if self.ranker is None or self.queries is None:
             return pa.array(np.repeat(np.arange(p), c)), pa.array(np.tile(np.arange(c), p))
+        if not p:
+            return pa.array([], pa.int64()), pa.array([], pa.int64())
         words = self.ranker.embed_texts(products["words"].to_pylist())
         near = [
             np.sort(np.argsort(-(words[at : at + 4096] @ self.queries.T), axis=1, kind="stable")[:, :n], axis=1)
             for at in range(0, p, 4096)
         ]
-        chosen = np.concatenate([np.zeros((0, n), np.int64), *near])
-        return pa.array(np.repeat(np.arange(p), n)), pa.array(chosen.ravel())
+        return pa.array(np.repeat(np.arange(p), n)), pa.array(np.concatenate(near).ravel())
 
 
 def _looked_for(cohorts: pa.Table) -> list[str]:

@@ -165,8 +165,8 @@ def _scenes(
 
     Beside them the fields of PromptFigures with the numbers of each.
     """
-    known = tables.read(root, "prompts", ["key", "scene", "negative"])
-    known = known.filter(pc.is_in(known["key"], pa.array(list(requests), pa.string()))).to_pylist()
+    wanted = pc.field("key").isin(pa.array(list(requests), pa.string()))
+    known = tables.read(root, "prompts", ["key", "scene", "negative"], where=wanted).to_pylist()
     scenes = {r["key"]: Scene.model_construct(scene=r["scene"], negative=r["negative"]) for r in known}
     new = [key for key in requests if key not in scenes]
     if dry_run:

@@ -12,6 +12,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
@@ -183,8 +184,10 @@ class Spill:
                 pa.OSFile(str(self.folder / f"{n}.arrows")) as file,
                 pa.ipc.open_stream(file, options=pa.ipc.IpcReadOptions(included_fields=fields)) as stream,
             ):
-                rows = stream.read_all()
-            yield (rows if held.within(part) else rows.filter(part.has(rows[_SPILLED]))).select(wanted.names)
+                for batch in stream:
+                    rows = pa.Table.from_batches([batch])
+                    rows = rows if held.within(part) else rows.filter(part.has(rows[_SPILLED]))
+                    yield rows.select(wanted.names)
 
     def _writer(self, n: int) -> pa.ipc.RecordBatchStreamWriter:
         if n not in self.writers:
@@ -259,10 +262,12 @@ class Change:
                 self._write(pa.concat_tables([self.before.rows_of(file, part, self.before.schema) for file in rest]))
         counts = {"rows_added": str(self.rows_added), "rows_removed": str(self.rows_removed)}
         base = tables.add_columns(self.root, self.name, self.base)
-        return tables.commit(self.root, self.name, base, {**metadata, **counts}, self._publish)
+        return tables.commit(self.root, self.name, base, {**metadata, **counts}, partial(self._publish, base))
 
-    def _publish(self, commit: CommitProperties) -> None:
-        table, wanted = tables.open_table(self.root, self.name), DeltaSchema.from_arrow(self.before.schema)
+    def _publish(self, base: int | None, commit: CommitProperties) -> None:
+        """On top of `base` and no other version."""
+        table = None if base is None else tables.open_table(self.root, self.name, base)
+        wanted = DeltaSchema.from_arrow(self.before.schema)
         if table is None:
             create_table_with_add_actions(
                 f"{self.root.uri}/tables/{self.name}",

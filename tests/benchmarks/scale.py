@@ -208,11 +208,12 @@ def unchanged(root: Root) -> dict:
     report = generate(config(root, "unchanged"))
     seconds = time.monotonic() - began
     assert (report.to_paint, report.creatives_version, report.coverage, report.already_live) == (0, before, 1.0, asked)
-    return {"seconds": seconds, "anti_join_s": planned, "requests": asked}
+    return {"seconds": seconds, "plan_s": planned, "requests": asked}
 
 
 def changed(root: Root, products: int) -> dict:
-    draw, settings = np.random.default_rng(1), config(root, "changed")
+    version = tables.version(root, "samples")
+    draw, settings = np.random.default_rng(version), config(root, f"changed-{version}")
     some = np.sort(draw.choice(products, max(1, round(products * CHURN)), replace=False))
     tables.merge(root, "samples", samples(some, draw), "sample_id", tables.version(root, "samples"), {})
     recipe, staged = revisions(settings)[1], 0
@@ -220,11 +221,13 @@ def changed(root: Root, products: int) -> dict:
     with NightPlan(settings, root) as night:
         planned = time.monotonic() - began
         for rows in night.unpainted(night.staged):
-            made = creatives(schema.STAGED, rows, draw, "killed", recipe)
+            made = creatives(schema.STAGED, rows, draw, f"killed-{version}", recipe)
             for at in range(0, made.num_rows, STAGED_ROWS):
                 buffer = pa.BufferOutputStream()
                 pap.write_table(made.slice(at, STAGED_ROWS), buffer)
-                root.write(f"{staged_folder('killed', recipe)}/{staged:08d}.parquet", buffer.getvalue().to_pybytes())
+                root.write(
+                    f"{staged_folder(f'killed-{version}', recipe)}/{staged:08d}.parquet", buffer.getvalue().to_pybytes()
+                )
                 staged += 1
     began = time.monotonic()
     report = generate(settings)
@@ -300,7 +303,7 @@ def main() -> None:
             {
                 "requests": products * COHORTS,
                 "plan_s": found["name"]["seconds"],
-                "anti_join_s": found["unchanged"]["anti_join_s"],
+                "plan_unchanged_s": found["unchanged"]["plan_s"],
                 "unchanged_night_s": found["unchanged"]["seconds"],
                 "merge_s": found["changed"]["seconds"],
                 "merged": found["changed"]["published"],
