@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pap
 
-from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.errors import ConfigError, StorageError
 from adbooster.generate.plan import WAVE_ROWS, NightPlan, without
 from adbooster.generate.value import ASKED, CLASSES, LIVE, VALUED, Facts, order, valued
 from adbooster.storage import outage
@@ -88,11 +88,12 @@ def _most_valuable(values: pa.Table, facts: Facts) -> pa.Table:
 
 
 def _sort(source: str, target: Path, facts: Facts) -> None:
-    """Files of VALUED as one file, the most valuable first."""
+    """Files of VALUED as one file, the most valuable first. raises StorageError where the disk does not hold it"""
     classes = "[" + ", ".join(f"'{name}'" for name in CLASSES) + "]"
     first = f"list_position({classes}, value_class), " if facts.settings.classes_first else ""
-    with duckdb.connect(config={"memory_limit": _MEMORY}) as db:
-        db.sql(
-            f"COPY (SELECT * FROM read_parquet('{source}') ORDER BY {first}value DESC, product_id, cohort_id, placement) "
-            f"TO '{target}' (FORMAT parquet)"
-        )
+    by = f"{first}value DESC, product_id, cohort_id, placement"
+    try:
+        with duckdb.connect(config={"memory_limit": _MEMORY, "temp_directory": str(target.parent / "sort")}) as db:
+            db.sql(f"COPY (SELECT * FROM read_parquet('{source}') ORDER BY {by}) TO '{target}' (FORMAT parquet)")
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as e:
+        raise StorageError(f"what the night leaves could not be sorted on the disk of {target.parent}: {e}") from e

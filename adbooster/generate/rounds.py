@@ -93,6 +93,7 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
     root, scenes = Root(config.root_uri), Scenes(config.recipe.gates)
     meter = _budget(config, night.staged)
     repainted, times = 0, stage_times.start() if night.to_paint else None
+    tried: set[tuple[str, int]] = set()
     failures, blocked = Counter[str](), []
     waves = priority.waves(night) if meter else _in_order(night.unpainted(night.staged))
     while True:
@@ -108,8 +109,10 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
         stopped = budget.exhausted_by(meter) if meter else None
         staged = night.staged if not blocked else _staged(config, root, night)
         rows, again = settle(staged, scenes, _taken(scenes, night, staged))
+        again = {request: number for request, number in again.items() if (request, number) not in tried}
         if not again or stopped or not (asked or not repainted):
             break
+        tried |= set(again.items())  # a round that gives no creative is not painted twice
         waves = _in_order(_next_round(night, again))
         repainted += len(again)
         log.info("%d winners duplicate others; their requests are painted again", len(again))

@@ -30,10 +30,11 @@ from adbooster.contracts import schema
 from adbooster.contracts.errors import SchemaError
 from adbooster.contracts.naming import BUCKETS, bucket
 from adbooster.storage import outage, tables
-from adbooster.storage.objects import Root
+from adbooster.storage.objects import Root, each
 
 PART_ROWS = 1 << 19  # some 300 MB of tables/creatives with all columns
 ROW_GROUP = 1 << 16
+_UPLOADS = 4  # files at one time
 _FILES = 64  # of one spill
 _WIDTH = BUCKETS // _FILES  # buckets in each
 _SPILLED = "spilled_bucket"
@@ -199,8 +200,8 @@ class Spill:
 class Change:
     """New rows in place of old ones, part by part, which become live together by one commit.
 
-    Files are written below the table as parts are replaced; before the commit no reader knows them, and where none
-    comes, a later vacuum removes them. Use as a context: a folder for files on their way is removed at its end.
+    Files of parts are made on this machine's disk, and brought below the table by the commit, so that none is old, as a
+    vacuum sees it, before it is live. Use as a context: what is on its way is removed at its end.
     base    the version that this run was planned on; None if there was no table
     key     the column that tells rows apart
     parts   which parts there are
@@ -212,7 +213,7 @@ class Change:
         tables.require(root, name, base)
         self.before = Snapshot(root, name, base)
         self.done: list[Part] = []
-        self.added: list[AddAction] = []
+        self.made: dict[str, str] = {}  # statistics by the name of the file
         self.removed: list[_File] = []
         self.rows_added = self.rows_removed = 0
 
@@ -260,6 +261,7 @@ class Change:
             rest = [file for file in self.removed if file.part.reaches(part)]
             if rest and part not in self.done:
                 self._write(pa.concat_tables([self.before.rows_of(file, part, self.before.schema) for file in rest]))
+        each(self._upload, self.made, at_once=_UPLOADS)
         counts = {"rows_added": str(self.rows_added), "rows_removed": str(self.rows_removed)}
         base = tables.add_columns(self.root, self.name, self.base)
         return tables.commit(self.root, self.name, base, {**metadata, **counts}, partial(self._publish, base))
@@ -267,35 +269,39 @@ class Change:
     def _publish(self, base: int | None, commit: CommitProperties) -> None:
         """On top of `base` and no other version."""
         table = None if base is None else tables.open_table(self.root, self.name, base)
+        now = int(time.time() * 1000)
+        sizes = {name: os.stat(self._local(name)).st_size for name in self.made}
+        added = [AddAction(name, sizes[name], {}, now, True, stats) for name, stats in self.made.items()]
         wanted = DeltaSchema.from_arrow(self.before.schema)
         if table is None:
             create_table_with_add_actions(
                 f"{self.root.uri}/tables/{self.name}",
                 wanted,
-                self.added,
+                added,
                 "error",
                 commit_properties=commit,
                 storage_options=tables.storage_options(self.root),
             )
             return
-        now = int(time.time() * 1000)
         gone = [RemoveAction(file.path, True, now, size=file.size_bytes) for file in self.removed]
-        table.create_write_transaction([*self.added, *gone], "append", wanted, commit_properties=commit)
+        table.create_write_transaction([*added, *gone], "append", wanted, commit_properties=commit)
 
     def _write(self, rows: pa.Table) -> None:
-        """One file of the table, named by no version yet; no rows, no file."""
+        """One file of the table, on its way; no rows, no file."""
         if not rows.num_rows:
             return
         rows = _with_bucket(rows)
         first, last = (pc.min_max(rows["bucket"])[end].as_py() for end in ("min", "max"))
         name = f"buckets-{first}-{last + 1}-{uuid4()}.zstd.parquet"
-        path = Path(self.folder.name) / name
         with outage.room(self.folder.name):
-            pap.write_table(rows, path, compression="zstd", row_group_size=ROW_GROUP)
-        self.root.put_file(path, f"tables/{self.name}/{name}")
-        size = os.stat(path).st_size
-        path.unlink()
-        self.added.append(AddAction(name, size, {}, int(time.time() * 1000), True, _stats(rows)))
+            pap.write_table(rows, self._local(name), compression="zstd", row_group_size=ROW_GROUP)
+        self.made[name] = _stats(rows)
+
+    def _upload(self, name: str) -> None:
+        self.root.put_file(self._local(name), f"tables/{self.name}/{name}")
+
+    def _local(self, name: str) -> Path:
+        return Path(self.folder.name) / name
 
 
 def _with_bucket(rows: pa.Table) -> pa.Table:

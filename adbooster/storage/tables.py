@@ -260,8 +260,8 @@ def unfinished_runs(root: Root, but: str = "") -> list[str]:
 
 def remember_finished(root: Root) -> None:
     """Keep the names of the runs that are finished now, so that a year of them is not asked for one by one every night."""
-    runs, unfinished = root.folders("runs"), set(unfinished_runs(root))
-    finished = [run for run in runs if run not in unfinished]
+    runs = root.folders("runs")
+    finished = [run for run, done in zip(runs, each(partial(_has_report, root), runs), strict=True) if done]
     if set(finished) != _finished(root):
         root.write(_FINISHED, json.dumps(finished).encode())
 
