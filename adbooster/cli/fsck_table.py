@@ -26,6 +26,8 @@ def lines(done: Checked) -> Iterator[str]:
         yield f"{'to be painted':>16}  {done.repaint:,} requests, by the next night; they are listed in {done.repaint_in}"
     for line in done.left:
         yield f"{'left':>16}  {clean(line)}"
+    if done.unchecked:
+        yield f"{'not checked':>16}  run with --catalog NAME for: {', '.join(map(clean, done.unchecked))}"
     yield (
         "all of it holds"
         if done.clean

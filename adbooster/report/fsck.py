@@ -20,21 +20,25 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pap
 
 from adbooster.contracts.errors import ConfigError, StorageError
-from adbooster.report.repair import Checked, Found, mend
+from adbooster.report.repair import Checked, Found, called, mend
 from adbooster.storage import lock, tables
 from adbooster.storage.lock import NightLock
 from adbooster.storage.objects import Root, Stat, each
 from adbooster.storage.vacuum import (
+    BRING_LOG_BACK,
+    DAMAGED,
     MINIMUM,
     NAME,
     OBJECT,
     Names,
     Said,
+    holders_of,
     keys,
     object_folders,
     places,
     some_at_once,
     spilled,
+    unreadable,
 )
 
 EVER = timedelta(days=36_500)  # every version that is left
@@ -94,12 +98,15 @@ def fsck(root: Root, sample: float = 0.01, repair: bool = False, progress: Calla
     """Check a root, and with `repair` mend what a night can make again, under the night's lock.
 
     sample  share of the objects whose content is read, the same ones each time; 1: all
-    raises  ConfigError for a root without tables; LockHeld where it is to repair and a night runs; PublishConflict if a job
-            without the lock commits meanwhile
+    raises  ConfigError for a root without tables of its own; LockHeld where it is to repair and a night runs;
+            PublishConflict if a job without the lock commits meanwhile
     """
+    catalogs = [one.catalog for one in root.catalogs()] if root.above is None else []
     if not root.folders("tables"):
+        if catalogs:
+            raise ConfigError(f"{root.uri} holds only catalogs; run with --catalog NAME for: {', '.join(catalogs)}")
         raise ConfigError(f"there are no tables below {root.uri}")
-    started, report = time.monotonic(), Checked(sample=sample)
+    started, report = time.monotonic(), Checked(sample=sample, unchecked=catalogs)
     run_id = f"fsck-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     found = Found(report)
     with (
@@ -109,10 +116,12 @@ def fsck(root: Root, sample: float = 0.01, repair: bool = False, progress: Calla
         versions = {name: tables.version(root, name) for name in NAMING if _sound(root, name, found)}
         for name in sorted(set(root.folders("tables")) - NAMING.keys()):
             _sound(root, name, found)
+        _logs(root, found)
         whole = not found.problems
         sizes = _named_by_live_rows(root, versions, scratch, report)
         named = _named_by_any_version(root, scratch, found, Said(progress)) if whole else None
         bad = _objects(root, sizes, named, report, found, Said(progress))
+        found.elsewhere = _elsewhere(root, found.damaged)
         _rows(root, versions, bad, found)
         if repair:
             mend(root, versions, found, run_id)
@@ -148,6 +157,17 @@ def _sound(root: Root, name: str, found: Found) -> bool:
         )
         found.report.left.append(f"tables/{name} lacks {len(wrong)} of its {len(facts)} data files: {what}")
     return not wrong
+
+
+def _logs(root: Root, found: Found) -> None:
+    """Tables without a log that can be read, of all that shares the objects; but for what `_sound` has told."""
+    for at, holder in holders_of(root.above or root).items():
+        for name, why in unreadable(holder).items():
+            if holder.uri == root.uri and why == DAMAGED:
+                continue
+            path = f"{at}tables/{name}"
+            found.add("table_unreadable", table=name, file=path, says=f"it {why}")
+            found.report.left.append(f"{path} {why}; {BRING_LOG_BACK}")
 
 
 def _file(root: Root, name: str, stored: dict[str, Stat], fact: dict) -> str | None:
@@ -187,8 +207,6 @@ def _named_by_live_rows(root: Root, versions: dict[str, int | None], scratch: st
             for column in columns:
                 told = part[size].combine_chunks() if size and column == columns[0] else None
                 sizes.add(part[column].combine_chunks(), told)
-            if name == "creatives":
-                sizes.add(_photos(part), None)
     return sizes
 
 
@@ -205,7 +223,10 @@ def _named_by_any_version(root: Root, scratch: str, found: Found, said: Callable
 
 def _parts(root: Root, name: str, version: int | None) -> Iterator[pa.Table]:
     key, columns, size = NAMING[name]
-    more = {"creatives": ["request_id", "product_id", "photo_sha256", "gates"], "samples": ["product_id"]}.get(name, [])
+    more = {
+        "creatives": ["request_id", "product_id", "photo_sha256", "gates"],
+        "samples": ["product_id", "retired_at"],
+    }.get(name, [])
     return tables.batches(root, name, [key, *columns, *([size] if size else []), *more], version)
 
 
@@ -278,25 +299,68 @@ def _holds(root: Root, file: str) -> bool:
         return True
 
 
+def _elsewhere(root: Root, damaged: list[str]) -> dict[str, str]:
+    """Of the damaged files, those that live rows of another catalog, or of the root, name or may name: with its name."""
+    files = {_key(file): file for file in damaged}
+    wanted, found = np.array(list(files), np.uint64), {}
+    others = [one for one in holders_of(root.above or root).values() if one.uri != root.uri] if damaged else []
+    for other in others:
+        try:
+            named = set(files) if unreadable(other) else _naming(other, wanted)
+        except Exception:  # a table can be damaged in any way; what it names is not known then
+            named = set(files)
+        found.update({files[key]: other.catalog for key in named})
+    return found
+
+
+def _naming(root: Root, wanted: np.ndarray) -> set[int]:
+    """The keys among these that live rows name."""
+    found: set[int] = set()
+    for name, (_, columns, _) in NAMING.items():
+        for part in _parts(root, name, None):
+            for column in columns:
+                mine = keys(part[column].combine_chunks())
+                found.update(mine[np.isin(mine, wanted)].tolist())
+    return found
+
+
 def _rows(root: Root, versions: dict[str, int | None], bad: dict[str, np.ndarray], found: Found) -> None:
     """Live rows that name an object that is wrong, and creatives whose proof does not hold."""
     products: pa.Array | None = None
+    gone, damaged = np.empty(0, np.uint64), np.array([_key(file) for file in found.damaged], np.uint64)
     if "samples" in versions:
-        with_mask = [
-            part.filter(pc.is_valid(part["mask_uri"]))["product_id"]
-            for part in _parts(root, "samples", versions["samples"])
-        ]
+        with_mask: list[pa.ChunkedArray] = []
+        photos = [gone]
+        for part in _parts(root, "samples", versions["samples"]):
+            with_mask.append(part.filter(pc.is_valid(part["mask_uri"]))["product_id"])
+            mine = keys(part.filter(pc.is_null(part["retired_at"]))["photo_uri"].combine_chunks())
+            photos.append(mine[np.isin(mine, bad["lost"])])
         products = pc.unique(pa.chunked_array([c for part in with_mask for c in part.chunks], pa.string()))
+        gone = np.concatenate(photos)
     seen: set[int] = set()
+    shown: set[int] = set()
     for name, version in versions.items():
         for part in _parts(root, name, version):
             for column in NAMING[name][1]:
                 _name_wrong(part, name, column, bad, found, seen)
             if name == "creatives":
-                _proofs(part, products, bad["lost"], found)
+                _proofs(part, products, gone, found)
+                show = keys(_photos(part))
+                shown.update(show[np.isin(show, damaged)].tolist())
     for file in found.damaged:
-        if int(file.split("/")[-1][:16], 16) not in seen:
-            found.add("wrong_content", file=file, says="no live row names it")
+        if _key(file) in seen:
+            continue
+        says = (
+            "live creatives show this photo and no sample names it" if _key(file) in shown else "no live row names it"
+        )
+        if file in found.elsewhere:
+            says = f"live rows of {called(found.elsewhere[file])} name it, or cannot be read"
+        found.add("wrong_content", file=file, says=says)
+
+
+def _key(file: str) -> int:
+    """As `keys` gives it."""
+    return int(file.split("/")[-1][:16], 16)
 
 
 def _name_wrong(
@@ -320,6 +384,7 @@ def _name_wrong(
 
 
 def _proofs(part: pa.Table, products: pa.Array | None, lost: np.ndarray, found: Found) -> None:
+    """`lost`: keys of the photos of live samples that are not stored."""
     gates = part["gates"].combine_chunks()
     difference, psnr = (pc.struct_field(gates, name) for name in ("product_max_diff", "psnr_db"))
     altered = pc.and_(pc.is_null(psnr), pc.greater(pc.fill_null(difference, 0), 0))

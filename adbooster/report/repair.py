@@ -14,14 +14,14 @@ from adbooster.storage.objects import Root
 LISTED = 100  # findings in the report; all are counted
 LISTS = "fsck"  # requests that a repair leaves to be painted again
 PROBLEMS = {
-    "table_unreadable": "the table's log cannot be read",
+    "table_unreadable": "the table's log cannot be read, or is gone",
     "data_file": "a data file of the live version is gone, cut or cannot be read",
     "old_data_file": "a data file of an earlier version cannot be read",
     "lost": "a live row names an object that is not stored",
     "wrong_size": "an object's size is not the one that its row says",
     "wrong_content": "an object's content does not have the hash that is its name",
     "product_altered": "a lossless creative whose stored proof is not 0",
-    "no_photo_or_mask": "a live creative whose photo, or whose product's mask, is not stored",
+    "no_photo_or_mask": "a live creative whose photo, of a live sample, or whose product's mask, is not stored",
 }
 
 
@@ -62,6 +62,8 @@ class Checked(BaseModel):
     """where their ids are, one a line, relative to the root"""
     left: list[str] = []
     """what cannot be repaired here, and what to do"""
+    unchecked: list[str] = []
+    """catalogs of the root, whose tables were not looked at"""
     seconds: float = 0
 
     @property
@@ -78,6 +80,8 @@ class Found:
         self.rows: dict[str, set[str]] = {"deliveries": set()}
         self.samples: dict[str, set[str]] = {}  # by sample: which of its columns name what is lost
         self.damaged: list[str] = []
+        # Damaged files that live rows of another catalog name, or may name, and which catalog; empty: the root itself.
+        self.elsewhere: dict[str, str] = {}
 
     def add(self, problem: str, **facts: str | None) -> None:
         self.problems[problem] += 1
@@ -88,11 +92,17 @@ class Found:
 def mend(root: Root, versions: dict[str, int | None], found: Found, run_id: str) -> None:
     """Damaged objects go, so that they are stored again; rows that need them go or are marked, each table in one commit."""
     report, metadata = found.report, {"run_id": run_id}
-    stuck = set(root.remove(found.damaged))
-    if removed := len(found.damaged) - len(stuck):
+    ours = [file for file in found.damaged if file not in found.elsewhere]
+    stuck = set(root.remove(ours))
+    if removed := len(ours) - len(stuck):
         report.repaired["objects"] = removed
     report.left += [
         f"{file} is damaged and the storage does not allow it to be removed" for file in sorted(stuck)[:LISTED]
+    ]
+    report.left += [
+        f"{file} is damaged and stays, as live rows of {called(name)} name it too, or cannot be read; before the next night "
+        f"run adbooster fsck --repair {f'--catalog {name}' if name else 'without --catalog'}, with the same --sample"
+        for file, name in sorted(found.elsewhere.items())[:LISTED]
     ]
     if found.requests:
         _drop_requests(root, versions["creatives"], found, metadata)
@@ -104,6 +114,11 @@ def mend(root: Root, versions: dict[str, int | None], found: Found, run_id: str)
         none = schema.DELIVERIES.empty_table()
         tables.merge(root, "deliveries", none, "delivery_id", versions["deliveries"], metadata, sorted(gone))
         report.repaired["deliveries"] = len(gone)
+
+
+def called(catalog: str) -> str:
+    """How a catalog is called; of an empty name, the root itself."""
+    return f"catalog {catalog}" if catalog else "the root"
 
 
 def _drop_requests(root: Root, base: int | None, found: Found, metadata: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pap
+from deltalake.exceptions import DeltaError
 from pydantic import BaseModel
 
 from adbooster.contracts.errors import ConfigError, SchemaError, StorageError
@@ -38,6 +39,8 @@ AT_ONCE = 4  # files that are read, and folders that are listed, at one time: so
 BATCH_ROWS = 65_536
 SPILL_KEYS = 1 << 21  # 16 MiB in memory before they go to the disk
 EVERY_S = 5.0  # between lines of progress
+LOST, DAMAGED = "has data files and no log", "has a log that cannot be read"
+BRING_LOG_BACK = "bring its _delta_log back from a copy, or remove the folder if it was never published"
 
 assert MINIMUM.total_seconds() > FRESH_S
 
@@ -90,7 +93,8 @@ def vacuum(
     tell      is given every name that goes, table files first
     progress  is given a line every few seconds
     raises    ConfigError for a retention below MINIMUM without `force`, or while a night runs, for a catalog alone, for a root
-              without tables, and where the clocks of this machine and of the storage are apart
+              without tables or with a table whose log is lost or damaged, and where the clocks of this machine and of the
+              storage are apart
     """
     night = _checked(root, retention, force)
     before, said = time.time() - retention.total_seconds(), Said(progress)
@@ -132,7 +136,12 @@ def _checked(root: Root, retention: timedelta, force: bool) -> Claim | None:
         raise ConfigError(
             f"{root.uri} is a catalog, whose objects others may name too; vacuum {root.above.uri}, which covers all catalogs"
         )
-    holders = holders_of(root).values()
+    by_way = holders_of(root)
+    holders = by_way.values()
+    if wrong := [
+        f"{at}tables/{name} {why}" for at, holder in by_way.items() for name, why in unreadable(holder).items()
+    ]:
+        raise ConfigError(f"{wrong[0]}, so that the objects it names are not known; {BRING_LOG_BACK}")
     if not any(tables.present(holder) for holder in holders):
         raise ConfigError(f"there are no tables below {root.uri}")
     if abs(apart := root.now() - time.time()) > CLOCKS_APART_S:
@@ -190,6 +199,22 @@ def object_folders(root: Root) -> list[str]:
 def holders_of(root: Root) -> dict[str, Root]:
     """All whose tables and runs name objects of a root, itself and its catalogs, by the way from it to their folders."""
     return {"": root} | {f"{CATALOGS}/{catalog.catalog}/": catalog for catalog in root.catalogs()}
+
+
+def unreadable(root: Root) -> dict[str, str]:
+    """Tables of a root or a catalog alone whose log is lost or cannot be read, and which of these it is.
+
+    LOST also where the first commit never came.
+    """
+    return {name: why for name in root.folders("tables") if (why := _unreadable(root, name))}
+
+
+def _unreadable(root: Root, name: str) -> str | None:
+    try:
+        lost = tables.open_table(root, name) is None and any(map(_is_data, root.stats(f"tables/{name}")))
+    except DeltaError:
+        return DAMAGED
+    return LOST if lost else None
 
 
 def _is_data(path: str) -> bool:

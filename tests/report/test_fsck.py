@@ -6,6 +6,7 @@ import time
 from datetime import timedelta
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from adbooster.cli.console import main
@@ -175,11 +176,8 @@ def test_a_rendition_that_is_lost_leaves_the_deliveries(whole):
 def test_a_sample_that_left_the_feed_and_its_photo_goes(whole):
     kept = tables.read(whole, "samples").to_pylist()[0]
     gone = kept | {"sample_id": "s2", "product_id": "P2", "photo_uri": whole.put(b"old photo", "photo")}
-    gone["retired_at"] = "2026-11-01T00:00:00Z"
-    retired = pa.Table.from_pylist([gone | {"retired_at": None}], schema.SAMPLES)
-    at = pa.array([time.time_ns() // 1000], pa.timestamp("us", tz="UTC"))
-    retired = retired.set_column(retired.column_names.index("retired_at"), "retired_at", at)
-    tables.merge(whole, "samples", retired, "sample_id", 0, {})
+    tables.merge(whole, "samples", pa.Table.from_pylist([gone], schema.SAMPLES), "sample_id", 0, {})
+    retire(whole, "s2")
     whole.remove([gone["photo_uri"]])
     assert fsck(whole, 0.0, repair=True).repaired == {"samples": 1}
     assert live(whole, "samples", "sample_id") == {"s1"}
@@ -242,6 +240,41 @@ def test_a_log_that_cannot_be_read(whole):
     done = fsck(whole, 1.0)
     assert [(f.problem, f.table) for f in done.findings] == [("table_unreadable", "creatives")]
     assert "bring back its _delta_log" in done.left[0]
+
+
+def test_a_log_that_is_gone(whole):
+    whole.remove(whole.stats("tables/creatives/_delta_log"))
+    done = fsck(whole, 1.0, repair=True)
+    assert [(f.problem, f.table) for f in done.findings] == [("table_unreadable", "creatives")]
+    assert "tables/creatives has data files and no log; bring its _delta_log back" in done.left[0]
+    assert (done.unnamed, done.repaired) == (None, {})
+
+
+def retire(root: Root, sample_id: str) -> None:
+    at = pa.array([time.time_ns() // 1000], pa.timestamp("us", tz="UTC"))
+    rows = tables.read(root, "samples", where=pc.field("sample_id") == sample_id)
+    rows = rows.set_column(rows.column_names.index("retired_at"), "retired_at", at)
+    tables.merge(root, "samples", rows, "sample_id", tables.version(root, "samples"), {})
+
+
+def test_a_photo_that_no_live_sample_names_may_be_gone(whole):
+    """The product has another photo now, and creatives of the former one stayed live: a vacuum may remove it."""
+    sample = tables.read(whole, "samples").to_pylist()[0]
+    former, now = sample["photo_uri"], whole.put(b"the photo of today", "photo")
+    changed = pa.Table.from_pylist([sample | {"photo_uri": now}], schema.SAMPLES)
+    tables.merge(whole, "samples", changed, "sample_id", 0, {})
+    content = whole.read(former)
+    whole.write(former, b"damaged")
+    damaged = fsck(whole, 1.0)
+    assert [(f.problem, f.file) for f in damaged.findings] == [("wrong_content", former)]
+    assert damaged.findings[0].says == "live creatives show this photo and no sample names it"
+    whole.remove([former])
+    assert fsck(whole, 1.0).clean
+    whole.write(former, content)
+    tables.merge(whole, "samples", pa.Table.from_pylist([sample], schema.SAMPLES), "sample_id", 1, {})
+    retire(whole, "s1")
+    whole.remove([former])
+    assert fsck(whole, 1.0).problems == {"lost": 1}, "of the retired sample's row alone"
 
 
 def test_no_repair_while_a_night_runs(whole, monkeypatch):

@@ -4,11 +4,13 @@ import json
 import os
 import pickle
 
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
 from adbooster.cli.console import main
 from adbooster.cli.load import load
+from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError, LockLost
 from adbooster.contracts.settings import JobConfig
 from adbooster.night.config import NightlyConfig
@@ -21,7 +23,7 @@ from adbooster.storage.model_store import kept, local_copy, pull
 from adbooster.storage.objects import Root
 from adbooster.storage.rollback import rollback
 from adbooster.storage.vacuum import vacuum
-from tests.conftest import MODELS
+from tests.conftest import MODELS, row
 from tests.storage.test_rollback import live, publish
 from tests.storage.test_vacuum import NONE, stage, swept
 
@@ -118,6 +120,70 @@ def test_an_object_goes_when_no_catalog_names_it(above):
     assert fsck(german).unnamed == 0, "what others name is not garbage of this one"
     assert (live(above), live(german), live(french)) == ({"of the root"}, {"new"}, {"french", "common"})
     assert above.exists(being_made)
+
+
+def test_a_damaged_object_stays_until_the_last_that_names_it_is_repaired(above):
+    german, french = catalog(above, "de"), catalog(above, "fr")
+    for shop in (above, german, french):
+        rows = [
+            row(schema.CREATIVES, creative_id=n, request_id=n, product_id="P1", uri=shop.put(n.encode(), "webp"))
+            for n in ("common", f"of {shop.catalog}")
+        ]
+        tables.merge(shop, "creatives", pa.Table.from_pylist(rows, schema.CREATIVES), "creative_id", None, {})
+    common, own = above.put(b"common", "webp"), german.put(b"of de", "webp")
+    for file in (common, own):
+        above.write(file, b"damaged")
+    told = "catalog fr name it too, or cannot be read; before the next night run adbooster fsck --repair --catalog fr"
+    done = fsck(german, 1.0, repair=True)
+    assert (done.repaired, done.repaint) == ({"objects": 1, "creatives": 2}, 2)
+    assert (above.exists(common), above.exists(own)) == (True, False)
+    assert [told in line for line in done.left] == [True]
+    done = fsck(french, 1.0, repair=True)
+    assert above.exists(common)
+    assert (
+        "live rows of the root name it too, or cannot be read; before the next night run adbooster fsck --repair without"
+        in done.left[0]
+    )
+    assert {f.says for f in fsck(german, 1.0).findings} == {"live rows of the root name it, or cannot be read"}
+    assert fsck(above, 1.0, repair=True).left == []
+    assert not above.exists(common)
+    assert all(fsck(shop, 1.0).clean for shop in (above, german, french))
+
+
+def test_fsck_of_a_root_says_which_catalogs_it_did_not_check(root, capsys):
+    for name in ("fr", "de"):
+        publish(catalog(root, name), [name])
+    with pytest.raises(ConfigError, match="holds only catalogs; run with --catalog NAME for: de, fr$"):
+        fsck(root)
+    publish(root, ["a"])
+    root.remove([catalog(root, "de").put(b"de", "webp")])
+    main(["fsck", "--root-uri", root.uri, "--all"])
+    assert "not checked  run with --catalog NAME for: de, fr\n" in capsys.readouterr().out
+    main(["fsck", "--root-uri", root.uri, "--json"])
+    assert json.loads(capsys.readouterr().out)["unchecked"] == ["de", "fr"]
+    assert fsck(catalog(root, "de")).unchecked == []
+
+
+def test_no_vacuum_while_a_log_is_lost(above):
+    shops = {"": above, "catalogs/de/": catalog(above, "de")}
+    for shop in shops.values():
+        publish(shop, ["a", shop.uri])
+    for at, shop in shops.items():
+        log = {file: shop.read(file) for file in shop.stats("tables/creatives/_delta_log")}
+        shop.write(next(iter(log)), b"{not json")
+        with pytest.raises(ConfigError, match=f"^{at}tables/creatives has a log that cannot be read, .* from a copy"):
+            vacuum(above, NONE, force=True)
+        assert [fsck(one).problems for one in shops.values()] == [{"table_unreadable": 1}] * 2
+        shop.remove(log)
+        before = set(above.stats(""))
+        with pytest.raises(ConfigError, match=f"^{at}tables/creatives has data files and no log, .* from a copy"):
+            vacuum(above, NONE, force=True)
+        assert set(above.stats("")) == before
+        for one in shops.values():
+            assert [(f.problem, f.file) for f in fsck(one).findings] == [("table_unreadable", f"{at}tables/creatives")]
+        for file, content in log.items():
+            shop.write(file, content)
+    assert vacuum(above, NONE, force=True).objects == 0
 
 
 def test_a_root_that_holds_catalogs_alone_can_be_vacuumed(root):
