@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command; exit code 0 if it succeeded, 2 if it cannot work, 1 if another run committed first or a check fails."""
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.command in (_blind, _sign, _certificates, _inspect, plan_command.plan):
+        if arguments.command in (_blind, _sign, _certificates, _inspect, _plan):
             return arguments.command(arguments)
         if not arguments.root_uri:
             raise ConfigError(
@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     signed.set_defaults(command=_sign)
     _add_models(commands)
     size = "what a night and a year of some size take: GPUs, cores, euros, storage; from measured figures alone"
-    plan_command.add(_add(commands, "plan", plan_command.plan, size))
+    plan_command.add(_add(commands, "plan", _plan, size))
     sheet = commands.add_parser("blind", help="what people preferred, from filled blind sheets", description=_BLIND)
     sheet.add_argument("action", choices=["score"])
     sheet.add_argument("sheets", nargs="+", metavar="SHEET", help="filled sheets: CSV with pair, rater and choice")
@@ -192,6 +192,10 @@ def _share(text: str) -> float:
     if not re.fullmatch(r"0?\.\d+|0|1(\.0*)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a share; numbers from 0 to 1 are, such as 0.01")
     return float(text)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    plan_command.plan(_root(arguments) if arguments.root_uri else None, arguments)
 
 
 def _status(root: Root, arguments: argparse.Namespace) -> None:

@@ -30,10 +30,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--products", type=float, required=True, help="products with a photo; 1e6 is a million")
     parser.add_argument("--cohorts", type=float, required=True, help="cohorts of users")
     parser.add_argument("--churn", type=float, required=True, help="share of the products that change a night, 0-1")
-    parser.add_argument("--gpu", required=True, help="h100 or a100; any name where the root's runs have used one")
+    parser.add_argument(
+        "--gpu", required=True, help="h100 or a100; a name of your own for the one that the root's runs have used"
+    )
     parser.add_argument("--price", type=float, required=True, help="euros a GPU-hour, with the cores beside it")
     parser.add_argument("--hours", type=float, default=6, help="that a night may take (default 6)")
-    parser.add_argument("--model", default="sd15", help="what paints: sd15 (default) or sdxl")
+    parser.add_argument("--model", help="what paints: sd15 or sdxl (default: as the root's runs, else sd15)")
     parser.add_argument("--compiled", action="store_true", default=None, help="torch.compile is on")
     parser.add_argument("--candidates", type=int, metavar="K", help="paintings a request (default 4)")
     parser.add_argument("--steps", type=int, metavar="N", help="sampler steps (default 20)")
@@ -53,8 +55,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="settings of generate: recipe, targeting and root are taken from there")
 
 
-def plan(arguments: argparse.Namespace) -> None:
-    """Print the forecast.
+def plan(below: Root | None, arguments: argparse.Namespace) -> None:
+    """Print the forecast, from what runs below this root have measured, or below that of the settings if some are named.
 
     raises  ConfigError for what is no size, price, GPU or figure
     """
@@ -74,9 +76,8 @@ def plan(arguments: argparse.Namespace) -> None:
         recipe=recipe,
     )
     prices = _checked(Prices, gpu_hour=arguments.price, hours=arguments.hours, retention_days=arguments.retention)
-    compiled = bool(settings and settings.compiled) if arguments.compiled is None else arguments.compiled
-    root_uri = settings.root_uri if settings else arguments.root_uri
-    root = Root(root_uri) if root_uri else None
+    compiled = settings.compiled if settings and arguments.compiled is None else arguments.compiled
+    root = Root(settings.root_uri) if settings else below
     figures, notes = gather(arguments.gpu, arguments.model, compiled, recipe.image_format, root, arguments.measured)
     if recipe.cache_every > 1:
         notes.append(f"cache_every {recipe.cache_every} saves more than nothing, but is not in the sums")
@@ -92,6 +93,7 @@ def _settings(arguments: argparse.Namespace) -> GenerateConfig | None:
     if not arguments.config:
         return None
     flags = ["--root-uri", arguments.root_uri] if arguments.root_uri else []
+    flags += ["--catalog", arguments.catalog] if arguments.catalog else []
     return load(GenerateConfig, ["--config", arguments.config, *flags])
 
 

@@ -128,7 +128,7 @@ class Pool(Config):
     batch: int = Field(default=16, ge=1)
     """Rows a call."""
     row_timeout_s: float = Field(default=600, gt=0)
-    """Seconds that one row may take, loading models aside; then its process is replaced and the row rejected (`timed_out`)."""
+    """Seconds that a row may take but for loading models and waiting for hosts; then its process is replaced, it is `timed_out`."""
     max_row_gib: float = Field(default=8, gt=0)
     """Memory in GiB that a row may need on top of the models; above it the row is rejected (`too_large`)."""
     niceness: int = Field(default=0, ge=0, le=19)

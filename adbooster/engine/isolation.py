@@ -111,7 +111,7 @@ class StageProcess:
     def call(self, rows: pa.Table, seconds: float, gib: float) -> pa.Table | Failure | Died:
         """The stage's answer to `rows`, or how it failed.
 
-        seconds  until the process is replaced; gib  that it may grow by: neither counts what it loads meanwhile
+        seconds  until the process is replaced, anew from each `goes_on`; gib  that it may grow by: neither counts what it loads
         """
         assert self._pipe is not None
         try:
@@ -160,6 +160,8 @@ class StageProcess:
                     self.counts[answer[1]] += answer[2]
                 elif answer[0] == "ask":
                     self._pipe.send(self.answers and self.answers(answer[1]))
+                elif answer[0] == "goes on":
+                    began = time.monotonic()
                 elif answer[0] in ("loading", "loaded"):
                     if is_loading:
                         self.loading_s += time.monotonic() - began

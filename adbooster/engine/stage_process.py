@@ -1,8 +1,8 @@
 """The process that a stage runs in: beside its actor, so that a row can end it without ending anything else.
 
 It is told by messages over a pipe: ("stage", class, arguments) to build one, ("rows", Arrow IPC, seconds) to call it; and
-answers ("built",), ("rows", Arrow IPC) or ("failed", Failure), with ("loading",), ("loaded",), ("count", metric, value) and
-("ask", question) before, which the actor answers at once. It ends with its pipe. Imports no Ray: a stage needs none.
+answers ("built",), ("rows", Arrow IPC) or ("failed", Failure), with ("loading",), ("loaded",), ("goes on",),
+("count", metric, value) and ("ask", question) before; the actor answers the last at once. It ends with its pipe. Imports no Ray: a stage needs none.
 """
 
 import copy
@@ -35,6 +35,7 @@ _telling = threading.Lock()  # stages may count from several threads
 _asking = threading.Lock()
 _networks = threading.Lock()
 _in_networks, _since = 0, 0.0
+_limit_s = 0.0  # of the call that is under way
 
 
 class Failure(NamedTuple):
@@ -59,6 +60,13 @@ def loading() -> Iterator[None]:
         yield
     finally:
         _tell("loaded")
+
+
+def goes_on() -> None:
+    """Say, in a call, that it waits for others or has got further: the time that it may take begins anew."""
+    if _actor is not None:
+        _end_after(_limit_s)
+        _tell("goes on")
 
 
 def count(metric: str, value: float) -> None:
@@ -121,7 +129,7 @@ def of_machine(error: BaseException) -> bool:
 
 def serve(fd: int) -> None:
     """Build and call stages as asked over the pipe `fd`, until it is closed or the actor is gone."""
-    global _actor
+    global _actor, _limit_s
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the job, which ends its actors
     faulthandler.enable()
     _actor = Connection(fd)
@@ -143,13 +151,18 @@ def serve(fd: int) -> None:
                 answer = ("built",)
             else:
                 assert stage is not None
-                faulthandler.dump_traceback_later(what[1] * _AFTER_ITS_ACTOR, exit=True)
+                _limit_s = what[1]
+                _end_after(_limit_s)
                 answer = ("rows", to_ipc(stage(from_ipc(what[0]))))
         except Exception as e:
             answer = ("failed", _failure(e))
         finally:
             faulthandler.cancel_dump_traceback_later()
         _answer(answer)
+
+
+def _end_after(limit_s: float) -> None:
+    faulthandler.dump_traceback_later(limit_s * _AFTER_ITS_ACTOR, exit=True)
 
 
 def _answer(message: tuple) -> None:

@@ -35,6 +35,9 @@ NAMES = {
 }
 """All that a forecast asks for, `_s` in seconds."""
 IN_STEP = "in step_s"
+MODEL = "sd15"
+PAINTER = ("step_s", "decode_s", "clip_s", "gates_s")
+PAINTED = ("Placer", "Painter", "Finisher")
 PREPARE = {"Fetcher": "fetch_s", "Shrinker": "shrink_s", "Refiner": "refine_s"}
 
 
@@ -48,24 +51,34 @@ class Figure(BaseModel):
 
 
 def gather(
-    gpu: str, model: str, compiled: bool, image_format: str, root: Root | None = None, measured: Iterable[str] = ()
+    gpu: str,
+    model: str | None,
+    compiled: bool | None,
+    image_format: str,
+    root: Root | None = None,
+    measured: Iterable[str] = (),
 ) -> tuple[dict[str, Figure], list[str]]:
     """All figures that are known, by name, and notes: a person's before a root's before the table's.
 
-    measured  texts as for `given`
-    raises    ConfigError where nobody has measured a step of this model on this GPU
+    model, compiled  None: as the root's runs have painted; `MODEL`, not compiled, in the table
+    measured         texts as for `given`
+    raises           ConfigError where nobody has measured a step of this model on this GPU
     """
-    ours, notes = of_root(root) if root else ({}, [])
     theirs, table = given(measured), _table()
+    ours, notes = of_root(root) if root else ({}, [])
+    if root:
+        known = gpu in {entry.get("gpu") for entry in table}
+        notes += _leave_out(ours, _newest_settings(root), gpu if known else None, model, compiled, image_format)
+    model, compiled = model or MODEL, bool(compiled)
     found = published(table, gpu, model, compiled, image_format) | ours
     if "step_s" in theirs:  # it is of a step alone
         found = {name: figure for name, figure in found.items() if not figure.where.startswith(IN_STEP)}
     found |= theirs
     if "step_s" not in found:
         steps = sorted((e["gpu"], e["model"], e["compiled"]) for e in table if e["name"] == "step_s")
-        known = ", ".join(_painted(*step) for step in steps)
+        measured_ones = ", ".join(_painted(*step) for step in steps)
         raise ConfigError(
-            f"no step of {_painted(gpu, model, compiled)} has been measured; those of {known} have, and "
+            f"no step of {_painted(gpu, model, compiled)} has been measured; those of {measured_ones} have, and "
             "--measured step_s=0.02 gives your own"
         )
     return found, notes
@@ -113,6 +126,43 @@ def of_root(root: Root) -> tuple[dict[str, Figure], list[str]]:
     return found, notes
 
 
+def _leave_out(
+    ours: dict[str, Figure],
+    settings: Mapping[str, Any],
+    gpu: str | None,
+    model: str | None,
+    compiled: bool | None,
+    image_format: str,
+) -> list[str]:
+    """Take from a root's figures those of something else than was asked for; notes that say which and why.
+
+    gpu  None: one that the table knows nothing of, which is the root's own
+    """
+    weights, is_compiled = str(settings.get("weights", "")), bool(settings.get("compiled"))
+    its_format = (settings.get("recipe") or {}).get("image_format", image_format)
+    on_gpu = [name for name in ours if NAMES[name].startswith("GPU")]
+    reasons: list[tuple[Iterable[str], str]] = []
+    if gpu:
+        why = f"its runs do not record whether they used {gpu}; a --gpu of a name of your own takes them"
+        reasons.append((on_gpu, why))
+    if model and model.lower() not in weights.lower():
+        reasons.append((PAINTER, f"its newest run painted with {weights or 'weights not recorded'}, not {model}"))
+    if compiled is not None and compiled != is_compiled:
+        reasons.append((PAINTER, f"its newest run painted {'' if is_compiled else 'not '}compiled"))
+    if its_format != image_format:
+        reasons.append((("finish_s", "creative_bytes"), f"its newest run stored {its_format}, not {image_format}"))
+    notes = []
+    for names, why in reasons:
+        if gone := [name for name in names if ours.pop(name, None)]:
+            notes.append(f"the root's own {', '.join(gone)} left out: {why}")
+    return notes
+
+
+def _newest_settings(root: Root) -> Mapping[str, Any]:
+    measured = stage_records.newest(root, "generate", PAINTED)
+    return (measured and _settings(root, measured[0])) or {}
+
+
 def given(texts: Iterable[str]) -> dict[str, Figure]:
     """Figures that a person has measured: `clip_s=0.004`.
 
@@ -133,7 +183,7 @@ def given(texts: Iterable[str]) -> dict[str, Figure]:
 
 def _painting(root: Root) -> tuple[dict[str, Figure], list[str]]:
     """A painter's time by the steps of its recipe; decoding, CLIP, gates and further rounds are in it."""
-    measured = stage_records.newest(root, "generate", ("Placer", "Painter", "Finisher"))
+    measured = stage_records.newest(root, "generate", PAINTED)
     if measured is None:
         return {}, ["no run has measured the stages of generate"]
     run_id, stages = measured
@@ -147,7 +197,7 @@ def _painting(root: Root) -> tuple[dict[str, Figure], list[str]]:
         return {name: _measured(name, value, run_id) for name, value in values.items()}, [note]
     values["step_s"] = painter["row_s"] * painter["gpus"] / network_steps(recipe)
     found = {name: _measured(name, value, run_id) for name, value in values.items()}
-    for name in ("decode_s", "clip_s", "gates_s"):
+    for name in PAINTER[1:]:
         found[name] = Figure(name=name, value=0, by="root", where=f"{IN_STEP}, with further rounds")
     return found, []
 
@@ -157,13 +207,21 @@ def _measured(name: str, value: float, run_id: str) -> Figure:
 
 
 def _recipe(root: Root, run_id: str) -> Recipe | None:
-    """What a run painted with, from its settings; None where they are not there."""
+    """What a run painted by; None where its settings are not there, or no recipe of today's."""
+    try:
+        return Recipe.model_validate((_settings(root, run_id) or {})["recipe"])
+    except (KeyError, ValueError):
+        return None
+
+
+def _settings(root: Root, run_id: str) -> Mapping[str, Any] | None:
+    """What a run painted with; None where it is not recorded."""
     for file, path in (("generate", ("config",)), ("nightly", ("config", "generate"))):
         try:
             values: Mapping[str, Any] = json.loads(root.read(f"runs/{run_id}/{file}.config.json"))
             for key in path:
                 values = values[key]
-            return Recipe.model_validate(values["recipe"])
+            return values if isinstance(values["recipe"], dict) else None
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, KeyError, TypeError, ValueError):
             continue
     return None

@@ -14,6 +14,7 @@ from adbooster.engine.host_limits import LEASE_S, Ask, Grant, HostLimits, Limits
 RENEW_S = LEASE_S / 5  # between two questions while photos of a host wait or are under way
 REFUSED_S = 0.5  # until a host is asked about again of which others hold all permits
 GIVEN_UP_S = 900.0  # after a host has been down for so long, no photo waits for it any more
+GOES_ON_S = 1.0  # between two words to the actor that photos have begun, or wait as their host wants it
 LOST_S = 30.0  # until the view of all fetchers is looked for again where nobody answered
 Exchange = Callable[[Mapping[str, Ask]], dict[str, Grant]]
 
@@ -81,6 +82,7 @@ class Hosts:
     def __init__(self, exchange: Exchange, patience_s: float):
         self._exchange, self.patience_s, self._hosts = exchange, patience_s, dict[str, _Host]()
         self._wake, self._closing = asyncio.Event(), False
+        self._begun, self._told = False, 0.0
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -132,10 +134,15 @@ class Hosts:
                 self._wake.clear()
                 if time.monotonic() >= min((host.due() for host in self._hosts.values()), default=float("inf")):
                     await self._renew()
-                await self._until(self._begin())
+                look_again = self._begin()
+                self._tell()
+                await self._until(look_again)
             await self._renew()
+            now = time.monotonic()
             self._hosts = {
-                name: _Host(paused_until=h.paused_until) for name, h in self._hosts.items() if h.paused_until
+                name: _Host(paused_until=h.paused_until, next_start=h.next_start)
+                for name, h in self._hosts.items()
+                if h.starts() > now
             }
         except BaseException as e:
             for host in self._hosts.values():
@@ -143,10 +150,18 @@ class Hosts:
                     _end(host.waiting.popleft(), e)
             raise
 
+    def _tell(self) -> None:
+        """Let the time of the row limits begin anew where photos get on, or wait for a rate or a pause of their host."""
+        now = time.monotonic()
+        held = any((h.waiting or h.under_way) and now < h.starts() for h in self._hosts.values())
+        if (held or self._begun) and now >= self._told + GOES_ON_S:
+            stage_process.goes_on()
+            self._begun, self._told = False, now
+
     async def _until(self, when: float) -> None:
         wait_s = when - time.monotonic()
         with suppress(TimeoutError):
-            async with asyncio.timeout(wait_s if wait_s < RENEW_S else RENEW_S):
+            async with asyncio.timeout(min(wait_s, GOES_ON_S)):
                 await self._wake.wait()
 
     def _begin(self) -> float:
@@ -158,6 +173,7 @@ class Hosts:
                 turn = host.waiting.popleft()
                 if not turn.future.done():
                     host.under_way += 1
+                    self._begun = True
                     host.next_start = now + host.interval_s
                     turn.future.set_result(None)
             patience_s = self.patience_s if host.down_s < GIVEN_UP_S else 0.0

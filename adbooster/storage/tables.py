@@ -259,7 +259,10 @@ def unfinished_runs(root: Root, but: str = "") -> list[str]:
 
 
 def remember_finished(root: Root) -> None:
-    """Keep the names of the runs that are finished now, so that a year of them is not asked for one by one every night."""
+    """Keep the names of the runs that are finished now, so that a year of them is not asked for one by one every night.
+
+    Each is asked anew here: a run whose report was removed is unfinished to other runs from the next time on.
+    """
     runs = root.folders("runs")
     finished = [run for run, done in zip(runs, each(partial(_has_report, root), runs), strict=True) if done]
     if set(finished) != _finished(root):

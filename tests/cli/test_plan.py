@@ -5,6 +5,8 @@ import json
 import pytest
 
 from adbooster.cli.console import main
+from adbooster.engine import stage_records
+from adbooster.storage.objects import Root
 from tests.cli.test_console import refused, said
 
 SIZE = ("plan", "--products", "1e6", "--cohorts", "30", "--churn", "0.02", "--gpu", "h100", "--price", "2.5")
@@ -85,3 +87,15 @@ def test_a_table_s_pairs_are_not_counted_here(tmp_path, capsys):
     assert "give --targeting table:3.2" in refused(capsys, *SIZE, "--config", str(file))[1]
     main([*SIZE, "--config", str(file), "--targeting", "table:2"])
     assert "2,000,000 requests" in capsys.readouterr().out
+
+
+def test_a_catalog_s_runs_are_those_that_count(tmp_path, capsys):
+    stages = {name: {"rows": 10, "gpus": 0.0, "row_s": 0.25} for name in ("Fetcher", "Shrinker", "Refiner")}
+    Root(f"{tmp_path}/catalogs/shoes").write_json(f"runs/r1/{stage_records.FILE}", {"prepare": stages})
+    below = (*SIZE, "--json", "--root-uri", str(tmp_path))
+    measured = {
+        catalog: {f["name"] for f in json.loads(said(capsys, *below, *catalog))["figures"] if f["by"] == "root"}
+        for catalog in ((), ("--catalog", "shoes"))
+    }
+    assert measured == {(): set(), ("--catalog", "shoes"): {"fetch_s", "shrink_s", "refine_s"}}
+    assert "--catalog 'a/b' should be letters" in refused(capsys, *below, "--catalog", "a/b")[1]

@@ -175,7 +175,7 @@ def test_what_nobody_has_measured_is_an_error(asked, measured, said):
     assert gather("b200", "sd15", False, "jpeg", measured=["step_s=0.01"])[0]["step_s"].value == 0.01
 
 
-def run(root, run_id, gpus=1.0, settings="generate"):
+def run(root, run_id, gpus=1.0, settings="generate", weights="/w/of-the-shop"):
     """The traces of a run that painted 100 requests, each in 2 s of a painter, and prepared 50 photos."""
     stage = {"rows": 100, "gpus": 0.0}
     generate = {"Placer": stage | {"row_s": 0.06}, "Painter": stage | {"row_s": 2.0, "gpus": gpus}}
@@ -183,7 +183,8 @@ def run(root, run_id, gpus=1.0, settings="generate"):
     prepare = {name: stage | {"row_s": s} for name, s in (("Fetcher", 0.01), ("Shrinker", 0.02), ("Refiner", 0.1))}
     prepare["Segmenter"] = stage | {"row_s": 0.04, "gpus": 0.25}
     root.write_json(f"runs/{run_id}/{stage_records.FILE}", {"generate": generate, "prepare": prepare})
-    painted = {"recipe": Recipe(candidates=4, num_inference_steps=25, keep=2).model_dump(mode="json")}
+    recipe = Recipe(candidates=4, num_inference_steps=25, keep=2, image_format="jpeg")
+    painted = {"recipe": recipe.model_dump(mode="json"), "weights": weights, "compiled": False}
     config = painted if settings == "generate" else {"generate": painted}
     root.write_json(f"runs/{run_id}/{settings}.config.json", {"config": config})
 
@@ -216,7 +217,32 @@ def test_a_root_that_says_nothing_of_a_gpu_says_so(root):
     assert notes == ["no run has measured the stages of generate", "no run has measured the stages of prepare"]
     run(root, "r1", gpus=0.0)
     found, notes = gather("h100", "sd15", False, "jpeg", root)
-    assert notes == ["run r1 painted on CPUs, so its painters say nothing of a GPU"]
+    assert notes[0] == "run r1 painted on CPUs, so its painters say nothing of a GPU"
+    assert notes[1].startswith("the root's own mask_s left out: its runs do not record whether they used h100")
     assert (found["step_s"].by, found["place_s"].by) == ("others", "root")
     root.write("runs/r1/generate.config.json", json.dumps({"config": {"recipe": {"candidates": "many"}}}).encode())
-    assert gather("h100", "sd15", False, "jpeg", root)[1] == ["run r1 has no settings to say what its painters did"]
+    assert gather("ours", None, None, "jpeg", root, ["step_s=1"])[1] == [
+        "run r1 has no settings to say what its painters did"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "why", "gone", "stays"),
+    [
+        (("h100", None, None, "jpeg"), "record whether they used h100", {"step_s", "clip_s", "mask_s"}, "finish_s"),
+        (("ours", "sdxl", None, "jpeg"), "painted with /w/of-the-shop, not sdxl", {"step_s", "gates_s"}, "mask_s"),
+        (("ours", None, True, "jpeg"), "painted not compiled", {"step_s", "decode_s"}, "mask_s"),
+        (("ours", None, None, "png"), "stored jpeg, not png", {"finish_s"}, "step_s"),
+    ],
+)
+def test_a_root_s_figures_of_something_else_than_was_asked_for_are_left_out(root, asked, why, gone, stays):
+    run(root, "r1")
+    found, notes = gather(
+        *asked, root=root, measured=["step_s=0.01"] if asked[0] == "ours" and "step_s" in gone else []
+    )
+    assert len(notes) == 1
+    assert why in notes[0]
+    assert all(name in notes[0] for name in gone)
+    assert not any(found[name].by == "root" for name in gone if name in found)
+    assert found[stays].by == "root"
+    assert gather("ours", None, None, "jpeg", root)[1] == []

@@ -1,6 +1,9 @@
 """Fetchers of one night keep to the limits of a host together, and to their share where nobody answers for all."""
 
+import asyncio
 import os
+import time
+from itertools import pairwise
 
 import pyarrow as pa
 import pytest
@@ -11,11 +14,11 @@ from adbooster.contracts.settings import Pool
 from adbooster.engine import permits
 from adbooster.engine.cluster import beside_driver
 from adbooster.engine.host_limits import Ask, Limits, Seen
-from adbooster.engine.isolation import Failures
+from adbooster.engine.isolation import Failures, Isolated, StageProcess, pickled
 from adbooster.engine.pools import dataset, through
 from adbooster.prepare.changes import MadeBy
 from adbooster.prepare.config import Http, Rules, Source
-from adbooster.prepare.hosts import SharedLimits
+from adbooster.prepare.hosts import Hosts, SharedLimits
 from adbooster.prepare.stages import Fetcher
 from tests.conftest import row
 
@@ -73,3 +76,46 @@ def test_a_lost_actor_is_no_answer(local_ray):
 def test_a_fetcher_that_nobody_answers_keeps_to_its_share():
     shared = SharedLimits(Limits(2, None, 30.0))
     assert shared({"cdn.example": Ask(10, 0, Seen())})["cdn.example"].slots == 2
+
+
+def test_waiting_for_a_host_counts_against_no_row(root, misbehaving):
+    """Eight photos at one a second take longer than the six seconds that a batch may."""
+    pictures = [
+        row(
+            schema.PLANNED,
+            sample_id=f"s{n}",
+            product_id=f"P{n}",
+            role="main",
+            image_uri=f"{misbehaving.url}/slow/0/{n}",
+        )
+        for n in range(8)
+    ]
+    source = Source(feed_uri="/nowhere/feed.tsv", allow_private_hosts=True, http=Http(requests_per_s=1))
+    how = {"root": root, "source": source, "rules": Rules(), "made": MadeBy("a", "b", "c")}
+    failures, process = Failures(root, "r1", "failed_fetch"), StageProcess()
+    stage = Isolated("fetch", pickled(Fetcher, how), schema.FETCHED, Pool(row_timeout_s=3), failures, process)
+    try:
+        stage.build()
+        began = time.monotonic()
+        done = stage(pa.Table.from_pylist(pictures, schema.PLANNED))
+    finally:
+        process.end()
+    assert time.monotonic() - began > 6
+    assert "timed_out" not in done["reject"].to_pylist()
+    assert len(misbehaving.asked) == 8, "each was fetched once, by one process"
+
+
+def test_a_rate_holds_from_one_batch_to_the_next():
+    begun = []
+    hosts = Hosts(SharedLimits(Limits(1, 2, 30.0)), 5.0)
+
+    async def batch() -> None:
+        async with hosts.open(), hosts.permit("cdn.example"):
+            begun.append(time.monotonic())
+
+    async def night() -> None:
+        for _ in range(3):
+            await batch()
+
+    asyncio.run(night())
+    assert min(b - a for a, b in pairwise(begun)) >= 0.49
