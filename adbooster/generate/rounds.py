@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -92,20 +93,21 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
     """Paint what is neither live nor staged; winners whose scene another winner has are painted again."""
     root, scenes = Root(config.root_uri), Scenes(config.recipe.gates)
     meter = _budget(config, night.staged)
-    repainted, times = 0, stage_times.start() if night.to_paint else None
+    repainted, times, sheet = 0, None, _FirstSheet(root, config.run_id)
     tried: set[tuple[str, int]] = set()
     failures, blocked = Counter[str](), []
-    waves = priority.waves(night) if meter else _in_order(night.unpainted(night.staged))
+    waves, wanted = priority.waves(night) if meter else _in_order(night.unpainted(night.staged)), night.to_paint
     while True:
         asked = 0
-        for wave in waves:
-            if meter and budget.exhausted_by(meter):
-                break
-            times = times or stage_times.start()
-            words, held_back_s = _stage(config, root, night, wave, meter, times)
-            failures += words
-            blocked.append(held_back_s)
-            asked += wave.num_rows
+        times = times or (stage_times.start() if wanted else None)
+        with Progress("generate", wanted, config.progress_s, root) if times else nullcontext() as progress:
+            for wave in waves:
+                if times is None or progress is None or (meter and budget.exhausted_by(meter)):
+                    break
+                words, held_back_s = _stage(config, root, night, wave, meter, times, progress, sheet)
+                failures += words
+                blocked.append(held_back_s)
+                asked += wave.num_rows
         stopped = budget.exhausted_by(meter) if meter else None
         staged = night.staged if not blocked else _staged(config, root, night)
         rows, again = settle(staged, scenes, _taken(scenes, night, staged))
@@ -113,7 +115,7 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
         if not again or stopped or not (asked or not repainted):
             break
         tried |= set(again.items())  # a round that gives no creative is not painted twice
-        waves = _in_order(_next_round(night, again))
+        waves, wanted = _in_order(_next_round(night, again)), len(again)
         repainted += len(again)
         log.info("%d winners duplicate others; their requests are painted again", len(again))
     stages = stage_times.write(root, config.run_id, "generate", times, blocked) if times else {}
@@ -220,6 +222,8 @@ def _stage(
     rows: pa.Table,
     meter: budget.Handle | None,
     times: stage_times.Handle,
+    progress: Progress,
+    sheet: "_FirstSheet",
 ) -> tuple[Counter[str], Mapping[str, float]]:
     """Run requests through the painters; their rows are staged as they are finished.
 
@@ -237,10 +241,9 @@ def _stage(
     ds = through(dataset(rows, batch), Placer, place, schema.PLACED, failures, root=root, **shared)
     ds = through(ds, Painter, paint, schema.PAINTED, failures, meter, shown_up_to=shown, **shared)
     ds = through(ds, Finisher, finish, schema.STAGED, failures, root=root, **names, **shared)
-    with Progress("generate", rows.num_rows, config.progress_s, root) as progress:
-        folder = staged_folder(config.run_id, night.recipe_id)
-        enough = partial(budget.settled, meter) if meter else None
-        staged = stage_parts(ds, root, folder, budget.LEFT, enough, progress, _FirstSheet(root, config.run_id))
+    folder = staged_folder(config.run_id, night.recipe_id)
+    enough = partial(budget.settled, meter) if meter else None
+    staged = stage_parts(ds, root, folder, budget.LEFT, enough, progress, sheet)
     words = Counter(word for part in staged.rows for word in part["reject"].drop_null().to_pylist())
     return words, staged.blocked_s
 
