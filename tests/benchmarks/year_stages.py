@@ -111,21 +111,21 @@ def _painted(root: Root, run_id: str, night: Any, rows: pa.Table) -> pa.Table:
     """One creative for each request, as the finisher would give it (schema.STAGED)."""
     n, ids = rows.num_rows, rows["request_id"].combine_chunks()
     photos = rows["photo_uri"].combine_chunks().dictionary_encode()
-    files = [
-        _stored(root, CREATIVE + f"{uri} {night.recipe_id}".encode(), "webp") for uri in photos.dictionary.to_pylist()
-    ]
+    contents = [CREATIVE + f"{uri} {night.recipe_id}".encode() for uri in photos.dictionary.to_pylist()]
+    files, sizes = [_stored(root, content, "webp") for content in contents], list(map(len, contents))
     uris = pa.array(files, pa.string()).take(photos.indices)
     gates = pa.array([{"product_max_diff": 0}], schema.GATES)
     layout = pa.array([dict.fromkeys(("x_px", "y_px", "width_px", "height_px"), 8)], schema.LAYOUT)
     same = {"rank": 0, "recipe_id": night.recipe_id, "weights_revision": night.weights_revision, "fallback": False}
     same |= {"clip_score": 0.3, "neutral_score": 0.2, "margin": 0.1, "width": SIDE_PX, "height": SIDE_PX, "gpu_s": 0.3}
-    same |= {"seed": 1, "size_bytes": len(CREATIVE), "run_id": run_id, "paint_batch": 16}
+    same |= {"seed": 1, "run_id": run_id, "paint_batch": 16}
     columns: dict[str, Any] = {name: rows[name] for name in schema.STAGED.names if name in rows.column_names}
     columns |= {name: pa.repeat(pa.scalar(value, schema.STAGED.field(name).type), n) for name, value in same.items()}
     columns |= {"gates": pa.repeat(gates[0], n), "layout": pa.repeat(layout[0], n), "uri": uris}
     columns |= {
         "creative_id": pc.utf8_slice_codeunits(ids, 0, 16),
         "sha256": pc.utf8_slice_codeunits(uris, 11, 75),
+        "size_bytes": pa.array(sizes, pa.int64()).take(photos.indices),
         "background_phash": pc.utf8_slice_codeunits(ids, 16, 32),
         "background_simhash": ids,
     }
