@@ -1,11 +1,14 @@
 """A catalog that is prepared in several parts comes out as one that is prepared whole."""
 
+import shutil
+
 import pytest
 
 from adbooster.contracts.errors import TooManyRejects
 from adbooster.prepare import plan
 from adbooster.prepare.job import prepare
 from adbooster.storage import tables
+from adbooster.storage.objects import Root
 from tests.prepare.test_prepare import config, samples
 
 HEAD = "id\ttitle\timage_link\n"
@@ -59,14 +62,17 @@ def test_all_parts_are_one_commit_and_are_judged_together(warm_ray, small_parts,
     assert sum(row["retired_at"] is not None for row in rows(root)) == 10
 
 
-def test_photos_of_several_parts(warm_ray, monkeypatch, root, tiny_feed, tmp_path):
-    from adbooster.storage.objects import Root
-
-    whole = Root(str(tmp_path / "whole"))
-    assert prepare(config(whole, tiny_feed)).new == 4
+def test_photos_of_several_parts_and_what_a_killed_run_staged_of_them(warm_ray, monkeypatch, root, tiny_feed, tmp_path):
     monkeypatch.setattr(plan, "PART_PICTURES", 2)
     first = prepare(config(root, tiny_feed))
     assert (first.new, first.rejects) == (4, {})
-    assert samples(root) == samples(whole)
-    again = prepare(config(root, tiny_feed, run_id="r2", device="cuda"))  # whoever needs a model fails
+    no_models = {"device": "cuda"}  # whoever needs one fails
+    again = prepare(config(root, tiny_feed, run_id="r2", **no_models))
     assert (again.new_or_changed, again.unchanged, again.samples_version) == (0, 4, first.samples_version)
+
+    killed = Root(str(tmp_path / "killed"))  # as if `r1` had ended before its commit
+    for folder in ("objects", "runs/r1"):
+        shutil.copytree(root.path(folder), killed.path(folder))
+    next_run = prepare(config(killed, tiny_feed, run_id="r2", **no_models))
+    assert (next_run.new, next_run.taken_over) == (4, 4)
+    assert samples(killed) == samples(root)
