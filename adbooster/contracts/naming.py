@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,11 @@ def digests(*parts: pa.Array | pa.ChunkedArray | str) -> pa.Array:
     """`digest` of many rows: columns of texts without nulls, and texts that all rows share."""
     joined = pc.binary_join_element_wise(*parts, _BETWEEN)
     return pa.array([hashlib.sha256(text.encode()).hexdigest() for text in joined.to_pylist()], pa.string())
+
+
+def row_keys(rows: pa.Table, columns: Iterable[str]) -> pa.Array:
+    """The columns of each row as one text, null where one of them is; cleaned texts hold nothing of what is between."""
+    return pc.binary_join_element_wise(*(rows[name].combine_chunks() for name in columns), _BETWEEN)
 
 
 def seed_of(name: str, number: int) -> int:

@@ -1,8 +1,10 @@
 """The tables: the contract between the jobs. Rows in flight only grow to the right and edit nothing but `reject`."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from adbooster.contracts.errors import SchemaError
 
@@ -567,6 +569,11 @@ def fill(table: pa.Table, wanted: pa.Schema) -> pa.Table:
         f.name: table[f.name] if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in wanted
     }
     return pa.table(columns).cast(wanted)
+
+
+def counted(words: pa.ChunkedArray) -> Counter[str]:
+    """How often each text is there; nulls are left out."""
+    return Counter({c["values"]: c["counts"] for c in pc.value_counts(words.drop_null()).to_pylist()})
 
 
 def extend(table: pa.Table, wanted: pa.Schema, **columns: Iterable) -> pa.Table:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
-from adbooster.contracts.naming import digest
+from adbooster.contracts.naming import digest, row_keys
 from adbooster.contracts.redaction import redact
 from adbooster.contracts.text import clean, first_error
 from adbooster.storage import tables
@@ -120,7 +120,7 @@ class Marks:
             if row["mark"] == "rejected":
                 self.named[row["request_id"]].append(row["creative_id"])
         rejected = rows.filter(pc.equal(rows["mark"], "rejected"))
-        self.pictures = _key(rejected, _PICTURE).drop_null()  # pictures that were rejected for a place
+        self.pictures = row_keys(rejected, _PICTURE).drop_null()  # pictures that were rejected for a place
         self.approved, self.rejected, self.empty = by_mark["approved"], by_mark["rejected"], by_mark["empty"]
 
     def apply(self, requests: pa.Table, live: pa.Table) -> tuple[pa.Table, Effects]:
@@ -141,7 +141,7 @@ class Marks:
         renamed, kept_names = len(own.filter(bad)), 0
         approved = live.filter(pc.is_in(live["creative_id"], pa.array(sorted(self.approved), pa.string())))
         if approved.num_rows:
-            at = pc.index_in(_key(requests, _SAME), _key(approved, _SAME))
+            at = pc.index_in(row_keys(requests, _SAME), row_keys(approved, _SAME))
             held = approved["request_id"].combine_chunks().take(at)
             kept_names = pc.sum(pc.not_equal(held, names)).as_py() or 0
             names = pc.coalesce(held, names)
@@ -160,13 +160,8 @@ class Marks:
         An original picture that was rejected for a cohort comes back when no other seed beats it either.
         """
         bad = pc.is_in(fresh["creative_id"].combine_chunks(), pa.array(sorted(self.rejected), pa.string()))
-        bad = pc.or_(bad, pc.is_in(_key(fresh, _PICTURE), self.pictures))
+        bad = pc.or_(bad, pc.is_in(row_keys(fresh, _PICTURE), self.pictures))
         return fresh.filter(pc.invert(bad)), fresh.filter(bad)
-
-
-def _key(rows: pa.Table, columns: tuple[str, ...]) -> pa.Array:
-    """The columns of each row as one text; null where one of them is."""
-    return pc.binary_join_element_wise(*(rows[name].combine_chunks() for name in columns), "\x1f")
 
 
 def read_and_store(

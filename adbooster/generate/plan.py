@@ -9,7 +9,6 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
@@ -22,10 +21,11 @@ import pyarrow.compute as pc
 from adbooster.contracts import schema
 from adbooster.contracts.deadline import day_of
 from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.naming import row_keys
 from adbooster.generate import marks
 from adbooster.generate.config import GenerateConfig
 from adbooster.generate.marks import Effects
-from adbooster.generate.value import LIVE, read_facts
+from adbooster.generate.value import LIVE, PLACE, read_facts
 from adbooster.painting import candidates
 from adbooster.painting.brand_rules import BrandRules, read_brand_rules
 from adbooster.painting.config import BrandFigures
@@ -37,19 +37,22 @@ from adbooster.storage.model_store import local_copy
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
-PLACE = ("product_id", "cohort_id", "placement")  # what a creative is live for
 WAVE_ROWS = 1 << 18  # requests that are given to the painters at one time
 # Of a staged creative, what decides whether it is published; the rest is read when it is.
-_JUDGED = ("creative_id", "request_id", *PLACE, "rank", "clip_score", "fallback", "fallback_reason", "sha256", "run_id")
 JUDGED = (
-    *_JUDGED,
-    "background_phash",
-    "background_simhash",
-    "gpu_s",
-    "paint_batch",
-    "candidate_rejects",
-    "round",
-    "reject",
+    *(
+        "creative_id",
+        "request_id",
+        *PLACE,
+        "rank",
+        "round",
+        "clip_score",
+        "fallback",
+        "fallback_reason",
+        "sha256",
+        "run_id",
+    ),
+    *("background_phash", "background_simhash", "gpu_s", "paint_batch", "candidate_rejects", "reject"),
 )
 _LIVE = ("creative_id", "request_id", *PLACE, "rank", "recipe_id", "gpu_s")
 
@@ -106,21 +109,20 @@ class NightPlan:
         )
         self.families = dict(zip(*(planner.cohorts[n].to_pylist() for n in ("cohort_id", "family")), strict=True))
         self.parts = buckets.parts(max(self.live.rows, planner.most_requests), config.part_rows)
-        self._open = ExitStack()
+        self._folder = tempfile.TemporaryDirectory(prefix="adbooster-plan-")
         try:
-            folder = self._open.enter_context(tempfile.TemporaryDirectory(prefix="adbooster-plan-"))
-            self._missing = Spill(Path(folder) / "missing", schema.REQUESTS)
+            self._missing = Spill(Path(self._folder.name) / "missing", schema.REQUESTS)
             self._plan(config, planner)
             self._missing.close()
         except BaseException:
-            self._open.close()
+            self._folder.cleanup()
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._open.close()
+        self._folder.cleanup()
 
     def _plan(self, config: GenerateConfig, planner: Planner) -> None:
         self.of: dict[Part, PartFigures] = {}
@@ -146,7 +148,7 @@ class NightPlan:
             rates.add(live)
             if self.facts:
                 self.facts.margins.add(self.live.read(part, LIVE), requests)
-            self.by_cohort += _counts(requests["cohort_id"])
+            self.by_cohort += schema.counted(requests["cohort_id"])
             self.lowest = candidates.lowest(self.lowest, requests["request_id"], config.gallery)
         self.staged, self.already_staged, self.rates = pa.concat_tables(named), again, rates
         self.mark_figures = self.mark_figures.model_copy(update=effects._asdict())
@@ -228,6 +230,8 @@ def _on_sale(requests: pa.Table, live: pa.Table, sold_out: pa.Array) -> tuple[pa
 
     What is live of such a product stays, and is not painted anew.
     """
+    if not len(sold_out):
+        return requests, without(requests, live)
     away = pc.is_in(requests["product_id"], sold_out)
     there = pc.is_in(places(requests), places(live))
     asked = requests.filter(pc.or_(pc.invert(away), there))
@@ -246,12 +250,8 @@ def _figures(requests: pa.Table, live: pa.Table, missing: pa.Table) -> PartFigur
 
 
 def places(rows: pa.Table) -> pa.Array:
-    """What each creative is live for, as one text: product, cohort, placement."""
-    return pc.binary_join_element_wise(*(rows[name].combine_chunks() for name in PLACE), "\x1f")
-
-
-def _counts(values: pa.ChunkedArray) -> Counter[str]:
-    return Counter({c["values"]: c["counts"] for c in pc.value_counts(values).to_pylist()})
+    """What each creative is live for, as one text."""
+    return row_keys(rows, PLACE)
 
 
 def _of_pairs(live: pa.Table, pairs: pa.Table) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pap
 
+from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError, StorageError
 from adbooster.generate.plan import WAVE_ROWS, NightPlan, without
 from adbooster.generate.value import ASKED, CLASSES, LIVE, VALUED, Facts, order, valued
@@ -53,7 +53,7 @@ def write_left(root: Root, run_id: str, night: NightPlan, painted: pa.Table, sto
         for i, part in enumerate(night.parts):
             left = _valued(night, part, painted)
             pap.write_table(left, Path(folder) / f"{i:05d}.parquet", compression="lz4")
-            counts += Counter({c["values"]: c["counts"] for c in pc.value_counts(left["value_class"]).to_pylist()})
+            counts += schema.counted(left["value_class"])
             done = _valued(night, part, night.staged)
             best.append(_most_valuable(without(done, left), _facts(night)))
         sorted_file = Path(folder) / "left"

@@ -13,7 +13,8 @@ from adbooster.contracts.errors import PublishConflict
 from adbooster.contracts.settings import code_commit
 from adbooster.generate import marks
 from adbooster.generate.config import GenerateConfig
-from adbooster.generate.plan import PLACE, NightPlan, PartFigures, places
+from adbooster.generate.plan import NightPlan, PartFigures, places
+from adbooster.generate.value import PLACE
 from adbooster.painting.requests import painted_once, staged_folders
 from adbooster.storage import buckets, tables
 from adbooster.storage.buckets import ROW_GROUP, Change, Part, Spill

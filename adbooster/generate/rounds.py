@@ -23,6 +23,7 @@ from adbooster.engine.staging import stage_parts
 from adbooster.generate import priority
 from adbooster.generate.config import GenerateConfig
 from adbooster.generate.plan import JUDGED, WAVE_ROWS, NightPlan, places, without
+from adbooster.painting import candidates
 from adbooster.painting.duplicates import COLUMNS, Rivals, Scenes
 from adbooster.painting.finish import Finisher
 from adbooster.painting.painter import Painter
@@ -119,8 +120,9 @@ def paint(config: GenerateConfig, night: NightPlan) -> Painted:
         repainted += len(again)
         log.info("%d winners duplicate others; their requests are painted again", len(again))
     stages = stage_times.write(root, config.run_id, "generate", times, blocked) if times else {}
-    unfilled = sum(part.num_rows for part in night.unpainted(rows, ["request_id"]))
-    without_any = sum(without(part, night.staged, rows).num_rows for part in night.unpainted(rows, ["request_id"]))
+    unfilled = without_any = 0
+    for part in night.unpainted(rows, ["request_id"]):
+        unfilled, without_any = unfilled + part.num_rows, without_any + without(part, night.staged).num_rows
     painted = Painted(
         rows=rows,
         first_ranks=staged.filter(pc.equal(staged["rank"], 0)),
@@ -236,7 +238,7 @@ def _stage(
     if meter:
         budget.begin_round(meter)
     failures, shared = Failures(root, config.run_id, "failed_paint"), {"times": times, "config": config}
-    shown = night.lowest[-1].as_py() if len(night.lowest) else ""
+    shown = candidates.shown_up_to(pa.chunked_array([night.lowest]), config.gallery)
     names = {"recipe_id": night.recipe_id, "weights_revision": night.weights_revision}
     ds = through(dataset(rows, batch), Placer, place, schema.PLACED, failures, root=root, **shared)
     ds = through(ds, Painter, paint, schema.PAINTED, failures, meter, shown_up_to=shown, **shared)

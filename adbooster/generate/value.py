@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adbooster.contracts.naming import row_keys
 from adbooster.generate.config import Value
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
@@ -27,7 +28,8 @@ low_margin   the live creative that it would replace has at most the margin that
 new_place    the product is live, but nothing of it for this cohort and placement
 high_margin  the others
 """
-NAMES = ("request_id", "product_id", "cohort_id", "placement")
+PLACE = ("product_id", "cohort_id", "placement")  # what a creative is live for
+NAMES = ("request_id", *PLACE)
 FIGURES = ("margin", "expected_margin", "product_weight", "cohort_users", "live_days")
 FACTORS = ("weight_factor", "size_factor", "age_factor", "gain_factor")
 VALUED = pa.schema(
@@ -43,7 +45,7 @@ cohort_users     null where it is not known
 live_days        since the creative in its place was published; null as `margin`, or where no commit tells
 """
 ASKED = [*NAMES, "category", "family"]  # of requests
-LIVE = ["product_id", "cohort_id", "placement", "rank", "margin", "run_id"]  # of creatives
+LIVE = [*PLACE, "rank", "margin", "run_id"]  # of creatives
 LEAST_SPREAD = 0.01  # of margins: below it differences are noise
 AGE_DAYS = 30.0  # after which `value.age` 1 doubles a value
 Floats = npt.NDArray[np.float64]
@@ -133,7 +135,7 @@ def valued(requests: pa.Table, live: pa.Table, facts: Facts) -> pa.Table:
               products of `requests`; of several in one place the best counts
     """
     settings, best = facts.settings, live.filter(pc.equal(live["rank"], 0))
-    at = pc.index_in(_place(requests), value_set=_place(best))
+    at = pc.index_in(row_keys(requests, PLACE), value_set=row_keys(best, PLACE))
     margin = _floats(best["margin"].take(at))
     replaces = np.isfinite(margin)
     expected = facts.margins.expected(requests["family"], requests["category"], settings.prior)
@@ -197,11 +199,6 @@ def _relative(users: Floats, sizes: pa.Table) -> Floats:
     there = there[there > 0]
     mean = there.mean() if len(there) else 1.0
     return np.where(users > 0, users / mean, 1.0)
-
-
-def _place(rows: pa.Table) -> pa.ChunkedArray:
-    """One key a place; ids hold no control characters."""
-    return pc.binary_join_element_wise(rows["product_id"], rows["cohort_id"], rows["placement"], "\x1f")
 
 
 def _group(families: pa.ChunkedArray, categories: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -228,7 +228,7 @@ class _Figures:
         """rows  with COLUMNS"""
         self.live += rows.num_rows
         fallbacks = rows.filter(pc.fill_null(rows["fallback"], False))
-        self.fallbacks += _counted(fallbacks["fallback_reason"])
+        self.fallbacks += schema.counted(fallbacks["fallback_reason"])
         self.originals += fallbacks.num_rows
         best = rows.filter(pc.equal(rows["rank"], 0))
         for scores, name in zip(self.scores, ("clip_score", "neutral_score"), strict=True):
@@ -258,11 +258,7 @@ class _Figures:
 def _rejected_photos(root: Root) -> dict[str, int]:
     """Pictures of the feed that are not used, by word."""
     samples = tables.read(root, "samples", ["reject", "retired_at"])
-    return dict(_by_count(_counted(samples.filter(pc.is_null(samples["retired_at"]))["reject"])))
-
-
-def _counted(words: pa.ChunkedArray) -> Counter[str]:
-    return Counter({c["values"]: c["counts"] for c in pc.value_counts(words.drop_null()).to_pylist()})
+    return dict(_by_count(schema.counted(samples.filter(pc.is_null(samples["retired_at"]))["reject"])))
 
 
 def _by_count(words: Counter[str]) -> list[tuple[str, int]]:

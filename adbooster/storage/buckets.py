@@ -290,7 +290,8 @@ class Change:
         """One file of the table, on its way; no rows, no file."""
         if not rows.num_rows:
             return
-        rows = _with_bucket(rows)
+        if rows["bucket"].null_count:  # of a file that was written before there was the column
+            rows = _with_bucket(rows)
         first, last = (pc.min_max(rows["bucket"])[end].as_py() for end in ("min", "max"))
         name = f"buckets-{first}-{last + 1}-{uuid4()}.zstd.parquet"
         with outage.room(self.folder.name):

@@ -31,19 +31,19 @@ class NamedFetcher(Fetcher):
         super().__init__(source=source.model_copy(update={"http": http}), **how)
 
 
+def slow_pictures(misbehaving, seconds, count):
+    """Planned pictures of one host, each of which it takes so long for."""
+    uris = [f"{misbehaving.url}/slow/{seconds}/{n}" for n in range(count)]
+    return [
+        row(schema.PLANNED, sample_id=f"s{n}", product_id=f"P{n}", role="main", image_uri=uri)
+        for n, uri in enumerate(uris)
+    ]
+
+
 @pytest.mark.parametrize("per_host", [1, 3])
 def test_two_fetchers_keep_to_one_limit(local_ray, root, misbehaving, per_host):
     """Shares of their own would be two at once of one allowed, and two of three."""
-    pictures = [
-        row(
-            schema.PLANNED,
-            sample_id=f"s{n}",
-            product_id=f"P{n}",
-            role="main",
-            image_uri=f"{misbehaving.url}/slow/0.1/{n}",
-        )
-        for n in range(24)
-    ]
+    pictures = slow_pictures(misbehaving, 0.1, 24)
     http = Http(per_host=max(1, per_host // 2))
     source = Source(feed_uri="/nowhere/feed.tsv", allow_private_hosts=True, http=http)
     handle = permits.start(Limits(per_host, None, 30.0))
@@ -80,16 +80,7 @@ def test_a_fetcher_that_nobody_answers_keeps_to_its_share():
 
 def test_waiting_for_a_host_counts_against_no_row(root, misbehaving):
     """Eight photos at one a second take longer than the six seconds that a batch may."""
-    pictures = [
-        row(
-            schema.PLANNED,
-            sample_id=f"s{n}",
-            product_id=f"P{n}",
-            role="main",
-            image_uri=f"{misbehaving.url}/slow/0/{n}",
-        )
-        for n in range(8)
-    ]
+    pictures = slow_pictures(misbehaving, 0, 8)
     source = Source(feed_uri="/nowhere/feed.tsv", allow_private_hosts=True, http=Http(requests_per_s=1))
     how = {"root": root, "source": source, "rules": Rules(), "made": MadeBy("a", "b", "c")}
     failures, process = Failures(root, "r1", "failed_fetch"), StageProcess()
