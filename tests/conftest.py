@@ -108,7 +108,7 @@ def s3_endpoint():
 def s3_root(s3_endpoint, request):
     import s3fs
 
-    bucket = f"shop-{abs(hash(request.node.name)) % 10**8}"
+    bucket = f"shop-{abs(hash(request.node.nodeid)) % 10**8}"  # files have tests of the same name
     s3fs.S3FileSystem(endpoint_url=s3_endpoint).mkdir(bucket)
     return f"s3://{bucket}/adbooster"
 

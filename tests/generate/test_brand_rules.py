@@ -11,10 +11,11 @@ import yaml
 from adbooster.contracts import schema
 from adbooster.contracts.deadline import day_of
 from adbooster.contracts.errors import ConfigError, CoverageTooLow
+from adbooster.contracts.naming import bucket
 from adbooster.generate import marks
 from adbooster.generate.checks import check as check_generate
 from adbooster.generate.job import generate
-from adbooster.generate.plan import plan_night
+from adbooster.generate.plan import NightPlan
 from adbooster.painting.requests import staged_folder
 from adbooster.storage import tables
 from tests.conftest import row
@@ -38,15 +39,27 @@ def rules(tmp_path):
 @pytest.fixture
 def painted(stocked):
     """A root with a live creative for every request."""
-    asked = plan_night(config(stocked, "before"), stocked).requests.to_pylist()
+    with NightPlan(config(stocked, "before"), stocked) as night:
+        asked = missing(night)
     place = ("request_id", "product_id", "cohort_id", "placement", "text", "photo_sha256")
     rows = [
         row(schema.CREATIVES, creative_id=f"{i:016x}", rank=0, **{n: r[n] for n in place}, margin=0.1, gpu_s=1.0)
-        | {"clip_score": 0.3, "neutral_score": 0.2, "fallback": False, "uri": r["photo_uri"]}
+        | {
+            "bucket": bucket(r["product_id"]),
+            "clip_score": 0.3,
+            "neutral_score": 0.2,
+            "fallback": False,
+            "uri": r["photo_uri"],
+        }
         for i, r in enumerate(asked)
     ]
     tables.merge(stocked, "creatives", pa.Table.from_pylist(rows, schema.CREATIVES), "creative_id", None, {})
     return stocked
+
+
+def missing(night):
+    """The requests that a night would paint, as dicts."""
+    return [row for part in night.parts for row in night.missing(part).to_pylist()]
 
 
 def live(root):
@@ -70,21 +83,26 @@ def test_a_forbidden_pair_leaves_with_the_nights_commit_and_nothing_else_changes
 
 
 def test_other_rules_repaint_nothing_of_what_stays_allowed(stocked, rules):
-    plans = [plan_night(config(stocked), stocked)]
-    plans += [plan_night(config(stocked, **rules(r)), stocked) for r in (HALLOWEEN, NOTHING)]
-    assert len({plan.recipe_id for plan in plans}) == 1
-    ids = [set(plan.requests["request_id"].to_pylist()) for plan in plans]
+    recipes, ids, notes = set(), [], []
+    for sections in ({}, HALLOWEEN, NOTHING):
+        settings = config(stocked, **rules(sections) if sections else {})
+        with NightPlan(settings, stocked) as night:
+            recipes.add(night.recipe_id)
+            ids.append({row["request_id"] for row in missing(night)})
+            notes.append(night.brand_figures.notes)
+    assert len(recipes) == 1
     assert ids[1] < ids[0] == ids[2]
-    assert plans[2].brand_figures.notes == ["the brand rule 'guns' matches no product and no cohort's query"]
+    assert notes[2] == ["the brand rule 'guns' matches no product and no cohort's query"]
 
 
 def test_what_was_approved_or_staged_of_a_forbidden_pair_goes_too(painted, rules, tmp_path):
     path = tmp_path / "marks.json"
     said = [{"creative_id": live(painted)["c1"]["creative_id"], "mark": "approved"}]
     path.write_text(json.dumps({"format": marks.FORMAT, "marks": said}))
-    staged = row(schema.STAGED, **live(painted)["c1"] | {"creative_id": "f" * 16, "run_id": "n1", "round": 0})
-    plan = plan_night(config(painted, "n1"), painted)
-    folder = painted.path(staged_folder("n1", plan.recipe_id))
+    shown = {name: value for name, value in live(painted)["c1"].items() if name in schema.STAGED.names}
+    staged = row(schema.STAGED, **shown | {"creative_id": "f" * 16, "run_id": "n1", "round": 0})
+    with NightPlan(config(painted, "n1"), painted) as night:
+        folder = painted.path(staged_folder("n1", night.recipe_id))
     painted.fs.makedirs(folder)
     pa.parquet.write_table(pa.Table.from_pylist([staged], schema.STAGED), f"{folder}/part-0.parquet")
     done = generate(config(painted, "n1", marks_uri=str(path), **rules(HALLOWEEN)))
@@ -112,9 +130,9 @@ def test_a_run_that_goes_on_decides_as_on_its_first_day(stocked, rules):
 
     def planned(run_id, day, **changes):
         settings = config(stocked, run_id, brand_rules_uri=uri, deadline=f"2026-{day}T06:30:00+01:00", **changes)
-        plan = plan_night(settings, stocked)
-        assert (plan.requests.num_rows == 2) == (plan.brand_figures.day <= date(2026, 10, 31))
-        return plan.brand_figures.day
+        with NightPlan(settings, stocked) as night:
+            assert (night.requests == 2) == (night.brand_figures.day <= date(2026, 10, 31))
+            return night.brand_figures.day
 
     assert planned("n1", "10-30", dry_run=True) == date(2026, 10, 30)
     assert planned("n1", "10-31") == date(2026, 10, 31)
