@@ -47,12 +47,22 @@ REJECTS = (
     "duplicate_background",
     "floating",
     "harsh_light",
+    "unusable",
+    # What a vision model saw in a candidate that would be published.
+    "seen_floating",
+    "seen_wrong_scale",
+    "seen_extra_product",
+    "seen_people",
+    "seen_text",
+    "seen_other_scene",
+    "seen_tasteless",
     # Of pairs that a brand rule forbids; they are no requests.
     "never_painted",
     "not_for_cohort",
     "scene_not_allowed",
     "out_of_season",
     # Of slots that a channel has and a creative does not fill.
+    "holdout",
     "needs_extension",
     "too_small",
     "product_outside",
@@ -328,6 +338,9 @@ _CREATIVES = _schema(
     size_bytes=pa.int64(),
     gpu_s=pa.float32(),
     run_id=pa.string(),
+    arm=pa.string(),  # of the experiments that its pair is in, as "experiment=arm", comma between; null: in none
+    reward=pa.float32(),  # the learned score, 0-1; null: ranked by CLIP alone
+    unusable=pa.float32(),  # probability by the usability gate, 0-1; null: it was not asked
 )
 CREATIVES = _in_buckets(_CREATIVES)
 STAGED = _schema(
@@ -341,7 +354,7 @@ STAGED = _schema(
 # People's approvals and rejections of creatives, and which requests stay empty because of them.
 MARKS = _schema(
     creative_id=pa.string(),
-    mark=pa.string(),  # approved, rejected, or empty: its request ended on a picture that was rejected
+    mark=pa.string(),  # approved, rejected, retired (outcomes), or empty: its request ended on a rejected picture
     request_id=pa.string(),
     product_id=pa.string(),
     cohort_id=pa.string(),
@@ -538,6 +551,8 @@ DELIVERIES = _schema(
     refused_why=_TEXTS,  # a word for each of them
     reason=pa.string(),  # why the slot is empty; null: it is filled
     digital_source_type=pa.string(),  # code of the IPTC vocabulary that the file carries
+    propensity=pa.float32(),  # probability with which this was chosen among the pair's variants, 0-1; null: before there was it
+    arm=pa.string(),  # of the creative
     **{f.name: f.type for f in RENDITIONS if f.name not in ("rendition_id", "reject")},
     run_id=pa.string(),
 )
@@ -548,6 +563,60 @@ WITHDRAWALS = _schema(
     kind=pa.string(),  # product, cohort or creative
     value=pa.string(),  # its id
     withdrawn_at=_WHEN,
+    run_id=pa.string(),
+)
+
+# What was ever delivered, so that outcomes which come later can be joined: added to, never changed.
+SHOWN = _schema(
+    creative_id=pa.string(),  # of a held-out pair that of its original picture (experiments.holdout.control_id)
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    family=pa.string(),
+    placement=pa.string(),
+    request_id=pa.string(),
+    control=pa.bool_(),  # the original picture of a held-out pair
+    arm=pa.string(),
+    margin=pa.float32(),
+    run_id=pa.string(),
+)
+
+# What people did, by creative, day and channel: aggregates only, never a user.
+OUTCOMES = _schema(
+    outcome_id=pa.string(),  # digest of creative, day and channel
+    creative_id=pa.string(),
+    day=pa.date32(),
+    channel=pa.string(),  # empty where the file does not say
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    family=pa.string(),
+    placement=pa.string(),
+    control=pa.bool_(),
+    arm=pa.string(),
+    margin=pa.float32(),
+    impressions=pa.int64(),
+    clicks=pa.int64(),
+    conversions=pa.int64(),
+    propensity=pa.float32(),  # with which the creative was shown on the day, 0-1
+    run_id=pa.string(),  # the run that read it
+)
+
+# With which probability each variant of a place, and each arm of an experiment in a family, is shown from now on.
+ALLOCATIONS = _schema(
+    allocation_id=pa.string(),
+    level=pa.string(),  # variant or arm
+    product_id=pa.string(),  # of a variant, as are cohort_id, placement and creative_id
+    cohort_id=pa.string(),
+    placement=pa.string(),
+    creative_id=pa.string(),
+    experiment=pa.string(),  # of an arm
+    arm=pa.string(),
+    family=pa.string(),
+    weight=pa.float32(),  # 0-1; those of one place, or of one experiment and family, are 1 together
+    impressions=pa.int64(),
+    clicks=pa.int64(),
+    ctr=pa.float32(),  # posterior mean; low and high are its 95 % ends
+    ctr_low=pa.float32(),
+    ctr_high=pa.float32(),
     run_id=pa.string(),
 )
 

@@ -36,6 +36,9 @@ TABLES = {
     "looks": schema.LOOKS,
     "deliveries": schema.DELIVERIES,
     "withdrawals": schema.WITHDRAWALS,
+    "shown": schema.SHOWN,
+    "outcomes": schema.OUTCOMES,
+    "allocations": schema.ALLOCATIONS,
 }
 
 

@@ -1,0 +1,1 @@
+"""Checks of the settings that run before a cluster is used."""

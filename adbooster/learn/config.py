@@ -1,0 +1,1 @@
+"""Settings and report of `jobs.learn`."""

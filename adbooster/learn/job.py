@@ -1,0 +1,1 @@
+"""Outcomes and marks -> what is shown, retired and learned from."""
