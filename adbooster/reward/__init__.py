@@ -1,6 +1,7 @@
 """What people like and what they cannot use, learned: small heads on CLIP's vectors and the gates' figures.
 
-Enters: features of candidates. Leaves: a score (0-1) and the probability that a picture is unusable, both calibrated.
+Enters: vectors and figures of creatives, with clicks, impressions and verdicts. Leaves: a score (0-1) and the probability
+that a picture is unusable, both calibrated on products that were held out.
 """
 
-__all__: list[str] = []
+__all__ = ["config", "features", "heads", "off_policy", "training", "usability"]

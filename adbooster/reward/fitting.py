@@ -1,0 +1,153 @@
+"""The regression below both heads: standardised, projected, its penalty found on groups held out; and its calibration."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.special import expit
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+
+from adbooster.contracts.errors import ConfigError
+from adbooster.reward.regression import LEAST, Calibration, Regression
+
+PENALTIES = (0.003, 0.03, 0.3, 3.0)  # inverse strengths (C) among which groups held out decide
+_INNER_FOLDS = 3
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Weighted examples: of row i the positive and the negative weight, and the group that is held out as a whole.
+
+    `apart` marks rows whose positives are of another kind than the others', and so have a base rate of their own.
+    """
+
+    positive: np.ndarray
+    negative: np.ndarray
+    groups: np.ndarray
+    apart: np.ndarray
+
+    def at(self, rows: np.ndarray) -> "Counts":
+        return Counts(self.positive[rows], self.negative[rows], self.groups[rows], self.apart[rows])
+
+
+def fit(features: np.ndarray, counts: Counts, vectors: int, kinds: int, components: int) -> Regression:
+    """The regression on all rows, with the penalty that does best on groups held out of them.
+
+    vectors     how many of the first features are vectors, of `kinds` kinds side by side
+    components  dimensions that each kind is projected onto, at most
+    """
+    shape = _shape(features, vectors, kinds, components)
+    inputs = np.concatenate([shape.inputs(features), counts.apart[:, None]], axis=1)
+    losses = np.zeros(len(PENALTIES))
+    for train, test in folds(counts.groups, _INNER_FOLDS):
+        if not _both(some := counts.at(train)):
+            continue
+        left = counts.at(test)
+        for i, penalty in enumerate(PENALTIES):
+            weights, intercept = _logistic(inputs[train], some, penalty)
+            losses[i] += log_losses(expit(inputs[test] @ weights + intercept), left.positive, left.negative).sum()
+    weights, intercept = _logistic(inputs, counts, PENALTIES[int(losses.argmin())])
+    return Regression(shape.mean, shape.scale, shape.projection, shape.spread, weights[:-1], intercept)
+
+
+def _shape(features: np.ndarray, vectors: int, kinds: int, components: int) -> Regression:
+    """Without weights: means, scales and projections of these rows."""
+    known = np.isfinite(features)
+    n = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, features, 0).sum(axis=0) / n
+    scale = np.sqrt((np.where(known, features - mean, 0) ** 2).sum(axis=0) / n)
+    scale = np.where(scale > 1e-9, scale, 1.0)
+    x = (features[:, :vectors] - mean[:vectors]) / scale[:vectors]
+    side = vectors // kinds if kinds else 0
+    rows, spread = [], []
+    for first in range(0, vectors, max(side, 1)):
+        _, strength, axes = np.linalg.svd(x[:, first : first + side], full_matrices=False)
+        strength = strength / np.sqrt(len(x))
+        keep = [i for i in range(min(components, len(strength))) if strength[i] > 1e-6]
+        some = np.zeros((len(keep), vectors))
+        some[:, first : first + side] = axes[keep]
+        rows.append(some)
+        spread.append(strength[keep])
+    projection = np.concatenate(rows) if rows else np.zeros((0, vectors))
+    empty = np.zeros(0)
+    return Regression(mean, scale, projection, np.concatenate(spread) if spread else empty, empty, 0.0)
+
+
+def _logistic(inputs: np.ndarray, counts: Counts, penalty: float) -> tuple[np.ndarray, float]:
+    """Weights and intercept; examples carry as much information together as there are rows, so that one penalty means
+    the same for any number of impressions."""
+    positive, negative = counts.positive, counts.negative
+    rate = positive.sum() / (positive.sum() + negative.sum())
+    factor = len(inputs) / ((positive.sum() + negative.sum()) * rate * (1 - rate))
+    y = np.repeat([1, 0], len(inputs))
+    weights = np.concatenate([positive, negative]) * factor
+    used = weights > 0
+    model = LogisticRegression(C=penalty, max_iter=2000)
+    model.fit(np.concatenate([inputs, inputs])[used], y[used], weights[used])
+    return np.ravel(model.coef_), float(np.ravel(model.intercept_)[0])
+
+
+def folds(groups: np.ndarray, n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rows to train on, rows held out) by whole groups; as many parts as there are groups, at most n."""
+    parts = min(n, len(np.unique(groups)))
+    if parts > 1:
+        yield from GroupKFold(parts).split(np.zeros(len(groups)), groups=groups)
+
+
+def held_out(
+    features: np.ndarray, counts: Counts, vectors: int, kinds: int, components: int, n_folds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of every row its log odds by a regression that has not seen its group, and the number of its part.
+
+    raises  ConfigError where no part can be held out: one group alone, or positives in one part only
+    """
+    logits, part = np.full(len(features), np.nan), np.zeros(len(features), int)
+    for number, (train, test) in enumerate(folds(counts.groups, n_folds)):
+        if not _both(counts.at(train)):
+            raise ConfigError("what people liked, or did not, is of too few products to hold any of them out")
+        model = fit(features[train], counts.at(train), vectors, kinds, components)
+        logits[test], part[test] = model.logits(features[test]), number
+    if not np.isfinite(logits).all():
+        raise ConfigError("the examples are of one product; a head needs several, to be tried on one it has not seen")
+    return logits, part
+
+
+def _both(counts: Counts) -> bool:
+    return counts.positive.sum() > 0 and counts.negative.sum() > 0
+
+
+def calibrate(method: Literal["platt", "isotonic"], logits: np.ndarray, counts: Counts) -> Calibration:
+    """What makes probabilities of these log odds."""
+    y = np.repeat([1.0, 0.0], len(logits))
+    twice, weights = np.concatenate([logits, logits]), np.concatenate([counts.positive, counts.negative])
+    used = weights > 0
+    if method == "isotonic":
+        model = IsotonicRegression(out_of_bounds="clip").fit(twice[used], y[used], weights[used])
+        return Calibration("isotonic", np.asarray(model.X_thresholds_), np.asarray(model.y_thresholds_))
+    middle, spread = float(np.mean(logits)), float(np.std(logits)) or 1.0
+    model = LogisticRegression(C=1e6, max_iter=2000)
+    model.fit(((twice[used] - middle) / spread)[:, None], y[used], weights[used] / weights[used].mean())
+    slope, offset = float(np.ravel(model.coef_)[0]) / spread, float(np.ravel(model.intercept_)[0])
+    return Calibration("platt", np.array([slope, offset - slope * middle]))
+
+
+def calibrated(
+    method: Literal["platt", "isotonic"], logits: np.ndarray, counts: Counts, part: np.ndarray
+) -> np.ndarray:
+    """Probabilities [n] of held-out log odds, each part's by what the other parts say."""
+    out = np.zeros(len(logits))
+    for number in np.unique(part):
+        others = part != number
+        some = counts.at(others)
+        known = calibrate(method, logits[others], some if _both(some) else counts.at(np.ones(len(part), bool)))
+        out[~others] = known.probabilities(logits[~others])
+    return out
+
+
+def log_losses(probabilities: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """Of each row, in nats."""
+    p = probabilities.clip(LEAST, 1 - LEAST)
+    return -(positive * np.log(p) + negative * np.log1p(-p))

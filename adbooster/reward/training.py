@@ -1,0 +1,230 @@
+"""A reward from what people did: aggregated clicks and impressions, and verdicts, to a head and what is surely better of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from adbooster.contracts.errors import ConfigError
+from adbooster.reward import off_policy
+from adbooster.reward.config import Comparison, RewardFigures, RewardTraining, Value
+from adbooster.reward.features import COSINE, VECTORS, features
+from adbooster.reward.fitting import Counts, calibrate, calibrated, fit, held_out, log_losses
+from adbooster.reward.heads import Card, Head, Scale
+from adbooster.reward.regression import Regression
+from adbooster.reward.resampling import Clusters, Order, bins
+
+LEAST_SHARE = 1e-6
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Creatives with what people did; all arrays have n rows. A creative may have several rows, a day each.
+
+    image_vectors, text_vectors  unit vectors [n,D] of picture and cohort text by the CLIP that ranks
+    figures                      what `features.REWARD_FIGURES` names, [n] each, NaN where it is not known
+    impressions, clicks          counts, discounted where the caller wishes; of a mark 0
+    propensity                   probability with which the creative was shown among its place's variants; NaN: not known
+    groups                       product ids, which are held out as a whole
+    families, cohorts            of each row; scores are compared among rows of one cohort (empty: of one family)
+    clip_scores                  cosines of picture and text, as ranked by
+    approved                     of a row without impressions, 1 approved, 0 rejected, NaN: neither; empty: there are none
+    places, variants             names of the place (product, cohort, placement) and of the creative; empty: not known, and
+                                 nothing is said off-policy
+    """
+
+    image_vectors: np.ndarray
+    text_vectors: np.ndarray
+    figures: Mapping[str, np.ndarray]
+    impressions: np.ndarray
+    clicks: np.ndarray
+    propensity: np.ndarray
+    groups: np.ndarray
+    families: np.ndarray
+    clip_scores: np.ndarray
+    cohorts: np.ndarray = field(default_factory=lambda: np.array([], str))
+    approved: np.ndarray = field(default_factory=lambda: np.array([], float))
+    places: np.ndarray = field(default_factory=lambda: np.array([], str))
+    variants: np.ndarray = field(default_factory=lambda: np.array([], str))
+
+    @property
+    def strata(self) -> np.ndarray:
+        return self.cohorts if len(self.cohorts) else self.families
+
+
+def train_reward(
+    examples: Examples, settings: RewardTraining | None = None, clip_revision: str = "", made_of: str = ""
+) -> tuple[Head, RewardFigures]:
+    """A head whose score is the probability of a click, and how it does on products that it has not seen.
+
+    Impressions count 1 / propensity (at most `max_weight`); a verdict counts as `mark_weight` impressions with a base rate
+    of its own, and is no part of the calibration where there are clicks.
+    raises  ConfigError for counts that cannot be, and too few products or clicks
+    """
+    settings = settings or RewardTraining()
+    _check(examples)
+    shown, positive, negative = _weighed(examples, settings)
+    used = positive + negative > 0
+    if (n := len(np.unique(examples.groups[used]))) < settings.least_products:
+        raise ConfigError(
+            f"clicks and marks are of {n} products; a reward is trained on {settings.least_products} at least"
+        )
+    x = features(examples.image_vectors, examples.text_vectors, examples.figures)
+    dimensions = examples.image_vectors.shape[1]
+    shape = (VECTORS * dimensions, VECTORS, settings.components)
+    counts = Counts(positive, negative, examples.groups, ~shown).at(used)
+    logits, part = held_out(x[used], counts, *shape, settings.folds)
+    regression = fit(x[used], counts, *shape)
+    judged = shown[used] if shown[used].any() else np.ones(int(used.sum()), bool)
+    at = np.flatnonzero(used)[judged]
+    seen = _HeldOut(examples, at, counts.at(judged), logits[judged], part[judged], settings)
+    figures = seen.figures(_weights(regression, examples, dimensions), int((used & ~shown).sum()))
+    card = Card(
+        kind="reward",
+        clip_revision=clip_revision,
+        dimensions=dimensions,
+        figures=tuple(examples.figures),
+        calibration=settings.calibration,
+        made_of=made_of,
+        scale=_scale(examples, at, logits[judged]),
+        reward=figures,
+    )
+    calibration = calibrate(settings.calibration, logits[judged], counts.at(judged))
+    return Head(card, regression, calibration), figures
+
+
+def _check(examples: Examples) -> None:
+    n = len(examples.clip_scores)
+    for name, values in vars(examples).items():
+        arrays = values.values() if name == "figures" else [values]
+        if any(len(a) not in (n, 0 if name in ("cohorts", "approved", "places", "variants") else n) for a in arrays):
+            raise ConfigError(f"the examples' {name} have another length than their {n} CLIP scores")
+    for name in ("image_vectors", "text_vectors", "clip_scores", "impressions", "clicks"):
+        if not np.isfinite(getattr(examples, name)).all():
+            raise ConfigError(f"the examples' {name} hold a value that is no number")
+    if (examples.clicks < 0).any() or (examples.clicks > examples.impressions).any():
+        worst = int(np.argmax((examples.clicks < 0) | (examples.clicks > examples.impressions)))
+        raise ConfigError(
+            f"an example has {examples.clicks[worst]:g} clicks of {examples.impressions[worst]:g} impressions"
+        )
+    known = examples.propensity[np.isfinite(examples.propensity)]
+    if ((known <= 0) | (known > 1)).any():
+        raise ConfigError(f"a propensity of {known[(known <= 0) | (known > 1)][0]:g} is no probability above 0")
+
+
+def _weighed(examples: Examples, settings: RewardTraining) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows that were shown [n], positive weights [n], negative weights [n]); clicks count where there are enough."""
+    weights = np.minimum(1 / np.nan_to_num(examples.propensity, nan=1.0), settings.max_weight)
+    shown = examples.impressions > 0
+    if examples.clicks.sum() < settings.least_clicks:
+        shown = np.zeros(len(shown), bool)
+    positive = np.where(shown, weights * examples.clicks, 0.0)
+    negative = np.where(shown, weights * (examples.impressions - examples.clicks), 0.0)
+    if len(examples.approved):
+        marked = np.isfinite(examples.approved) & ~shown
+        positive = np.where(marked, settings.mark_weight * (examples.approved == 1), positive)
+        negative = np.where(marked, settings.mark_weight * (examples.approved == 0), negative)
+    if not (positive.sum() > 0 and negative.sum() > 0):
+        raise ConfigError(
+            f"there are {examples.clicks.sum():g} clicks and no marks of both kinds; a reward is trained on "
+            f"{settings.least_clicks} clicks at least"
+        )
+    return shown, positive, negative
+
+
+class _HeldOut:
+    """What held-out predictions say, of the rows `at` of the examples."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        at: np.ndarray,
+        counts: Counts,
+        logits: np.ndarray,
+        part: np.ndarray,
+        settings: RewardTraining,
+    ):
+        self.examples, self.at, self.counts, self.logits = examples, at, counts, logits
+        self.clip = examples.clip_scores[at]
+        self.learned = calibrated(settings.calibration, logits, counts, part)
+        self.plain = calibrated(settings.calibration, self.clip, counts, part)
+
+    def figures(self, weights: dict[str, float], marks: int) -> RewardFigures:
+        everything = np.ones(len(self.at), bool)
+        families = self.examples.families[self.at].astype(str)
+        total = self._compared(everything)
+        gains = total.auc_gain, total.log_loss_gain
+        return RewardFigures(
+            creatives=self._creatives(everything),
+            products=len(np.unique(self.counts.groups)),
+            impressions=total.impressions,
+            clicks=total.clicks,
+            marks=marks,
+            total=total,
+            families={name: self._compared(families == name) for name in sorted(set(families))},
+            calibration=bins(self.learned, self.counts.positive, self.counts.negative),
+            weights=weights,
+            values=self._values(),
+            surely_better=all(g is not None and g.low is not None and g.low > 0 for g in gains),
+        )
+
+    def _compared(self, rows: np.ndarray) -> Comparison:
+        positive, negative = self.counts.positive[rows], self.counts.negative[rows]
+        clusters = Clusters(self.counts.groups[rows])
+        strata = self.examples.strata[self.at][rows]
+        ours, theirs = Order(self.logits[rows], strata), Order(self.clip[rows], strata)
+
+        def gain(drawn: np.ndarray) -> float:
+            return ours.auc(drawn * positive, drawn * negative) - theirs.auc(drawn * positive, drawn * negative)
+
+        auc, clip_auc = (o.auc(positive, negative) for o in (ours, theirs))
+        compares = bool(np.isfinite(auc))
+        mine, other = (log_losses(p[rows], positive, negative) for p in (self.learned, self.plain))
+        total = positive + negative
+        return Comparison(
+            creatives=self._creatives(rows),
+            impressions=round(self.examples.impressions[self.at][rows].sum()),
+            clicks=round(self.examples.clicks[self.at][rows].sum()),
+            auc=auc if compares else None,
+            clip_auc=clip_auc if compares else None,
+            auc_gain=clusters.of(gain) if compares else None,
+            log_loss=float(mine.sum() / total.sum()),
+            clip_log_loss=float(other.sum() / total.sum()),
+            log_loss_gain=clusters.ratio(other - mine, total),
+        )
+
+    def _creatives(self, rows: np.ndarray) -> int:
+        variants = self.examples.variants
+        return len(np.unique(variants[self.at][rows])) if len(variants) else int(rows.sum())
+
+    def _values(self) -> list[Value]:
+        e, at = self.examples, self.at
+        if not len(e.places) or not len(e.variants):
+            return []
+        logged = off_policy.Logged(
+            e.places[at], e.variants[at], e.impressions[at], e.clicks[at], e.propensity[at], e.groups[at]
+        )
+        return off_policy.values(logged, self.logits, self.clip, self.learned)
+
+
+def _scale(examples: Examples, at: np.ndarray, logits: np.ndarray) -> Scale:
+    strata = examples.strata[at]
+    clip = examples.clip_scores[at]
+    return Scale(
+        clip_mean=float(clip.mean()),
+        clip_sd=_within(clip, strata),
+        logit_mean=float(logits.mean()),
+        logit_sd=_within(logits, strata),
+    )
+
+
+def _within(values: np.ndarray, strata: np.ndarray) -> float:
+    """Standard deviation of values [n] about the means of their strata."""
+    _, at = np.unique(strata.astype(str), return_inverse=True)
+    means = np.bincount(at, values) / np.bincount(at)
+    return max(float(np.sqrt(((values - means[at]) ** 2).mean())), LEAST_SHARE)
+
+
+def _weights(regression: Regression, examples: Examples, dimensions: int) -> dict[str, float]:
+    named = [COSINE, *examples.figures]
+    return dict(zip(named, regression.weights[-len(named) :].tolist(), strict=True))
