@@ -20,6 +20,7 @@ SCRIPTS = (
     "parts.js",
     "plots.js",
     "results.js",
+    "learning.js",
     "marks.js",
     "gallery.js",
     "detail.js",
@@ -31,8 +32,8 @@ SCRIPTS = (
 def write_report(root: Root, run_id: str, evaluation: dict | None = None) -> str:
     """Write runs/<run_id>/report.html and return its address.
 
-    It shows what `gallery.write` kept for the run, or, for a run that painted nothing, what is live now, and what
-    `delivery.write` kept. Call it again when there is an evaluation or a delivery: the page is made anew from the same
+    It shows what `gallery.write` kept for the run, or, for a run that painted nothing, what is live now, what
+    `delivery.write` kept, and runs/<run_id>/learning.json, where there is one. Call it again when there is an evaluation or a delivery: the page is made anew from the same
     data, without opening a picture.
     evaluation  runs/<run_id>/evaluation.json as a dict; None: the one that lies there, if there is one
     """
@@ -40,6 +41,8 @@ def write_report(root: Root, run_id: str, evaluation: dict | None = None) -> str
     if evaluation is None and root.exists(at):
         evaluation = json.loads(root.read(at))
     data = gallery.read(root, run_id) | {"evaluation": evaluation, "delivery": delivery.read(root, run_id)}
+    learned = f"runs/{run_id}/learning.json"
+    data["learning"] = json.loads(root.read(learned)) if root.exists(learned) else None
     data["objects_at"] = "../../" if root.above is None else "../../../../"
     relative = f"runs/{run_id}/report.html"
     root.write(relative, render(data).encode())
@@ -47,7 +50,7 @@ def write_report(root: Root, run_id: str, evaluation: dict | None = None) -> str
 
 
 def render(data: dict) -> str:
-    """The page for what gallery.collect gives, with `numbers`, `evaluation`, `delivery` and `objects_at`, the way from the
+    """The page for what gallery.collect gives, with `numbers`, `evaluation`, `delivery`, `learning` and `objects_at`, the way from the
     page's folder to the root of the objects."""
     style = (PAGE / "report.css").read_text()
     script = "'use strict';\n(() => {\n" + "".join((PAGE / name).read_text() for name in SCRIPTS) + "})();\n"

@@ -108,6 +108,7 @@ index();
 fillFilters();
 results();
 evaluation();
+learning();
 deliveries();
 tellMarks();
 listen();

@@ -29,8 +29,8 @@ function ticks(low, high, n = 4) {
   return found;
 }
 
-/** Bars with intervals: rows {name, value, low, high, note, kind}; values are shares. */
-function intervalBars(rows, width, spoken, high = 26) {
+/** Bars with intervals: rows {name, value, low, high, note, kind}; values are shares, unless `told` and `mark` say them otherwise. */
+function intervalBars(rows, width, spoken, high = 26, told = uplift, mark = (t) => `${Math.round(t * 100)} %`) {
   const left = Math.min(150, width * 0.32), right = 76, top = 4, bottom = 24;
   const ends = rows.flatMap((r) => [r.value, r.low, r.high]).filter(known);
   const from = Math.min(0, ...ends), to = Math.max(0, ...ends) || 1;
@@ -38,7 +38,7 @@ function intervalBars(rows, width, spoken, high = 26) {
   const height = top + rows.length * high + bottom;
   const parts = ticks(from, to, width < 420 ? 3 : 5).map((t) => [
     svg('line', { x1: x(t), x2: x(t), y1: top, y2: height - bottom, class: t === 0 ? 'zero' : 'rule' }),
-    label(x(t), height - 8, `${Math.round(t * 100)} %`, 'tick', 'middle'),
+    label(x(t), height - 8, mark(t), 'tick', 'middle'),
   ]);
   rows.forEach((r, i) => {
     const y = top + i * high + high / 2;
@@ -48,11 +48,11 @@ function intervalBars(rows, width, spoken, high = 26) {
       return;
     }
     const bar = { x: Math.min(x(0), x(r.value)), y: y - 6, width: Math.abs(x(r.value) - x(0)), height: 12, rx: 2 };
-    parts.push(svg('rect', { ...bar, class: `bar ${r.kind || ''}` }, svg('title', {}, `${plain(r.name)}: ${uplift(r.value)}`)));
+    parts.push(svg('rect', { ...bar, class: `bar ${r.kind || ''}` }, svg('title', {}, `${plain(r.name)}: ${told(r.value)}`)));
     if (known(r.low) && known(r.high)) {
       parts.push(svg('path', { d: `M${x(r.low)} ${y}H${x(r.high)}M${x(r.low)} ${y - 4}v8M${x(r.high)} ${y - 4}v8`, class: 'interval' }));
     }
-    parts.push(label(width, y + 4, uplift(r.value), 'value', 'end'));
+    parts.push(label(width, y + 4, told(r.value), 'value', 'end'));
   });
   return canvas(width, height, spoken, ...parts.flat());
 }
