@@ -64,17 +64,17 @@ class Bin(BaseModel):
 
 
 class Comparison(BaseModel):
-    """The learned score against CLIP alone, on products held out; both calibrated in the same way."""
+    """The learned score against CLIP alone, on products held out, within places (cohorts, where most places have one variant)."""
 
     creatives: int
     impressions: int
     clicks: int
     auc: float | None
-    """among impressions of one cohort, how often a clicked one has the higher score; null where none compares"""
+    """among impressions of one place, how often a clicked one has the higher score; null where none compares"""
     clip_auc: float | None
     auc_gain: Interval | None
     log_loss: float
-    """a impression, in nats"""
+    """an impression, in nats, where its place's rate is known and the score tells its variants apart"""
     clip_log_loss: float
     log_loss_gain: Interval
     """by how much the learned score's is lower"""

@@ -22,15 +22,28 @@ class Counts:
     """Weighted examples: of row i the positive and the negative weight, and the group that is held out as a whole.
 
     `apart` marks rows whose positives are of another kind than the others', and so have a base rate of their own.
+    `units` are what rows are compared within, by number: their base rates are left out of account. None: all with all.
     """
 
     positive: np.ndarray
     negative: np.ndarray
     groups: np.ndarray
     apart: np.ndarray
+    units: np.ndarray | None = None
 
     def at(self, rows: np.ndarray) -> "Counts":
-        return Counts(self.positive[rows], self.negative[rows], self.groups[rows], self.apart[rows])
+        some = self.positive[rows], self.negative[rows], self.groups[rows], self.apart[rows]
+        return Counts(*some, None if self.units is None else self.units[rows])
+
+    def within(self, values: np.ndarray) -> np.ndarray:
+        """Values [n] or [n,d] less the mean of their unit, by weight."""
+        if self.units is None:
+            return values
+        weight, n = self.positive + self.negative, int(self.units.max(initial=-1)) + 1
+        total = np.maximum(np.bincount(self.units, weight, n), LEAST)
+        flat = values.reshape(len(values), -1)
+        means = np.stack([np.bincount(self.units, weight * column, n) / total for column in flat.T], axis=1)
+        return (flat - means[self.units]).reshape(values.shape)
 
 
 def fit(features: np.ndarray, counts: Counts, vectors: int, kinds: int, components: int) -> Regression:
@@ -40,7 +53,7 @@ def fit(features: np.ndarray, counts: Counts, vectors: int, kinds: int, componen
     components  dimensions that each kind is projected onto, at most
     """
     shape = _shape(features, vectors, kinds, components)
-    inputs = np.concatenate([shape.inputs(features), counts.apart[:, None]], axis=1)
+    inputs = np.concatenate([counts.within(shape.inputs(features)), counts.apart[:, None]], axis=1)
     losses = np.zeros(len(PENALTIES))
     for train, test in folds(counts.groups, _INNER_FOLDS):
         if not _both(some := counts.at(train)):
@@ -145,6 +158,35 @@ def calibrated(
         known = calibrate(method, logits[others], some if _both(some) else counts.at(np.ones(len(part), bool)))
         out[~others] = known.probabilities(logits[~others])
     return out
+
+
+def relative_losses(logits: np.ndarray, counts: Counts, part: np.ndarray) -> np.ndarray:
+    """Of each row, in nats, where the rate of its unit is known and log odds [n] tell rows of the unit apart.
+
+    How much they count is one slope, found for each part on the others (Newton's method).
+    """
+    apart, base = counts.within(logits), _base(counts)
+    positive, weight = counts.positive, counts.positive + counts.negative
+    out = np.zeros(len(logits))
+    for number in np.unique(part):
+        here, others, slope = part == number, part != number, 0.0
+        for _ in range(20):
+            p = expit(base[others] + slope * apart[others])
+            steep = (weight[others] * p * (1 - p) * apart[others] ** 2).sum()
+            if steep <= LEAST:
+                break
+            slope += float(((positive[others] - weight[others] * p) * apart[others]).sum() / steep)
+        out[here] = log_losses(expit(base + slope * apart)[here], positive[here], counts.negative[here])
+    return out
+
+
+def _base(counts: Counts) -> np.ndarray:
+    """Log odds of the rate of each row's unit, with one positive at the rate of all more."""
+    units = np.zeros(len(counts.positive), int) if counts.units is None else counts.units
+    positive, negative = (np.bincount(units, v) for v in (counts.positive, counts.negative))
+    rate = counts.positive.sum() / (counts.positive.sum() + counts.negative.sum())
+    share = (positive + 1) / (positive + negative + 1 / rate)
+    return np.log(share / (1 - share))[units]
 
 
 def log_losses(probabilities: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:

@@ -62,13 +62,19 @@ class Order:
         self.stratum = of_cell
 
     def auc(self, positive: np.ndarray, negative: np.ndarray) -> float:
-        """0-1 of row weights [n], ties count half; NaN where nothing compares."""
+        """0-1 of row weights [n], ties count half; NaN where nothing compares.
+
+        Strata count as the smaller of their sides does (p q / (p + q)), so that a large one does not decide by its square.
+        """
         n = len(self.stratum)
         p, q = (np.bincount(self.cell, v, n) for v in (positive, negative))
         before = np.cumsum(q) - q
         below = before - before[self.first][self.stratum]
-        pairs = (np.add.reduceat(p, self.first) * np.add.reduceat(q, self.first)).sum()
-        return float((p * (below + q / 2)).sum() / pairs) if pairs else float("nan")
+        positives, negatives = np.add.reduceat(p, self.first), np.add.reduceat(q, self.first)
+        total = np.maximum(positives + negatives, 1e-12)
+        right = np.add.reduceat(p * (below + q / 2), self.first) / total
+        pairs = (positives * negatives / total).sum()
+        return float(right.sum() / pairs) if pairs > 0 else float("nan")
 
 
 def bins(probabilities: np.ndarray, positive: np.ndarray, negative: np.ndarray, n: int = 10) -> list[Bin]:

@@ -9,7 +9,7 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.reward import off_policy
 from adbooster.reward.config import Comparison, RewardFigures, RewardTraining, Value
 from adbooster.reward.features import COSINE, VECTORS, features
-from adbooster.reward.fitting import Counts, calibrate, calibrated, fit, held_out, log_losses
+from adbooster.reward.fitting import Counts, calibrate, calibrated, fit, held_out, relative_losses
 from adbooster.reward.heads import Card, Head, Scale
 from adbooster.reward.regression import Regression
 from adbooster.reward.resampling import Clusters, Order, bins
@@ -51,6 +51,21 @@ class Examples:
     def strata(self) -> np.ndarray:
         return self.cohorts if len(self.cohorts) else self.families
 
+    @property
+    def units(self) -> np.ndarray:
+        """What pictures are compared within: places, where most impressions are of places with several variants; else strata.
+
+        Products and cohorts that people click on more whatever they are shown say nothing of pictures then.
+        """
+        if not len(self.places) or not len(self.variants) or not self.impressions.sum():
+            return self.strata
+        place = np.unique(self.places.astype(str), return_inverse=True)[1]
+        variant = np.unique(self.variants.astype(str), return_inverse=True)[1]
+        shown = self.impressions > 0
+        pairs = np.unique(np.stack([place[shown], variant[shown]]), axis=1)
+        several = np.bincount(pairs[0], minlength=int(place.max()) + 1) > 1
+        return self.places if self.impressions[several[place]].sum() > self.impressions.sum() / 2 else self.strata
+
 
 def train_reward(
     examples: Examples, settings: RewardTraining | None = None, clip_revision: str = "", made_of: str = ""
@@ -72,7 +87,9 @@ def train_reward(
     x = features(examples.image_vectors, examples.text_vectors, examples.figures)
     dimensions = examples.image_vectors.shape[1]
     shape = (VECTORS * dimensions, VECTORS, settings.components)
-    counts = Counts(positive, negative, examples.groups, ~shown).at(used)
+    # Verdicts are compared within cohorts: most places have one alone.
+    units = np.where(shown, _joined("shown", examples.units), _joined("judged", examples.strata))
+    counts = Counts(positive, negative, examples.groups, ~shown, np.unique(units, return_inverse=True)[1]).at(used)
     logits, part = held_out(x[used], counts, *shape, settings.folds)
     regression = fit(x[used], counts, *shape)
     judged = shown[used] if shown[used].any() else np.ones(int(used.sum()), bool)
@@ -91,6 +108,10 @@ def train_reward(
     )
     calibration = calibrate(settings.calibration, logits[judged], counts.at(judged))
     return Head(card, regression, calibration), figures
+
+
+def _joined(kind: str, names: np.ndarray) -> np.ndarray:
+    return np.char.add(f"{kind} ", names.astype(str))
 
 
 def _check(examples: Examples) -> None:
@@ -147,7 +168,7 @@ class _HeldOut:
         self.examples, self.at, self.counts, self.logits = examples, at, counts, logits
         self.clip = examples.clip_scores[at]
         self.learned = calibrated(settings.calibration, logits, counts, part)
-        self.plain = calibrated(settings.calibration, self.clip, counts, part)
+        self.losses = relative_losses(logits, counts, part), relative_losses(self.clip, counts, part)
 
     def figures(self, weights: dict[str, float], marks: int) -> RewardFigures:
         everything = np.ones(len(self.at), bool)
@@ -171,15 +192,15 @@ class _HeldOut:
     def _compared(self, rows: np.ndarray) -> Comparison:
         positive, negative = self.counts.positive[rows], self.counts.negative[rows]
         clusters = Clusters(self.counts.groups[rows])
-        strata = self.examples.strata[self.at][rows]
-        ours, theirs = Order(self.logits[rows], strata), Order(self.clip[rows], strata)
+        units = self.examples.units[self.at][rows]
+        ours, theirs = Order(self.logits[rows], units), Order(self.clip[rows], units)
 
         def gain(drawn: np.ndarray) -> float:
             return ours.auc(drawn * positive, drawn * negative) - theirs.auc(drawn * positive, drawn * negative)
 
         auc, clip_auc = (o.auc(positive, negative) for o in (ours, theirs))
         compares = bool(np.isfinite(auc))
-        mine, other = (log_losses(p[rows], positive, negative) for p in (self.learned, self.plain))
+        mine, other = (losses[rows] for losses in self.losses)
         total = positive + negative
         return Comparison(
             creatives=self._creatives(rows),
