@@ -51,7 +51,7 @@ class CausalLM:
         temperature  0: the likeliest token each time; above: sampled, each answer by its own of `seeds`
 
         Padding on the left is masked, so an answer is the same in any batch but for the order of sums: where two tokens
-        are equally likely within rounding (1e-6 in float32, 1e-2 in bfloat16), the batch may decide between them.
+        are equally likely within rounding (coarser in bfloat16 than in float32), the batch may decide between them.
         """
         texts = [self._prompt(instructions, message) for message in messages]
         special = not self.tokenizer.chat_template  # a template writes them itself
