@@ -46,14 +46,16 @@ _UNKNOWN = 2  # times row_timeout_s that a batch may take before any has succeed
 
 @dataclass(frozen=True)
 class Failures:
-    """Where a stage's failed rows are written down, and the word that they are rejected with."""
+    """Where a stage's failed rows are written down (None: in the log alone), and the word that they are rejected with."""
 
-    root: Root
+    root: Root | None
     run_id: str
     word: str
 
     def note(self, stage: str, row: dict, word: str, **more: str) -> None:
         """One row that could not be processed, in a file below the run's folder named by stage and row."""
+        if self.root is None:
+            return
         shown = {k: v for k, v in row.items() if k != "known" and not _holds_bytes(v)}  # pixels in flight are left out
         path = f"runs/{self.run_id}/failures/{stage}-{digest(repr(sorted(shown.items())))[:16]}.json"
         self.root.write_json(path, redact({"stage": stage, "reject": word, **more, "row": shown}))

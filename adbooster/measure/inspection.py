@@ -6,8 +6,8 @@ import numpy as np
 
 from adbooster.contracts.recipe import Gates
 from adbooster.measure.config import MeasureConfig
+from adbooster.measure.inception import Inception
 from adbooster.models.clip import Clip
-from adbooster.models.inception import Inception
 from adbooster.models.saliency import SaliencyNet
 from adbooster.painting.gates import Inspector
 from adbooster.painting.placing import read_cutout

@@ -6,10 +6,10 @@ probabilities. Add a network as a file of its own; files.py checks what a folder
 
 __all__ = [
     "blip",
+    "causal_lm",
     "clip",
     "clip_input",
     "files",
-    "inception",
     "outpainter",
     "preprocessing",
     "safety",

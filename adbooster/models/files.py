@@ -14,6 +14,8 @@ TRAINABLE = ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline
 FILL = "FluxFillPipeline"
 FAMILIES = (*TRAINABLE, FILL)
 PREDICTIONS = ("epsilon", "v_prediction")
+CAUSAL = ("ForCausalLM", "LMHeadModel")  # how transformers' names of causal language models end
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def check_weights(path: Path) -> None:
@@ -104,6 +106,22 @@ def check_base(path: Path) -> None:
     prediction = _config(path, "scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         raise ConfigError(f"the base {path} predicts {prediction!r}; fine-tuning takes {' or '.join(PREDICTIONS)}")
+
+
+def check_language_model(path: Path) -> None:
+    """raises ConfigError unless the folder is a causal language model in transformers layout; loads nothing"""
+    config = _config(path, "")
+    if not config:
+        raise ConfigError(f"the language model {path} has no config.json; give a folder in transformers layout")
+    kinds = config.get("architectures") or ["model of no named architecture"]
+    if not any(kind.endswith(CAUSAL) for kind in kinds):
+        raise ConfigError(
+            f"the language model {path} is a {', '.join(kinds)}; scenes take a causal one (...ForCausalLM)"
+        )
+    if not any((path / name).is_file() for name in TOKENIZERS):
+        raise ConfigError(f"the language model {path} has no tokenizer ({' or '.join(TOKENIZERS)})")
+    if not list(path.glob("*.safetensors")):
+        raise ConfigError(f"the language model {path} has no safetensors")
 
 
 def _family(path: Path) -> str:

@@ -1,17 +1,18 @@
 """Settings of prompts: template, brands, language model; and the counts of a run."""
 
+import importlib.util
 from collections import Counter
 from string import Formatter
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from adbooster.contracts.settings import Config, Uri
+from adbooster.contracts.settings import Config, Pool, Uri
 from adbooster.prompts.templates import NEGATIVE_PROMPT
 
 
 class LanguageModel(Config):
-    """A language model behind an OpenAI-compatible endpoint, or on the cluster's own GPUs."""
+    """A language model behind an OpenAI-compatible endpoint, or on the cluster's own machines."""
 
     base_url: str = ""
     """Address of the endpoint, such as http://vllm:8000/v1."""
@@ -20,7 +21,11 @@ class LanguageModel(Config):
     api_key_env: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable that holds the key; not needed for an endpoint without authentication."""
     local_model: Uri = ""
-    """Instead of an endpoint: a causal model's folder or hub id, run by vLLM through ray.data.llm where installed."""
+    """Instead of an endpoint: a causal model's folder in transformers layout, safetensors only, run on the cluster."""
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """What runs the local model: vLLM through ray.data.llm, or transformers in a pool; auto: vLLM where it is installed."""
+    pool: Pool = Pool()
+    """Actors in which transformers runs the local model; on GPUs if they reserve any."""
     response_format: str = Field(default="json_schema", pattern="^(json_schema|json_object|text)$")
     """How JSON is requested from the endpoint; answers are checked in any case."""
     temperature: float = Field(default=0.0, ge=0, le=2)
@@ -37,6 +42,16 @@ class LanguageModel(Config):
     """A scene with more words is refused."""
     fallback: bool = True
     """Where no usable answer comes, paint from z_QC and report it; off: the run stops before it paints."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest answer, in tokens."""
+        return 4 * self.max_words
+
+    @property
+    def by_vllm(self) -> bool:
+        """Whether vLLM runs the local model."""
+        return self.engine == "vllm" or (self.engine == "auto" and importlib.util.find_spec("vllm") is not None)
 
 
 class Brand(Config):

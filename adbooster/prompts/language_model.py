@@ -179,17 +179,18 @@ def _body(request: SceneRequest, llm: LanguageModel) -> dict:
         "model": llm.model,
         "messages": [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": request.message()}],
         "temperature": llm.temperature,
-        "max_tokens": 4 * llm.max_words,
+        "max_tokens": llm.max_tokens,
     }
     if llm.response_format == "json_object":
         body["response_format"] = {"type": "json_object"}
     if llm.response_format == "json_schema":
-        wanted = {"name": "scene", "strict": True, "schema": _strict_schema()}
+        wanted = {"name": "scene", "strict": True, "schema": strict_schema()}
         body["response_format"] = {"type": "json_schema", "json_schema": wanted}
     return body
 
 
-def _strict_schema() -> dict:
+def strict_schema() -> dict:
+    """JSON schema of an answer."""
     texts = {name: {"type": "string"} for name in Scene.model_fields}
     return {"type": "object", "properties": texts, "required": list(texts), "additionalProperties": False}
 

@@ -209,11 +209,8 @@ def _answers(root: Root, requests: dict[str, SceneRequest], model: LanguageModel
         ]
         _keep(root, schema.fill(pa.Table.from_pylist(rows), schema.PROMPTS) if rows else schema.PROMPTS.empty_table())
 
-    if model.local_model:
-        answers = local_model.write_scenes(requests, model)
-        save(answers.scenes)
-        return answers
-    return language_model.write_scenes(requests, model, save)
+    how = local_model if model.local_model else language_model
+    return how.write_scenes(requests, model, save)
 
 
 def _keep(root: Root, rows: pa.Table) -> None:

@@ -78,6 +78,7 @@ WANTED = [
     "*.json",
     "*.txt",
     "*.model",
+    "*.jinja",
 ]  # nothing else is requested from a hub
 
 

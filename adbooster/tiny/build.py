@@ -11,6 +11,7 @@ import logging
 import platform
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -25,7 +26,7 @@ from adbooster.tiny import nets, texts, train, world
 
 log = logging.getLogger(__name__)
 MODELS = Path(__file__).parent / "models"
-STAGES = ("rank", "judge", "caption", "scenes", "vae", "decoder", "unet")
+STAGES = ("rank", "judge", "caption", "scenes", "vae", "decoder", "unet", "writer")
 RATES = {
     "rank": 1e-3,
     "judge": 1.5e-3,
@@ -34,14 +35,24 @@ RATES = {
     "vae": 2e-3,
     "decoder": 1e-3,
     "unet": 1e-3,
+    "writer": 1.5e-3,
 }
 MINUTES = {
-    "cpu": {"rank": 8, "judge": 8, "caption": 10, "scenes": 3, "vae": 60, "decoder": 15, "unet": 180},
-    "cuda": {"rank": 0.6, "judge": 0.7, "caption": 0.7, "scenes": 0.2, "vae": 5, "decoder": 1, "unet": 5},
+    "cpu": {"rank": 8, "judge": 8, "caption": 10, "scenes": 3, "vae": 60, "decoder": 15, "unet": 180, "writer": 12},
+    "cuda": {"rank": 0.6, "judge": 0.7, "caption": 0.7, "scenes": 0.2, "vae": 5, "decoder": 1, "unet": 5, "writer": 1},
 }
 BATCH = {
-    "cpu": {"rank": 192, "judge": 192, "caption": 64, "scenes": 64, "vae": 16, "decoder": 24, "unet": 48},
-    "cuda": {"rank": 768, "judge": 768, "caption": 256, "scenes": 256, "vae": 64, "decoder": 64, "unet": 512},
+    "cpu": {"rank": 192, "judge": 192, "caption": 64, "scenes": 64, "vae": 16, "decoder": 24, "unet": 48, "writer": 32},
+    "cuda": {
+        "rank": 768,
+        "judge": 768,
+        "caption": 256,
+        "scenes": 256,
+        "vae": 64,
+        "decoder": 64,
+        "unet": 512,
+        "writer": 128,
+    },
 }
 
 
@@ -75,13 +86,18 @@ def compose_all(work: Path, n: int, workers: int) -> train.Pictures:
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where one building goes on, on what device, and where finished models go."""
+    """Where one building goes on, on what device, and where finished models go; pictures are composed when first asked for."""
 
-    pictures: train.Pictures
     work: Path
     models: Path
     device: str
     compiled: bool
+    pictures_in_all: int
+    workers: int
+
+    @cached_property
+    def pictures(self) -> train.Pictures:
+        return compose_all(self.work, self.pictures_in_all, self.workers)
 
     def fit(self, stage: str, net: nn.Module, loss: train.LossOfStep, minutes: float, **more: float) -> tuple:
         return train.fit(stage, net, loss, minutes, RATES[stage], self.work, self.device, **more)
@@ -109,24 +125,38 @@ class Workshop:
 
 
 def build(stage: str, minutes: float, shop: Workshop) -> None:
-    """Train one model on the pictures and write it where the library's tiny preset finds it."""
+    """Train one model and write it where the library's tiny preset finds it."""
     torch.manual_seed(STAGES.index(stage))
-    device, pictures, size = shop.device, shop.pictures, BATCH[shop.device][stage]
-    if stage in nets.CLIPS:
+    device, size = shop.device, BATCH[shop.device][stage]
+    if stage == "writer":
+        tokenizer = texts.writer_tokenizer(shop.work / "writer")
+        model = nets.new_writer(tokenizer)
+        model, state = shop.fit(stage, model, train.writer_loss(model, tokenizer, device, size), minutes)
+        nets.save_writer(shop.models / stage, model, tokenizer)
+    elif stage in nets.CLIPS:
         model = nets.new_clip(stage, shop.tokenizer)
         clip = train.clip_loss(
-            model, pictures, shop.token_ids, nets.CLIP_MEAN, nets.CLIP_STD, device, size, seed=STAGES.index(stage) + 20
+            model,
+            shop.pictures,
+            shop.token_ids,
+            nets.CLIP_MEAN,
+            nets.CLIP_STD,
+            device,
+            size,
+            seed=STAGES.index(stage) + 20,
         )
         model, state = shop.fit(stage, model, clip, minutes)
         nets.save_clip(shop.models / stage, stage, model, shop.tokenizer)
     elif stage == "caption":
         processor = nets.blip_processor(texts.bert_tokenizer(shop.work / "bert"))
         model = nets.new_blip(processor.tokenizer)
-        model, state = shop.fit(stage, model, train.blip_loss(model, processor, pictures, device, size), minutes)
+        model, state = shop.fit(stage, model, train.blip_loss(model, processor, shop.pictures, device, size), minutes)
         nets.save_blip(shop.models / stage, model, processor)
     elif stage == "scenes":
         model = nets.new_scene_classifier(len(world.SCENES))
-        model, state = shop.fit(stage, model, train.scene_loss(model, pictures, device, size, nets.SCENE_PX), minutes)
+        model, state = shop.fit(
+            stage, model, train.scene_loss(model, shop.pictures, device, size, nets.SCENE_PX), minutes
+        )
         nets.save_scene_classifier(shop.models / stage, model)
     else:
         state = {"vae": build_vae, "decoder": build_decoder, "unet": build_unet}[stage](minutes, size, shop)
@@ -213,9 +243,13 @@ def _card(stage: str, state: dict, minutes: float, shop: Workshop) -> None:
         if shop.device == "cuda"
         else f"{torch.get_num_threads()} CPU cores, {platform.machine()}"
     )
-    shown = f"{len(shop.pictures)} composed pictures of {nets.SIDE_PX} px"
+    if stage == "writer":
+        data = f"requests made up for {len(world.SEEN)} products in {len(world.SCENES)} scenes, each seen once"
+    else:
+        shown = f"{len(shop.pictures)} composed pictures of {nets.SIDE_PX} px"
+        data = f"{shown}: {len(world.SEEN)} products in {len(world.SCENES)} scenes and on white"
     card[stage] = {
-        "data": f"{shown}: {len(world.SEEN)} products in {len(world.SCENES)} scenes and on white",
+        "data": data,
         "steps": state["step"],
         "batch": BATCH[shop.device][stage],
         "minutes": round(state["seconds"] / 60, 1),
@@ -245,8 +279,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.work.mkdir(parents=True, exist_ok=True)
-    pictures = compose_all(args.work, args.pictures, args.workers)
-    shop = Workshop(pictures, args.work, args.models, args.device, args.compile)
+    shop = Workshop(args.work, args.models, args.device, args.compile, args.pictures, args.workers)
     for stage in args.only:
         given = getattr(args, f"{stage}_minutes")
         build(stage, MINUTES[args.device][stage] if given is None else given, shop)

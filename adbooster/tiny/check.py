@@ -2,7 +2,7 @@
 exit code 1 if one is below.
 
 Nothing here was seen in training: pictures are composed from seeds that training never used, paintings are of the
-held-out products.
+held-out products, scenes are written for the profiles, which say things in words of their own.
 """
 
 import argparse
@@ -12,16 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from adbooster.contracts.recipe import Recipe, placements
 from adbooster.models.blip import Blip
+from adbooster.models.causal_lm import CausalLM
 from adbooster.models.clip import Clip
 from adbooster.models.outpainter import Outpainter, Painting
 from adbooster.models.saliency import SaliencyNet
 from adbooster.pictures import compositing, cutouts, layout
 from adbooster.pictures.images import resize
+from adbooster.prompts.config import LanguageModel
+from adbooster.prompts.language_model import INSTRUCTIONS, SceneRequest, parse, strict_schema
 from adbooster.tiny import nets, world
 
 MODELS = Path(__file__).parent / "models"
@@ -113,6 +117,29 @@ def mask_iou(net: SaliencyNet, shown: Iterable[tuple[np.ndarray, np.ndarray]]) -
     return float(np.mean(out))
 
 
+def scenes_written_right(writer: CausalLM, products_each: int) -> float:
+    """Share of usable scenes that name the profile's own scene and no other; each profile with so many products."""
+    llm, asked, wanted = LanguageModel(), [], []
+    for i, profile in enumerate(yaml.safe_load((MODELS.parent / "profiles.yaml").read_text())):
+        for product in (
+            list(world.PRODUCTS.values())[(7 * i + 5 * j) % len(world.PRODUCTS)] for j in range(products_each)
+        ):
+            said = SceneRequest(world.article(product.name), product.category, "", profile["query"], profile["context"])
+            asked.append(said)
+            wanted.append(SCENES[i // 2])  # two profiles a scene, in their order
+    answers = writer.answers(INSTRUCTIONS, [a.message() for a in asked], llm.max_tokens, 0.0, range(len(asked)))
+    return float(np.mean([_names(text, a, llm) == {w} for text, a, w in zip(answers, asked, wanted, strict=True)]))
+
+
+def _names(answer: str, asked: SceneRequest, llm: LanguageModel) -> set[str]:
+    """The scenes whose names a usable answer holds; none if it is not usable."""
+    try:
+        written = parse(answer, asked, llm.max_words).scene
+    except ValueError:
+        return set()
+    return {key for key, scene in world.SCENES.items() if scene.name in written}
+
+
 def measure(threads: int, quick: bool) -> list[tuple[str, float, float]]:
     """(what, figure, bar) for every figure."""
     few = 8 if quick else 1
@@ -121,6 +148,7 @@ def measure(threads: int, quick: bool) -> list[tuple[str, float, float]]:
     outpainter = Outpainter(MODELS / "outpaint", recipe, "cpu", "bfloat16", 25)
     judge, rank = Clip(MODELS / "judge", "cpu", threads), Clip(MODELS / "rank", "cpu", threads)
     blip, net = Blip(MODELS / "caption", "cpu", threads), SaliencyNet(MODELS / "mask" / "u2netp.onnx", "cpu", threads)
+    writer = CausalLM(MODELS / "writer", "cpu", strict_schema(), threads)
     painted = list(paint(outpainter, 200 // few))
     packshots = (world.packshot(p, SIDE_PX) for p in list(world.PRODUCTS)[:: 3 if quick else 1])
     scenes = ((i, m) for i, m, _, _ in pictures(list(world.PRODUCTS), 72 // few, SIDE_PX, 4 * 10**4))
@@ -136,6 +164,7 @@ def measure(threads: int, quick: bool) -> list[tuple[str, float, float]]:
         ("caption names the scene, held-out products", captions_right(blip, world.HELD_OUT, 120 // few, False), 0.90),
         ("retrieval top-1 of rank, 420 captions", retrieval(rank, 420 // few), 0.95),
         ("retrieval top-1 of judge, 420 captions", retrieval(judge, 420 // few), 0.95),
+        ("scene written for a profile is usable and the right one", scenes_written_right(writer, 8 // few), 0.90),
         ("U2-Net-p mask IoU, packshots", mask_iou(net, packshots), 0.95),
         ("U2-Net-p mask IoU, lifestyle scenes", mask_iou(net, scenes), 0.90),
     ]

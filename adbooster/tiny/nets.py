@@ -25,9 +25,12 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
 )
 
-from adbooster.tiny.texts import CONTEXT_LENGTH
+from adbooster.tiny.texts import CONTEXT_LENGTH, WRITER_LENGTH
 
 SIDE_PX = 256
 SCENE_PX = 96
@@ -209,6 +212,30 @@ def load_scene_classifier(folder: Path, scenes: int) -> nn.Sequential:
     model = new_scene_classifier(scenes)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval()
+
+
+def new_writer(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """1.6 M parameters, in the layout of Llama (Touvron et al., 2023)."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=WRITER_LENGTH,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=cast(int, tokenizer.eos_token_id),
+            pad_token_id=cast(int, tokenizer.pad_token_id),
+        )
+    )
+
+
+def save_writer(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A folder that transformers loads as a causal language model, its chat template in tokenizer_config.json."""
+    model.half().save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
 
 
 def save_pipeline(

@@ -19,7 +19,14 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditio
 from open_clip import CLIP, CustomTextCLIP
 from PIL import Image, ImageDraw
 from torch import nn
-from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    BlipForConditionalGeneration,
+    BlipProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from adbooster.tiny import texts, world
 
@@ -285,6 +292,25 @@ def scene_loss(model: nn.Module, pictures: Pictures, device: str, size: int, sid
             x_BCHW = F.avg_pool2d(x_BCHW, 3, 1, 1, count_include_pad=False)
         with torch.autocast(device, torch.bfloat16):
             return F.cross_entropy(model(x_BCHW).float(), truth_N[_index(at, device)], label_smoothing=0.05)
+
+    return loss_of
+
+
+def writer_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, device: str, size: int) -> LossOfStep:
+    """Next-token prediction of answers alone, each after the request that it answers."""
+    end, pad = cast(int, tokenizer.eos_token_id), cast(int, tokenizer.pad_token_id)
+
+    def loss_of(step: int) -> torch.Tensor:
+        rng = np.random.default_rng([10, step])
+        asked, answered = zip(*(texts.written_example(rng) for _ in range(size)), strict=True)
+        before = tokenizer([f"{message}\n" for message in asked]).input_ids
+        rows = [(b, [*a, end]) for b, a in zip(before, tokenizer(list(answered)).input_ids, strict=True)]
+        longest = max(len(b) + len(a) for b, a in rows)
+        ids_BT = torch.tensor([b + a + [pad] * (longest - len(b) - len(a)) for b, a in rows]).to(device)
+        wanted = [[-100] * len(b) + a + [-100] * (longest - len(b) - len(a)) for b, a in rows]
+        mask_BT = (ids_BT != pad).long()
+        with torch.autocast(device, torch.bfloat16):
+            return model(ids_BT, mask_BT, labels=torch.tensor(wanted).to(device)).loss
 
     return loss_of
 

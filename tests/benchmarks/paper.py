@@ -1,9 +1,9 @@
-"""The paper's experiment on the tiny world: 15 profiles x 16 products, K = 4, base and fine-tuned weights.
+"""The paper's experiment on the tiny world: 15 profiles x 16 products, K = 4, base and fine-tuned weights, z_QC and z_P.
 
     python -m tests.benchmarks.paper --work paper-root
     python -m tests.benchmarks.paper --llm-base-url http://localhost:8000/v1 --llm-model some-instruct-model
 
-The 16 products are eight renders in two colours each. No embedded model (captioner, ranker, judge, painter) has seen one of
+z_P is written by the tiny language model, or by that of an endpoint. The 16 products are eight renders in two colours each. No embedded model (captioner, ranker, judge, painter) has seen one of
 the eight, nor has fine-tuning, which has 24 others and a root of its own. A killed run goes on where it was. The last line
 is one JSON object; its interval is over renders as clusters, as the two colours of one are alike.
 """
@@ -39,6 +39,7 @@ from adbooster.tiny import check, world
 TINY = Path(world.__file__).parent
 SIDE_PX, FIRST_SEED, TURN, OTHER_COLOUR = 512, 7 * 10**6, 128, "-2"
 MORE = ("backpack", "coat", "watch", "womans-hat")  # besides the eight that no embedded model has seen
+KINDS = {"base": "base", "fine-tuned": "tuned"}  # of weights, as trials and as the last line call them
 HEAD = ("weights, prompt", "scored by", "pick", "family", "pairs", "creative", "on white", "own scene")
 HEAD = (*HEAD, "minus white", "minus scene", "over white", "over scene")
 
@@ -53,13 +54,13 @@ def main() -> None:
     )
     parser.add_argument("--cohorts", type=int, default=15, help="of the 30 profiles, chosen by a hash of their names")
     parser.add_argument("--quick", action="store_true", help="3 products, 6 profiles, K = 2")
-    parser.add_argument("--llm-base-url", help="an OpenAI-compatible endpoint: prompts of style llm are compared too")
+    parser.add_argument("--llm-base-url", help="an OpenAI-compatible endpoint that writes z_P instead")
     parser.add_argument("--llm-model", default="")
     given = parser.parse_args()
     started = time.monotonic()
     panel, others = feeds(given.work.absolute())
     weights = _weights(given.work.absolute() / "train", others)
-    config = _config(given, panel, weights)
+    config = _config(given, panel, {"base": str(TINY / "models" / "outpaint"), "fine-tuned": weights})
     report = run(config, "adbooster.evaluate.job:evaluate")
     found = Evaluation.model_validate(json.loads(Path(report.evaluation_uri).read_text()))
     ray.shutdown()
@@ -131,21 +132,17 @@ def _weights(root: Path, feed: Path) -> str:
     return job(FinetuneConfig, root, "finetune").weights
 
 
-def _config(given: argparse.Namespace, feed: Path, weights: str) -> EvaluateConfig:
+def _config(given: argparse.Namespace, feed: Path, kinds: dict[str, str]) -> EvaluateConfig:
+    """kinds  weights by the name of their kind; each is tried with every style of prompt"""
     root = given.work.absolute() / "panel"
     job(PrepareConfig, root, "prepare", feed_uri=feed, allowed_file_root="/")
     job(CohortsConfig, root, "cohorts")
     config = load(
         EvaluateConfig, ["--config", str(TINY / "paper.yaml"), "--root-uri", str(root), "--run-id", "evaluate"]
     )
-    styles = {"qc": {}}
-    if given.llm_base_url:
-        model = {"base_url": given.llm_base_url, "model": given.llm_model, "max_calls": 10_000}
-        styles["llm"] = {"style": "llm", "llm": model}
-    kinds = {"base": str(TINY / "models" / "outpaint"), "fine-tuned": weights}
     trials = [
         {"name": f"{kind}, {style}", "weights": uri, "prompts": prompts}
-        for style, prompts in styles.items()
+        for style, prompts in _styles(given).items()
         for kind, uri in kinds.items()
     ]
     ids = product_ids(feed)
@@ -156,6 +153,14 @@ def _config(given: argparse.Namespace, feed: Path, weights: str) -> EvaluateConf
         values["panel"] = {"product_ids": chosen[:3], "cohorts": 6}
         values["recipe"] |= {"candidates": 2, "num_inference_steps": 4}
     return EvaluateConfig.model_validate(values)
+
+
+def _styles(given: argparse.Namespace) -> dict[str, dict]:
+    """Settings of prompts by style."""
+    model = {"local_model": str(TINY / "models" / "writer"), "engine": "transformers"}
+    if given.llm_base_url:
+        model = {"base_url": given.llm_base_url, "model": given.llm_model}
+    return {"qc": {}, "llm": {"style": "llm", "llm": model}}
 
 
 def _split(panel: Path, train: Path) -> str:
@@ -170,35 +175,53 @@ def _split(panel: Path, train: Path) -> str:
 
 
 def _result(given: argparse.Namespace, config: EvaluateConfig, found: Evaluation, weights: str) -> dict:
-    """The last line: what the targets are about."""
-    root, names = Root(config.root_uri), ("base, qc", "fine-tuned, qc")
-    products, cohorts = subjects.own_pictures(root), subjects.cohort_texts(root)
+    """The last line: what the targets are about. Keys without a style are of z_QC, those with `llm` of z_P."""
     render = {row["id"]: Path(row["image_link"]).stem for row in _rows(given.work.absolute() / "panel.tsv")}
-    scores = []
-    for trial in (t for name in names for t in config.trials if t.name == name):
-        requests, _ = trials.trial_requests(root, config, trial, products, cohorts)
-        measured = measure_trial(root, config, trial, requests)  # of which all is known by now
-        keys = zip(measured["product_id"].to_pylist(), measured["cohort_id"].to_pylist(), strict=True)
-        scores.append(dict(zip(keys, statistics.values(measured)["judge_score"], strict=True)))
-    pairs = [key for key in scores[0] if key in scores[1]]
-    apart = np.array([scores[1][k] - scores[0][k] for k in pairs])
-    spread = intervals.mean(apart, [render[p].removesuffix(OTHER_COLOUR) for p, _ in pairs])
-    assert spread is not None
+    judged, fallbacks = _judged(config)
+    pairs = sorted(set.intersection(*map(set, judged.values())))
+    names = ("base, qc", "fine-tuned, qc")
+
+    def compared(trial: str, other: str, key: str) -> dict:
+        """One minus the other on the same pairs."""
+        apart = np.array([judged[trial][k] - judged[other][k] for k in pairs])
+        spread = intervals.mean(apart, [render[p].removesuffix(OTHER_COLOUR) for p, _ in pairs])
+        assert spread is not None
+        return {key: spread.mean, f"{key}_interval": [spread.low, spread.high]}
+
     figures = {f.name: f.value for f in found.figures}
     result = {"pairs": len(pairs), "products": len({p for p, _ in pairs})}
-    result |= {f"judge_{s}": np.mean([x[k] for k in pairs]) for s, x in zip(("base", "tuned"), scores, strict=True)}
-    result |= {"judge_difference": spread.mean, "judge_difference_interval": [spread.low, spread.high]}
+    for kind, short in KINDS.items():
+        result[f"judge_{short}"] = np.mean([judged[f"{kind}, qc"][k] for k in pairs])
+    result |= compared(names[1], names[0], "judge_difference")
     for short, kind in {
         "expansion": "expansion_share",
         "diversity": "diversity_of_cohort",
         "sharpness": "sharpness",
     }.items():
         result |= {f"{short}_base": figures[f"{names[0]}: {kind}"], short: figures[f"{names[1]}: {kind}"]}
+    for kind, short in KINDS.items():
+        result[f"judge_{short}_llm"] = np.mean([judged[f"{kind}, llm"][k] for k in pairs])
+        result |= compared(f"{kind}, llm", f"{kind}, qc", f"llm_difference_{short}")
+    result["llm_fallbacks"] = fallbacks
     result["scene_accuracy"] = scene_accuracy(weights, 24 if given.quick else 200)
     return {
         k: round(v, 4) if isinstance(v, float) else [round(x, 4) for x in v] if isinstance(v, list) else v
         for k, v in result.items()
     }
+
+
+def _judged(config: EvaluateConfig) -> tuple[dict[str, dict[tuple[str, str], float]], int]:
+    """The judge's score of every pair (product, cohort) by trial, all of which is known by now; and how many pairs of
+    z_P a trial painted from z_QC, at most."""
+    root, scores, fallbacks = Root(config.root_uri), {}, 0
+    products, cohorts = subjects.own_pictures(root), subjects.cohort_texts(root)
+    for trial in config.trials:
+        requests, prompts = trials.trial_requests(root, config, trial, products, cohorts)
+        measured = measure_trial(root, config, trial, requests)
+        keys = zip(measured["product_id"].to_pylist(), measured["cohort_id"].to_pylist(), strict=True)
+        scores[trial.name] = dict(zip(keys, statistics.values(measured)["judge_score"], strict=True))
+        fallbacks = max(fallbacks, prompts.fallbacks)
+    return scores, fallbacks
 
 
 def scene_accuracy(weights: str, n: int) -> float:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from adbooster.models.causal_lm import CausalLM
 from adbooster.models.clip import Clip
 from adbooster.models.families import StableDiffusion
 from adbooster.tiny import build, train, world
@@ -15,7 +16,7 @@ from adbooster.tiny import build, train, world
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
-    return build.Workshop(build.compose_all(work, 16, 1), work, work / "models", "cpu", compiled=False)
+    return build.Workshop(work, work / "models", "cpu", compiled=False, pictures_in_all=16, workers=1)
 
 
 def test_tokens_are_texts_of_their_own_picture(shop):
@@ -78,3 +79,12 @@ def test_the_painter_is_made_of_the_stages_before_it(shop):
     tower = shop.rank().state_dict()["text.token_embedding.weight"]
     assert torch.equal(pipe.text_encoder.state_dict()["embeddings.token_embedding.weight"], tower)
     assert set(json.loads((shop.models / "outpaint" / "card.json").read_text())) == {"vae", "decoder", "unet"}
+
+
+def test_the_language_model_is_built_without_a_picture(tmp_path):
+    shop = build.Workshop(tmp_path, tmp_path / "models", "cpu", compiled=False, pictures_in_all=16, workers=1)
+    build.build("writer", 0.0, shop)
+    assert json.loads((shop.models / "writer" / "card.json").read_text())["writer"]["steps"] == 0
+    model = CausalLM(shop.models / "writer", "cpu", {"type": "boolean"})
+    assert model.answers("", ["{}"], 8, 0.0, [0])[0] in ("true", "false")
+    assert not (tmp_path / "images.npy").exists()

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import yaml
 
+from adbooster.models.causal_lm import CausalLM
+from adbooster.prompts.language_model import strict_schema
 from adbooster.tiny import check, texts, world
 from tests.conftest import MODELS
 
@@ -55,7 +57,20 @@ def test_training_texts_never_name_an_unseen_product():
     assert not any("teapot" in t or "skateboard" in t or "couch" in t for t in said)
 
 
-@pytest.mark.parametrize("name", ["outpaint", "rank", "judge", "caption", "mask"])
+def test_the_language_model_learns_neither_unseen_products_nor_the_profiles_own_words():
+    rng = np.random.default_rng(0)
+    asked = [json.loads(texts.written_example(rng)[0]) for _ in range(400)]
+    assert not {"teapot", "skateboard", "couch"} & {word for a in asked for v in a.values() for word in v.split()}
+    profiles = yaml.safe_load((FOLDER / "profiles.yaml").read_text())
+    assert len({p["context"] for p in profiles} & {a["situation"] for a in asked}) <= 1
+
+
+def test_the_language_model_names_the_scene_of_a_profile_it_has_not_seen():
+    writer = CausalLM(MODELS / "writer", "cpu", strict_schema())
+    assert check.scenes_written_right(writer, products_each=2) >= 0.9
+
+
+@pytest.mark.parametrize("name", ["outpaint", "rank", "judge", "caption", "mask", "writer"])
 def test_every_model_has_a_card(name):
     assert json.loads((MODELS / name / "card.json").read_text())
 
