@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from pydantic import BaseModel, Field
 
+from adbooster.contracts.evaluation import Lift
 from adbooster.contracts.settings import JobConfig, Uri
 from adbooster.experiments.config import Allocation, Experiment, Holdout, Retirement
-from adbooster.experiments.lift import Lift
 
 
 class LearnConfig(JobConfig):
