@@ -34,6 +34,7 @@ MORE_SECTIONS = f"""
 finetune: {{base: ./models/outpaint, device: cpu, held_out_share: 0.01}}
 evaluate: {{judge_model: {TINY}/judge, zero_shot: false}}
 canary: {{judge_model: {TINY}/judge}}
+learn: {{retirement: {{most: 20}}}}
 deliver: {{channels: [meta, google_merchant], public_base_url: "https://cdn.shop.example/ads"}}
 """
 TARGETS = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
@@ -86,6 +87,8 @@ def shop(tmp_path, monkeypatch):
     (tmp_path / "blind.key.json").write_text(json.dumps(key))
     for rater in ("anna", "ben"):
         (tmp_path / f"{rater}.csv").write_text(f"pair,rater,choice\n1,{rater},left\n")
+    day = f"{live['creative_id'][1].as_py()},2026-11-24,100,3,0,1"
+    (tmp_path / "outcomes.csv").write_text(f"creative_id,day,impressions,clicks,conversions,propensity\n{day}\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -97,6 +100,7 @@ OURS = {
     r"https://shop\.example/feed\.csv\.gz": "{shop}/shop/feed.csv.gz",
     r"s3://shop/cohorts\.yaml": "{shop}/shop/cohorts.yaml",
     r"s3://shop/marks/": "{shop}/marks",
+    r"s3://shop/outcomes\.parquet": "{shop}/outcomes.csv",
     r"s3://elsewhere/clip-vit-b-32": "{shop}/models/rank",
     r"/mnt/models": "{shop}/preset-models",
     r"--to 12\b": "--to 0",

@@ -11,7 +11,7 @@ import pytest
 REPO = Path(__file__).parents[1]
 LIBRARY = REPO / "adbooster"
 ROOMS = sorted(p.parent.name for p in LIBRARY.glob("*/__init__.py"))
-STAGES = ("prepare", "cohorts", "finetune", "generate", "evaluate", "canary", "deliver", "night")
+STAGES = ("prepare", "cohorts", "finetune", "generate", "evaluate", "canary", "learn", "deliver", "night")
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:

@@ -139,12 +139,14 @@ def print_help(model: type[BaseModel], asked: str) -> None:
 
 
 def _often(single: list[Flag]) -> list[Flag]:
-    """Those of OFTEN_CHANGED that this job has; of several sections the first, canary and evaluate last."""
+    """Those of OFTEN_CHANGED that this job has; of several sections the first; canary, evaluate and learn last."""
     flags: dict[str, Flag] = {}
     for name in OFTEN_CHANGED:
         fits = [flag for flag in single if flag.name == name or flag.name.endswith(f".{name}")]
         if fits:
-            best = min(fits, key=lambda f: (f.name.startswith(("canary.", "evaluate.")), not f.field.is_required()))
+            best = min(
+                fits, key=lambda f: (f.name.startswith(("canary.", "evaluate.", "learn.")), not f.field.is_required())
+            )
             flags[best.name] = best
     return list(flags.values())[:SHOWN]
 

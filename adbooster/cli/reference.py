@@ -19,6 +19,7 @@ from adbooster.deliver.config import DeliverConfig
 from adbooster.evaluate.config import EvaluateConfig
 from adbooster.finetune.config import FinetuneConfig
 from adbooster.generate.config import GenerateConfig
+from adbooster.learn.config import LearnConfig
 from adbooster.night.config import NightlyConfig
 from adbooster.prepare.config import PrepareConfig
 from adbooster.storage.maintenance import MaintainConfig
@@ -26,7 +27,7 @@ from adbooster.storage.tables import TABLES
 
 JOBS: tuple[type[BaseModel], ...] = (
     *(NightlyConfig, PrepareConfig, CohortsConfig, FinetuneConfig),
-    *(CanaryConfig, GenerateConfig, DeliverConfig, EvaluateConfig, MaintainConfig),
+    *(CanaryConfig, LearnConfig, GenerateConfig, DeliverConfig, EvaluateConfig, MaintainConfig),
 )
 GENERATED = "<!-- Written by `make docs` from {}; edit there. -->\n\n"
 

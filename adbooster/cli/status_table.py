@@ -13,6 +13,7 @@ REPORTED_FIELDS = {  # fields of a step's report that the table shows
     "cohorts": ("cohorts", "new_or_changed", "removed"),
     "finetune": ("weights_revision", "reused", "samples"),
     "canary": ("passed", "reasons"),
+    "learn": ("outcomes", "lift", "retired"),
     "generate": ("requests", "painted", "published", "left", "coverage"),
     "deliver": ("rendered", "changed", "removed"),
     "evaluate": ("creatives", "looked"),

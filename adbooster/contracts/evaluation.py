@@ -1,5 +1,6 @@
-"""The results of an evaluation: the contract between `evaluate`, which writes them, and the page, which shows them."""
+"""The results of evaluating and learning: the contract between `evaluate` and `learn`, which write them, and the page."""
 
+from datetime import date
 from typing import NamedTuple
 
 from pydantic import BaseModel
@@ -61,6 +62,47 @@ class Evaluation(BaseModel):
     experiments: list[Experiment] = []
     figures: list[Figure] = []
     notes: list[str] = []
+
+
+class LiftDay(BaseModel):
+    """All outcomes up to a day."""
+
+    day: date
+    lift: Interval | None
+    """relative: 0.1 is 10 % more clicks an impression than the originals; null: no click on the originals yet"""
+    difference: Interval
+    """of click-through rates"""
+
+
+class GroupLift(BaseModel):
+    """Creatives against originals in one family of cohorts, or in all."""
+
+    family: str
+    """or `all`"""
+    pairs: int
+    """pairs of product and cohort that creatives were shown for"""
+    control_pairs: int
+    """pairs that were shown the original"""
+    impressions: int
+    control_impressions: int
+    clicks: int
+    control_clicks: int
+    lift: Interval | None = None
+    difference: Interval | None = None
+    sure: bool = False
+    """whether the interval of the lift leaves out 0"""
+    note: str = ""
+    """why there is no interval; empty: there is one"""
+    path: list[LiftDay] = []
+
+
+class Lift(BaseModel):
+    """The lift over originals. Every interval holds with 95 % on all days together, each family by itself."""
+
+    together: GroupLift
+    families: list[GroupLift] = []
+    robot_clicks: int = 0
+    """clicks that were not counted"""
 
 
 COPY = 0.9  # cosine (judge) with the product from which another salient thing is counted as a second copy

@@ -3,8 +3,8 @@
 from collections import Counter
 
 from adbooster.contracts.errors import ConfigError
-from adbooster.evaluate import outcomes
 from adbooster.evaluate.config import EvaluateConfig
+from adbooster.experiments.outcomes import read
 from adbooster.measure.checks import check_trials
 
 
@@ -17,4 +17,4 @@ def check(config: EvaluateConfig) -> None:
             f"the trial name {repeated[0]!r} is used twice or is `live`, the name of what is live; give each its own"
         )
     if config.outcomes.uri:
-        outcomes.read(config.outcomes.uri, config.signing_key_env)
+        read(config.outcomes.uri, config.signing_key_env)

@@ -13,6 +13,7 @@ from adbooster.contracts.naming import digest
 from adbooster.evaluate import blind_sheet, comparison, outcomes
 from adbooster.evaluate.config import EvaluateConfig, EvaluateReport
 from adbooster.evaluate.outcomes import OutcomesReport
+from adbooster.experiments.outcomes import read
 from adbooster.measure import measurements, run, statistics, subjects, trials
 from adbooster.measure.config import CohortText, OwnPictures, Trial, revision
 from adbooster.painting.requests import staged_folder
@@ -75,7 +76,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     parts.append(Findings(schema.LOOKS.empty_table(), figures=_differences(of_trials) + _rejects(root, best)))
     to_retire = sheet_pairs = 0
     if config.outcomes.uri:
-        joined = outcomes.join(outcomes.read(config.outcomes.uri, config.signing_key_env), live, config.outcomes)
+        joined = outcomes.join(read(config.outcomes.uri, config.signing_key_env), live, config.outcomes)
         parts.append(_outcomes(config, root, joined))
         to_retire = sum(c.retire for c in joined.creatives)
     if config.sheet.pairs:
@@ -214,7 +215,7 @@ def _unjoined(joined: OutcomesReport) -> list[str]:
     left_out = {
         f"of creatives that are not live ({', '.join(joined.unknown_examples)})": joined.unknown,
         "without id or day, or with counts that cannot be": joined.broken,
-        "that repeat a creative and day": joined.duplicates,
+        "that repeat a creative, day and channel": joined.duplicates,
     }
     return [f"{n} of {joined.rows} outcomes are left out: {why}." for why, n in left_out.items() if n]
 

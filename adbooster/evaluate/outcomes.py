@@ -3,21 +3,13 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pac
-import pyarrow.parquet as pap
 from pydantic import BaseModel
 
-from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.evaluation import Figure, Interval
 from adbooster.contracts.text import clean
 from adbooster.evaluate.config import Outcomes
+from adbooster.experiments.outcomes import COUNTS, possible
 from adbooster.measure import intervals
-from adbooster.storage.inputs import read_input
-
-COUNTS = ("impressions", "clicks", "conversions")
-MAX_BYTES = 1 << 30  # some twenty million rows
-MAX_COUNT = 10**12  # impressions of one creative and day; more is an error of the file
-COLUMNS = pa.schema([("creative_id", pa.string()), ("day", pa.string()), *((c, pa.int64()) for c in COUNTS)])
 
 
 class CreativeOutcome(BaseModel):
@@ -52,9 +44,9 @@ class OutcomesReport(BaseModel):
     """rows of other creative ids: retired since, or of another catalog"""
     unknown_examples: list[str]
     broken: int
-    """rows left out: no id, counts below 0 or beyond MAX_COUNT, or more clicks than impressions"""
+    """rows left out: no id or day, counts below 0 or beyond MAX_COUNT, or more clicks than impressions"""
     duplicates: int
-    """rows left out: a creative and day that occurs earlier in the file"""
+    """rows left out: a creative, day and channel that occurs earlier in the file"""
     cohorts: dict[str, Interval]
     """click-through rate by cohort"""
     margin_correlation: Interval | None
@@ -62,35 +54,12 @@ class OutcomesReport(BaseModel):
     creatives: list[CreativeOutcome]
 
 
-def read(uri: str, signing_key_env: str = "") -> pa.Table:
-    """An outcomes table with the columns COLUMNS.
-
-    signing_key_env  environment variable with the key of its signature; empty: none is asked for
-    raises           ConfigError if it is not there, too large, not signed, cannot be read (with the row and the value), or
-                     lacks a column
-    """
-    content = pa.BufferReader(read_input(uri, "outcomes table", MAX_BYTES, signing_key_env).content)
-    try:
-        table = pap.read_table(content) if uri.endswith(".parquet") else pac.read_csv(content, _ROWS, None, _TYPES)
-        if missing := [c for c in COLUMNS.names if table.column_names.count(c) != 1]:
-            raise ConfigError(
-                f"the outcomes table {uri} lacks the column {missing[0]!r}, or has it twice; it needs {COLUMNS.names}"
-            )
-        return table.select(COLUMNS.names).cast(COLUMNS)
-    except (pa.ArrowException, UnicodeDecodeError) as e:
-        raise ConfigError(f"the outcomes table {uri} cannot be read: {str(e).splitlines()[0][:300]}") from e
-
-
-_ROWS = pac.ReadOptions(use_threads=False)  # errors name the row
-_TYPES = pac.ConvertOptions(column_types={field.name: field.type for field in COLUMNS})
-
-
 def join(table: pa.Table, creatives: pa.Table, settings: Outcomes) -> OutcomesReport:
-    """Outcomes (COLUMNS) joined to live creatives (schema.CREATIVES)."""
+    """Outcomes (experiments.outcomes.COLUMNS) joined to live creatives (schema.CREATIVES)."""
     valid, broken, duplicates = _valid_rows(table)
     known = pc.is_in(valid["creative_id"], creatives["creative_id"].combine_chunks())
     unknown, valid = valid.filter(pc.invert(known)), valid.filter(known)
-    sums = valid.group_by("creative_id").aggregate([("day", "count"), *((c, "sum") for c in COUNTS)])
+    sums = valid.group_by("creative_id").aggregate([("day", "count_distinct"), *((c, "sum") for c in COUNTS)])
     total = {row["creative_id"]: row for row in sums.to_pylist() if row["impressions_sum"]}
     columns = ["creative_id", "request_id", "product_id", "cohort_id", "placement", "sha256", "margin", "fallback"]
     shown = [r for r in creatives.select(columns).to_pylist() if r["creative_id"] in total]
@@ -115,15 +84,13 @@ def join(table: pa.Table, creatives: pa.Table, settings: Outcomes) -> OutcomesRe
 
 def _valid_rows(table: pa.Table) -> tuple[pa.Table, int, int]:
     """Valid rows, the number of invalid ones, and the number of repeated ones."""
-    counts = table.select(COUNTS).to_pandas().fillna(-1).to_numpy()
-    named = table["creative_id"].is_valid().to_numpy() & table["day"].is_valid().to_numpy()
-    valid = named & (counts >= 0).all(axis=1) & (counts <= MAX_COUNT).all(axis=1) & (counts[:, 1] <= counts[:, 0])
+    valid = possible(table)
     kept = table.filter(pa.array(valid))
-    days = list(zip(kept["creative_id"].to_pylist(), kept["day"].to_pylist(), strict=True))
+    rows = list(zip(*(kept[name].to_pylist() for name in ("creative_id", "day", "channel")), strict=True))
     first = {}
-    for i, key in enumerate(days):
+    for i, key in enumerate(rows):
         first.setdefault(key, i)
-    return kept.take(pa.array(list(first.values()), pa.int64())), int((~valid).sum()), len(days) - len(first)
+    return kept.take(pa.array(list(first.values()), pa.int64())), int((~valid).sum()), len(rows) - len(first)
 
 
 def _outcome(row: dict, sums: dict, cohort: np.ndarray, settings: Outcomes) -> CreativeOutcome:
@@ -136,7 +103,7 @@ def _outcome(row: dict, sums: dict, cohort: np.ndarray, settings: Outcomes) -> C
     retire = often and others_ctr is not None and high < settings.retire_below * others_ctr
     return CreativeOutcome(
         **row,
-        days=sums["day_count"],
+        days=sums["day_count_distinct"],
         impressions=impressions,
         clicks=clicks,
         conversions=sums["conversions_sum"],

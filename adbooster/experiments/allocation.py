@@ -396,8 +396,10 @@ def _pool(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return random.standard_normal(_POOL, np.float32), random.standard_exponential(_POOL, np.float32)
 
 
-def retirements(rates: Posterior, settings: Retirement) -> pa.Table:
+def retirements(rates: Posterior, settings: Retirement, spared: pa.Array | None = None) -> pa.Table:
     """Variants that are surely worse than the one of their place with the highest rate (RETIREMENTS), worst loss first.
+
+    spared  creative ids that stay whatever outcomes say
 
     A place never loses its best, and at most `settings.most` variants go together. `lost_clicks` are those that the best
     would have had more on the same impressions, old ones discounted.
@@ -415,9 +417,10 @@ def retirements(rates: Posterior, settings: Retirement) -> pa.Table:
     speed = shape / mean  # gamma: P(X < Y) is a Beta's distribution function
     worse = special.betainc(shape, shape[best], speed / (speed + speed[best]))
     lost = (ctr[best] - ctr) * rates.shown
-    sure = (
-        (worse >= settings.probability) & (rates.impressions >= settings.min_impressions) & (best != np.arange(len(a)))
-    )
+    sure = (worse >= settings.probability) & (rates.impressions >= settings.min_impressions)
+    sure &= best != np.arange(len(a))
+    if spared is not None:
+        sure &= ~pc.is_in(ids, spared).to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(sure)
     rows = rows[np.lexsort((ids.take(pa.array(rows)).to_numpy(zero_copy_only=False).astype(str), -lost[rows]))]
     rows = rows[: settings.most]

@@ -5,10 +5,9 @@ from datetime import date
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel
 from scipy import special
 
-from adbooster.contracts.evaluation import Interval
+from adbooster.contracts.evaluation import GroupLift, Interval, Lift, LiftDay
 from adbooster.experiments.config import Allocation
 from adbooster.experiments.groups import codes
 from adbooster.experiments.robots import human_clicks
@@ -17,47 +16,6 @@ ALPHA = 0.05
 MIN_PAIRS = 8  # on a side, below which no interval is given
 MIN_CLICKS = 10  # on a side, as before
 EXPECTED = 0.2  # standard deviation of the lifts that intervals are narrowest for: 20 %
-
-
-class LiftDay(BaseModel):
-    """All outcomes up to a day."""
-
-    day: date
-    lift: Interval | None
-    """relative: 0.1 is 10 % more clicks an impression than the originals; null: no click on the originals yet"""
-    difference: Interval
-    """of click-through rates"""
-
-
-class GroupLift(BaseModel):
-    """Creatives against originals in one family of cohorts, or in all."""
-
-    family: str
-    """or `all`"""
-    pairs: int
-    """pairs of product and cohort that creatives were shown for"""
-    control_pairs: int
-    """pairs that were shown the original"""
-    impressions: int
-    control_impressions: int
-    clicks: int
-    control_clicks: int
-    lift: Interval | None = None
-    difference: Interval | None = None
-    sure: bool = False
-    """whether the interval of the lift leaves out 0"""
-    note: str = ""
-    """why there is no interval; empty: there is one"""
-    path: list[LiftDay] = []
-
-
-class Lift(BaseModel):
-    """The lift over originals. Every interval holds with 95 % on all days together, each family by itself."""
-
-    together: GroupLift
-    families: list[GroupLift] = []
-    robot_clicks: int = 0
-    """clicks that were not counted"""
 
 
 def lift(outcomes: pa.Table, max_ctr_factor: float = Allocation().max_ctr_factor) -> Lift:

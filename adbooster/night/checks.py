@@ -10,6 +10,7 @@ from adbooster.deliver.checks import check as check_deliver
 from adbooster.evaluate.checks import check as check_evaluate
 from adbooster.finetune.checks import check as check_finetune
 from adbooster.generate.checks import check as check_generate
+from adbooster.learn.checks import check as check_learn
 from adbooster.night import state
 from adbooster.night.config import NightlyConfig
 from adbooster.prepare.checks import check as check_prepare
@@ -33,6 +34,8 @@ def check(config: NightlyConfig) -> None:
         check_finetune(config.finetune)
     if config.canary:
         check_canary(config.canary)
+    if config.learn:
+        check_learn(config.learn)
     check_generate(config.generate)
     if config.deliver:
         check_deliver(config.deliver)

@@ -12,6 +12,7 @@ from adbooster.deliver.config import DeliverConfig, DeliverReport
 from adbooster.evaluate.config import EvaluateConfig, EvaluateReport
 from adbooster.finetune.config import FinetuneConfig, FinetuneReport
 from adbooster.generate.config import GenerateConfig, GenerateReport
+from adbooster.learn.config import LearnConfig, LearnReport
 from adbooster.prepare.config import PrepareConfig, PrepareReport
 from adbooster.storage.maintenance import MaintainConfig, MaintainReport
 
@@ -28,7 +29,7 @@ class Due(Config):
     """For the rule changed: scenes that are new, changed or gone, as a share of those trained on."""
 
 
-SECTIONS = ("prepare", "cohorts", "finetune", "canary", "generate", "deliver", "evaluate", "maintain")
+SECTIONS = ("prepare", "cohorts", "finetune", "canary", "learn", "generate", "deliver", "evaluate", "maintain")
 
 
 def _due(value: Any) -> Any:
@@ -61,6 +62,8 @@ class NightlyConfig(JobConfig):
     """Samples to weights."""
     canary: CanaryConfig | None = None
     """New weights against the live ones, before anything is painted with them; weights that fail stop the night."""
+    learn: LearnConfig | None = None
+    """Outcomes to what is shown and replaced, before anything is painted."""
     generate: GenerateConfig
     """Samples x cohorts x weights to creatives."""
     deliver: DeliverConfig | None = None
@@ -82,6 +85,7 @@ class NightlyConfig(JobConfig):
         given = {s: values[s] for s in SECTIONS if isinstance(values.get(s), dict)}
         for section, config_class in (
             ("canary", CanaryConfig),
+            ("learn", LearnConfig),
             ("deliver", DeliverConfig),
             ("evaluate", EvaluateConfig),
         ):
@@ -114,6 +118,7 @@ class NightlyReport(BaseModel):
     cohorts: CohortsReport
     finetune: FinetuneReport | None
     canary: CanaryReport | None = None
+    learn: LearnReport | None = None
     generate: GenerateReport | None
     deliver: DeliverReport | None = None
     evaluate: EvaluateReport | None = None

@@ -1,4 +1,4 @@
-"""The whole night: prepare, cohorts, finetune when due, canary, generate, deliver, evaluate, maintain; resumable at the step that failed."""
+"""The whole night: prepare, cohorts, finetune when due, canary, learn, generate, deliver, evaluate, maintain; resumable at the step that failed."""
 
 import logging
 import time
@@ -15,6 +15,7 @@ from adbooster.finetune.config import FinetuneReport
 from adbooster.finetune.job import finetune
 from adbooster.generate.config import GenerateConfig
 from adbooster.generate.job import generate
+from adbooster.learn.job import learn
 from adbooster.night import state
 from adbooster.night.config import SECTIONS, NightlyConfig, NightlyReport
 from adbooster.night.schedule import Trained, not_due, remember, trained
@@ -64,11 +65,15 @@ def _steps(config: NightlyConfig, root: Root, night: Night) -> NightlyReport:
     elif config.finetune:
         tuned = steps(finetune, config.finetune)
     generating = _generating(config, night, tuned, last)
-    tested = delivered = measured = None
+    tested = learned = delivered = measured = None
     if config.canary:
         tested = steps(require, config.canary.model_copy(update={"weights": generating.weights}), "canary")
     else:
         steps.skip("canary", "there is no section canary")
+    if config.learn:
+        learned = steps(learn, config.learn)
+    else:
+        steps.skip("learn", "there is no section learn")
     generated = steps(generate, generating)
     if tuned and tuned.weights_revision:
         remember(root, config.run_id, tuned.weights_revision)
@@ -87,6 +92,7 @@ def _steps(config: NightlyConfig, root: Root, night: Night) -> NightlyReport:
         cohorts=grouped,
         finetune=tuned,
         canary=tested,
+        learn=learned,
         generate=generated,
         deliver=delivered,
         evaluate=measured,
@@ -169,7 +175,7 @@ def _planned(config: NightlyConfig, started: float) -> NightlyReport:
     root = Root(config.root_uri)
     prepared, grouped = prepare(config.prepare), cohorts(config.cohorts)
     last, skipped = trained(root), {}
-    tuned = tested = generated = delivered = measured = None
+    tuned = tested = learned = generated = delivered = measured = None
     first = prepared.samples_version is None or grouped.cohorts_version is None
     if why := _why_not(config, root, Night(run_id=config.run_id, started_at=datetime.now(UTC)), last):
         skipped["finetune"] = why
@@ -182,6 +188,7 @@ def _planned(config: NightlyConfig, started: float) -> NightlyReport:
         generating = _generating(config, night, tuned, last)
         if config.canary:
             tested = canary(config.canary.model_copy(update={"weights": generating.weights}))
+        learned = config.learn and learn(config.learn)
         generated = generate(generating)
         delivered = config.deliver and deliver(_delivering(config.deliver, generating))
         measured = config.evaluate and evaluate(config.evaluate)
@@ -192,6 +199,7 @@ def _planned(config: NightlyConfig, started: float) -> NightlyReport:
         cohorts=grouped,
         finetune=tuned,
         canary=tested,
+        learn=learned,
         generate=generated,
         deliver=delivered,
         evaluate=measured,

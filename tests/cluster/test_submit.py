@@ -141,6 +141,7 @@ def test_the_readmes_night_on_a_head_with_a_token(head, tmp_path):
         ("cohorts", "finished"),
         ("finetune", "skipped"),
         ("canary", "skipped"),
+        ("learn", "skipped"),
         ("generate", "finished"),
         ("evaluate", "finished"),
         ("maintain", "finished"),

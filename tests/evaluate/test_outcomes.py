@@ -1,11 +1,10 @@
 import pyarrow as pa
-import pyarrow.parquet as pap
 import pytest
 
 from adbooster.contracts import schema
-from adbooster.contracts.errors import ConfigError
 from adbooster.evaluate import outcomes
 from adbooster.evaluate.config import Outcomes
+from adbooster.experiments.outcomes import COLUMNS
 from tests.conftest import row
 
 
@@ -31,8 +30,8 @@ def creatives(*entries):
 
 def counts(*entries):
     """Outcomes of (creative_id, day, impressions, clicks)."""
-    rows = [dict(zip(outcomes.COLUMNS.names, (*entry, 0), strict=True)) for entry in entries]
-    return pa.Table.from_pylist(rows, outcomes.COLUMNS)
+    rows = [dict(zip(COLUMNS.names, (*entry, 0, None, None), strict=True)) for entry in entries]
+    return pa.Table.from_pylist(rows, COLUMNS)
 
 
 def test_days_are_summed_and_rates_come_with_wilsons_interval():
@@ -93,28 +92,3 @@ def test_the_margins_correlation_looks_within_cohorts():
     found = outcomes.join(counts(*rates), creatives(*entries), Outcomes()).margin_correlation
     assert found.mean > 0.4
     assert found.low > 0
-
-
-def test_csv_and_parquet_are_read_alike(tmp_path):
-    table = counts(("0123456789012345", "2026-11-01", 10, 1))
-    pap.write_table(table, tmp_path / "o.parquet")
-    (tmp_path / "o.csv").write_text(
-        "day,creative_id,impressions,clicks,conversions,more\n2026-11-01,0123456789012345,10,1,0,x\n"
-    )
-    assert outcomes.read(str(tmp_path / "o.csv")).equals(outcomes.read(str(tmp_path / "o.parquet")))
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("creative_id,day,clicks\na,d,1\n", "lacks the column 'impressions'"),
-        ("creative_id,day,impressions,clicks,conversions\na,d,many,1,0\n", "cannot be read"),
-        ("", "cannot be read"),
-    ],
-)
-def test_a_table_that_cannot_work_is_a_sentence(tmp_path, content, said):
-    (tmp_path / "o.csv").write_text(content)
-    with pytest.raises(ConfigError, match=said):
-        outcomes.read(str(tmp_path / "o.csv"))
-    with pytest.raises(ConfigError, match="no outcomes table"):
-        outcomes.read(str(tmp_path / "gone.csv"))

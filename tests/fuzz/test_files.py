@@ -20,6 +20,8 @@ from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.evaluate import blind_sheet, outcomes
 from adbooster.evaluate.config import Outcomes
+from adbooster.experiments.outcomes import NEEDED
+from adbooster.experiments.outcomes import read as read_outcomes
 from adbooster.generate import marks
 from adbooster.night.config import NightlyConfig
 from adbooster.painting.brand_rules import BrandRules, Judgement, read_brand_rules
@@ -146,13 +148,12 @@ def csv_of(header: list[str], rows: list[list]) -> bytes:
 
 cells = st.one_of(st.integers(-5, 10**20), st.floats(), texts)
 outcome_rows = st.lists(st.tuples(creative_ids, texts, cells, cells, cells).map(list), max_size=5)
-OUTCOME_NAMES = st.permutations([*outcomes.COLUMNS.names, "creative_id"]).map(lambda names: names[:5])
+OUTCOME_NAMES = st.permutations([*NEEDED.names, "creative_id"]).map(lambda names: names[:5])
 
 
 def outcomes_parquet(rows: list[list]) -> bytes:
     columns = {
-        name: [str(row[i]).encode(errors="replace").decode() for row in rows]
-        for i, name in enumerate(outcomes.COLUMNS.names)
+        name: [str(row[i]).encode(errors="replace").decode() for row in rows] for i, name in enumerate(NEEDED.names)
     }
     sink = pa.BufferOutputStream()
     pap.write_table(pa.table(columns), sink)
@@ -163,12 +164,12 @@ def outcomes_parquet(rows: list[list]) -> bytes:
     damaged(
         st.one_of(
             st.builds(csv_of, OUTCOME_NAMES, outcome_rows),
-            st.builds(csv_of, st.just(outcomes.COLUMNS.names), outcome_rows),
+            st.builds(csv_of, st.just(NEEDED.names), outcome_rows),
             outcome_rows.map(outcomes_parquet),
         )
     ),
     [
-        csv_of(outcomes.COLUMNS.names, [["a", "d", 2**62, 1, 0], ["a", "e", 2**62, 1, 0]]),
+        csv_of(NEEDED.names, [["a", "d", 2**62, 1, 0], ["a", "e", 2**62, 1, 0]]),
         b"",
         b"\0" * 50,
         b'creative_id,"',
@@ -177,7 +178,7 @@ def outcomes_parquet(rows: list[list]) -> bytes:
 def test_outcomes(content):
     live = creatives(("a", "c1", 0.1), ("0123456789abcdef", "c1", 0.2))
     for name in ("o.csv", "o.parquet"):
-        table = used_or_refused(outcomes.read, content, name)
+        table = used_or_refused(read_outcomes, content, name)
         if isinstance(table, pa.Table):
             found = outcomes.join(table, live, Outcomes())
             assert found.live + found.unknown + found.broken + found.duplicates == found.rows

@@ -75,7 +75,7 @@ def failed_at_generate(settings: NightlyConfig) -> NightlyConfig:
         nightly(settings.model_copy(update={"gpu_hours": 0.0}))
     told = state.read(Root(settings.root_uri), "night")
     states = {s.step: s.state for s in told.steps}
-    assert (told.state, states.pop("canary")) == ("failed", "skipped")
+    assert (told.state, states.pop("canary"), states.pop("learn")) == ("failed", "skipped", "skipped")
     assert states.pop("evaluate") == states.pop("maintain") == "waiting"
     assert states == {"prepare": "finished", "cohorts": "finished", "finetune": "finished", "generate": "failed"}
     for step in told.steps[:3]:  # a step that ran again would have a report of its own
@@ -119,7 +119,7 @@ def test_a_night_on_s3_is_the_night_on_disk(local_ray, tmp_path, tiny_feed, s3_r
         assert Root(s3_root).read(creative["uri"]) == Root(disk).read(creative["uri"])
     resumed = state.read(Root(disk), "night")
     states = {s.step: s.state for s in resumed.steps}
-    assert states.pop("canary") == states.pop("evaluate") == "skipped"
+    assert states.pop("canary") == states.pop("learn") == states.pop("evaluate") == "skipped"
     assert states == dict.fromkeys(("prepare", "cohorts", "finetune", "generate", "maintain"), "finished")
     assert (resumed.state, resumed.resumed, reports[disk].resumed) == ("finished", 1, 1)
     before = (reports[disk].prepare, reports[disk].cohorts, reports[disk].finetune)

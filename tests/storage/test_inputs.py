@@ -8,6 +8,7 @@ from adbooster.cli import console
 from adbooster.cohorts.cohort_file import read_cohorts
 from adbooster.contracts.errors import ConfigError
 from adbooster.evaluate import outcomes
+from adbooster.experiments.outcomes import read as read_outcomes
 from adbooster.generate import marks
 from adbooster.night.config import NightlyConfig
 from adbooster.painting.brand_rules import read_brand_rules
@@ -17,7 +18,7 @@ from adbooster.storage.inputs import read_input, sign
 FILES = {
     "marks.json": (marks.read, json.dumps({"format": marks.FORMAT, "marks": []})),
     "targeting.csv": (read_targeting, "product_id,cohort_id\n007,c1\n"),
-    "outcomes.csv": (outcomes.read, "creative_id,day,impressions,clicks,conversions\na,2026-11-01,1,0,0\n"),
+    "outcomes.csv": (read_outcomes, "creative_id,day,impressions,clicks,conversions\na,2026-11-01,1,0,0\n"),
     "brand_rules.yaml": (read_brand_rules, "never: [{name: guns, words: [gun]}]\n"),
     "cohorts.yaml": (read_cohorts, "- {id: c1, query: boots}\n"),
 }
@@ -123,7 +124,7 @@ def test_a_bad_row_of_targeting_is_named(tmp_path, name, text, says):
 def test_a_bad_row_of_outcomes_is_named(tmp_path, text, says):
     (tmp_path / "o.csv").write_text("creative_id,day,impressions,clicks,conversions\n" + text)
     with pytest.raises(ConfigError, match=says):
-        outcomes.read(str(tmp_path / "o.csv"))
+        read_outcomes(str(tmp_path / "o.csv"))
 
 
 def test_counts_that_would_overflow_are_left_out():
