@@ -4,4 +4,4 @@ Enters: outcomes of people as aggregates (tables/outcomes). Leaves: probabilitie
 (tables/allocations), and intervals that hold however often they are looked at.
 """
 
-__all__ = ["config", "holdout"]
+__all__ = ["arms", "config", "holdout", "shown", "variants"]
