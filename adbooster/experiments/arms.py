@@ -40,7 +40,8 @@ def arms_of(
     whole = families.combine_chunks() if isinstance(families, pa.ChunkedArray) else families
     coded = pc.fill_null(whole, "").dictionary_encode()
     columns = [_arms(e, product_ids, cohort_ids, coded, learned) for e in experiments]
-    joined = pc.binary_join_element_wise(*columns, ",", null_handling="skip")
+    begin = pa.array([""]).take(pa.array(np.zeros(len(coded), np.int64)))  # Arrow leaves out rows of nulls alone
+    joined = pc.utf8_slice_codeunits(pc.binary_join_element_wise(begin, *columns, ",", null_handling="skip"), 1)
     return pc.if_else(pc.equal(joined, ""), None, joined)
 
 
