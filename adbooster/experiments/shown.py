@@ -2,9 +2,11 @@
 
 import logging
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adbooster.contracts import schema
 from adbooster.contracts.errors import PublishConflict
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
@@ -33,6 +35,25 @@ def remember(root: Root, rows: pa.Table, run_id: str) -> int:
         else:
             return new.num_rows
     return 0
+
+
+def of_deliveries(deliveries: pa.Table, creatives: pa.Table, cohorts: pa.Table) -> pa.Table:
+    """What deliveries show (schema.SHOWN, without a run): each creative of a filled slot, and the original of held-out pairs.
+
+    deliveries  schema.DELIVERIES; creatives  what is live; cohorts  cohort_id, family
+    """
+    ids = deliveries["creative_id"].filter(pc.is_null(deliveries["reason"]))
+    own = creatives.filter(pc.is_in(creatives["creative_id"], pc.unique(ids)))
+    kept = deliveries.filter(pc.equal(deliveries["reason"], "holdout"))
+    kept = kept.group_by(["creative_id", "product_id", "cohort_id"]).aggregate([])
+    parts = [schema.fill(rows, schema.SHOWN) for rows in (own, kept)]
+    rows = pa.concat_tables(parts)
+    control = pa.array(np.repeat([False, True], [own.num_rows, kept.num_rows]))
+    at = pc.index_in(rows["cohort_id"], value_set=cohorts["cohort_id"].combine_chunks())
+    for name, values in (("control", control), ("family", cohorts["family"].take(at)), ("run_id", None)):
+        values = pa.nulls(rows.num_rows, pa.string()) if values is None else values
+        rows = rows.set_column(rows.schema.get_field_index(name), name, values)
+    return schema.check(rows, schema.SHOWN)
 
 
 def _changed(rows: pa.Table, known: pa.Table, run_id: str) -> pa.Table:

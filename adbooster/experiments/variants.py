@@ -5,8 +5,12 @@ from collections.abc import Sequence
 from datetime import date
 from itertools import accumulate
 
-from adbooster.contracts.naming import digest
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from adbooster.contracts.naming import digest, row_keys
+
+_PLACE = ("product_id", "cohort_id", "placement")
 _SCALE = float(1 << 32)
 
 
@@ -37,3 +41,31 @@ def draw(probabilities: Sequence[float], *names: str) -> int:
     position = int(digest("variant", *names)[:8], 16) / _SCALE
     drawn = bisect_right(bounds(probabilities), position)
     return drawn if probabilities[drawn] else max(range(len(probabilities)), key=probabilities.__getitem__)
+
+
+class Draws:
+    """Which of the variants that are live in a place is shown, by what was allocated to them.
+
+    Where nothing was allocated in a place, its best (rank 0) is shown. Else one of all its variants is drawn, with the
+    probabilities of `shares`, by names alone: the same until the allocation, the variants or the period are others.
+    allocations  schema.ALLOCATIONS
+    """
+
+    def __init__(self, allocations: pa.Table, seed: int, number: int):
+        """number  of the period"""
+        rows = allocations.filter(pc.equal(allocations["level"], "variant"))
+        self.weights = dict(zip(rows["creative_id"].to_pylist(), rows["weight"].to_pylist(), strict=True))
+        self.names = str(seed), str(number)
+
+    def candidates(self, creatives: pa.Table) -> pa.Table:
+        """Of live creatives those that may be shown: every place's best, and all of a place that has an allocation."""
+        own, there = pa.array(list(self.weights), pa.string()), row_keys(creatives, _PLACE)
+        allocated = there.filter(pc.is_in(creatives["creative_id"].combine_chunks(), own))
+        return creatives.filter(pc.or_(pc.equal(creatives["rank"], 0), pc.is_in(there, allocated)))
+
+    def of(self, variants: Sequence[dict]) -> tuple[dict, float]:
+        """(the variant of a place that is shown, the probability with which it is), of rows of candidates."""
+        ordered = sorted(variants, key=lambda v: v["creative_id"])
+        chances = shares([self.weights.get(v["creative_id"]) for v in ordered])
+        drawn = draw(chances, *self.names, *(ordered[0][name] for name in _PLACE))
+        return ordered[drawn], chances[drawn]
