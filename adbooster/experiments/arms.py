@@ -99,6 +99,10 @@ class ArmPrompter:
 
     def write(self, pairs: pa.Table) -> pa.Table:
         """`pairs` (schema.PAIRS) in their order as schema.PROMPTED, with the column `arm`."""
+        if not self.experiments:
+            prompted = self._prompters[""].write(pairs)
+            self.figures = self._prompters[""].figures
+            return prompted.append_column("arm", pa.nulls(len(prompted), pa.string()))
         names = pairs["product_id"], pairs["cohort_id"]
         arms = arms_of(*names, pairs["family"], self.experiments, self._weights)
         coded = pc.fill_null(arms, "").dictionary_encode()

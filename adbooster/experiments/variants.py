@@ -48,7 +48,7 @@ class Draws:
 
     Where nothing was allocated in a place, its best (rank 0) is shown. Else one of all its variants is drawn, with the
     probabilities of `shares`, by names alone: the same until the allocation, the variants or the period are others.
-    allocations  schema.ALLOCATIONS
+    allocations  level, creative_id and weight of schema.ALLOCATIONS
     """
 
     def __init__(self, allocations: pa.Table, seed: int, number: int):
