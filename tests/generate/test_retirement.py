@@ -9,10 +9,13 @@ import pytest
 
 from adbooster.contracts import schema
 from adbooster.contracts.naming import digest
+from adbooster.contracts.recipe import Gates
 from adbooster.generate import rounds
 from adbooster.generate.job import generate
 from adbooster.generate.marks import Marks, keep_champions
+from adbooster.generate.plan import NightPlan
 from adbooster.generate.rounds import Painted
+from adbooster.painting.duplicates import Scenes
 from adbooster.painting.requests import staged_folder
 from adbooster.storage import tables
 from tests.conftest import row
@@ -285,3 +288,27 @@ def test_whatever_is_retired_rejected_and_killed(stocked, nights, seed):
             again, painted = nights(f"u{number}", ends)
             assert (painted, again.retired, again.published) == (0, 0, 0)
             assert tables.read(stocked, "creatives").to_pylist() == rows
+
+
+def test_a_scene_that_a_champion_has_is_taken_and_that_of_what_left_is_free(stocked, nights):
+    nights("n1")
+    gates = {"min_background_distance": 8, "max_background_similarity": 0.9}
+    hashes = [{"background_phash": digit * 16, "background_simhash": digit * 64} for digit in "05f"]
+    rows = [r | scene for c in ("c1", "c2") for r, scene in zip(on(stocked, c), hashes, strict=True)]
+    base = tables.version(stocked, "creatives")
+    tables.merge(stocked, "creatives", pa.Table.from_pylist(rows, schema.CREATIVES), "creative_id", base, {})
+    said(stocked, "retired", on(stocked)[0])
+    settings = config(stocked, "n2", recipe=RECIPE | {"candidates": 4, "keep": KEEP})
+    with NightPlan(settings, stocked) as plan:
+        asked = plan.missing(plan.parts[0]).to_pylist()[0]
+        place = {name: asked[name] for name in ("product_id", "cohort_id", "placement", "request_id")}
+        new = [row(schema.STAGED, **place, creative_id=f"{i:016x}", rank=i, **scene) for i, scene in enumerate(hashes)]
+        taken = rounds._taken(Scenes(Gates(**gates)), plan, pa.Table.from_pylist(new, schema.STAGED))
+    # The other cohort of the product shows all three scenes; only within its own cohort is the retired one's free.
+    assert taken.tolist() == [True, True, True]
+    tables.merge(
+        stocked, "creatives", schema.CREATIVES.empty_table(), "creative_id", base + 1, {}, delete=ids(stocked, "c2")
+    )
+    with NightPlan(settings, stocked) as plan:
+        taken = rounds._taken(Scenes(Gates(**gates)), plan, pa.Table.from_pylist(new, schema.STAGED))
+    assert taken.tolist() == [False, True, True]
