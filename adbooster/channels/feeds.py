@@ -86,7 +86,8 @@ class Feed:
 def build(settings: FeedSettings, rows: Iterable[dict], products: Mapping[str, dict[str, str]]) -> Feed:
     """The feed of a channel.
 
-    rows      of schema.DELIVERIES, filled, of this channel, the best creatives of a product first
+    rows      of schema.DELIVERIES, filled or held out, of this channel, the best creatives of a product first; of held-out
+              pairs only the manifest speaks
     products  title, brand and, where the shop's feed is given, its columns, by product_id
     """
     make = {
@@ -100,6 +101,8 @@ def build(settings: FeedSettings, rows: Iterable[dict], products: Mapping[str, d
     left_out: Counter[str] = Counter()
     usable = defaultdict(list)
     for row in rows:
+        if row["uri"] is None and settings.channel.feed != "manifest":
+            continue
         if word := _refused(settings.channel, row["product_id"], products.get(row["product_id"], {})):
             left_out[word] += 1
         else:
@@ -238,13 +241,19 @@ def _asset(settings: FeedSettings, row: dict) -> dict[str, Any]:
 
 
 def _manifest(settings: FeedSettings, usable: dict[str, list[dict]], products: Mapping[str, Any]) -> Feed:
-    """A product's pictures by cohort and slot."""
+    """A product's pictures by cohort and slot, and what outcomes of each are counted to: creative_id and, where it is not shown
+    for certain, its propensity. A slot of a held-out pair has no picture: the shop shows its own and counts it as the control."""
     entries, left_out, most = {}, Counter(), settings.channel.limits.images
     for product_id, rows in usable.items():
         cohorts: dict[str, dict[str, Any]] = defaultdict(dict)
-        left_out["too_many_images"] += max(0, len(rows) - most)
-        for row in rows[:most]:
+        pictures, held_out = ([row for row in rows if bool(row["uri"]) == filled] for filled in (True, False))
+        left_out["too_many_images"] += max(0, len(pictures) - most)
+        for row in pictures[:most]:
             facts = {name: row[name] for name in ("width_px", "height_px", "creative_id")}
+            chance = 1.0 if row["propensity"] is None else round(row["propensity"], 6)
+            facts |= {"propensity": chance} if chance < 1 else {}
             cohorts[row["cohort_id"]][row["slot"]] = {"url": url(settings, row["uri"])} | facts
+        for row in held_out:
+            cohorts[row["cohort_id"]][row["slot"]] = {"creative_id": row["creative_id"], "control": True}
         entries[product_id] = {"id": product_id, "cohorts": dict(cohorts)}
     return Feed(settings, "id", (), entries, left_out)

@@ -210,6 +210,7 @@ REQUESTS = _schema(
     prompt=pa.string(),
     negative_prompt=pa.string(),
     prompt_style=pa.string(),
+    arm=pa.string(),  # as in CREATIVES
     photo_uri=pa.string(),
     photo_sha256=pa.string(),
     mask_uri=pa.string(),
@@ -354,7 +355,7 @@ STAGED = _schema(
 # People's approvals and rejections of creatives, and which requests stay empty because of them.
 MARKS = _schema(
     creative_id=pa.string(),
-    mark=pa.string(),  # approved, rejected, retired (outcomes), or empty: its request ended on a rejected picture
+    mark=pa.string(),  # approved, rejected, retired (outcomes), empty or kept: what its request ended on is not shown
     request_id=pa.string(),
     product_id=pa.string(),
     cohort_id=pa.string(),
@@ -566,7 +567,7 @@ WITHDRAWALS = _schema(
     run_id=pa.string(),
 )
 
-# What was ever delivered, so that outcomes which come later can be joined: added to, never changed.
+# What was ever delivered, so that outcomes which come later can be joined: added to; of what is there only the arm may change.
 SHOWN = _schema(
     creative_id=pa.string(),  # of a held-out pair that of its original picture (experiments.holdout.control_id)
     product_id=pa.string(),

@@ -8,7 +8,9 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.redaction import redact
 from adbooster.deliver.config import DeliverConfig
 from adbooster.deliver.sources import check_catalog
+from adbooster.painting.brand_rules import read_brand_rules
 from adbooster.painting.checks import check_models
+from adbooster.painting.targeting import read_targeting
 from adbooster.provenance.credentials import check_signing
 from adbooster.storage.objects import Root
 
@@ -41,7 +43,22 @@ def check(config: DeliverConfig) -> None:
         check_signing(config.signing)
     if config.extend:
         check_models(config.extend.painting(config.root_uri, config.run_id))
+    if config.holdout.share:
+        _check_pairs(config)
     if config.feeds.catalog_uri:
         check_catalog(config.feeds.catalog_uri, channels)
     if not config.dry_run:
         Root(config.root_uri).check_writable()
+
+
+def _check_pairs(config: DeliverConfig) -> None:
+    """raises ConfigError where it cannot be told which pairs there are to be held out of"""
+    rule = config.targeting.rule
+    if rule == "top_n" and not config.rank_model:
+        raise ConfigError("holdout with targeting.rule top_n needs rank_model, the one that generate has")
+    if rule == "table" and not config.targeting.table_uri:
+        raise ConfigError("targeting.rule table needs targeting.table_uri")
+    if rule == "table":
+        read_targeting(config.targeting.table_uri, config.signing_key_env)
+    if config.brand_rules_uri:
+        read_brand_rules(config.brand_rules_uri, config.signing_key_env)

@@ -1,6 +1,7 @@
 """Settings and report of `jobs.deliver`."""
 
 import re
+from datetime import date
 from typing import Annotated, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
@@ -9,10 +10,12 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 from adbooster.channels.feeds import Feeds
 from adbooster.contracts.recipe import Adapter, Recipe
 from adbooster.contracts.settings import Config, JobConfig, Pool, Uri
+from adbooster.experiments.config import Holdout
 from adbooster.models.settings import MaskNetwork
-from adbooster.painting.config import PaintingConfig
+from adbooster.painting.config import PaintingConfig, Targeting
 from adbooster.provenance.signing import Signing
 
+_PAIRS = ("holdout", "targeting", "rank_model", "brand_rules_uri", "brand_rules_day")
 _LIKE_GENERATE = (
     *("weights", "adapters", "rank_model", "mask_model", "mask_network", "safety_model", "preview_model"),
     *("device", "dtype", "compiled", "threads", "place", "paint", "finish", "paint_batch", "recipe"),
@@ -124,15 +127,39 @@ class Extension(Config):
         return PaintingConfig(root_uri=root_uri, run_id=run_id, **same)
 
 
-class DeliverConfig(JobConfig):
-    """Settings of `jobs.deliver`."""
+class Variants(Config):
+    """Which of several live variants of a product, cohort and placement is shown; a single one always is."""
 
+    redraw_days: int = Field(default=1, ge=1, le=366)
+    """Days that a draw holds while its probabilities are the same."""
+    seed: int = 0
+    """Another seed, other draws."""
+    day: date | None = None
+    """The day (2026-12-27) that is drawn for; null: today."""
+
+
+class DeliverConfig(JobConfig):
+    """Settings of `jobs.deliver`; which pairs are held out is as in the file's section generate."""
+
+    inherits: ClassVar = {"generate": {name: name for name in _PAIRS}}
     channels: tuple[str, ...] = Field(min_length=1)
     """Presets (google_pmax, google_merchant, meta, pinterest, tiktok, web) or paths of files of that form."""
     public_base_url: PublicUrl
     """Where the root is readable for channels: https://cdn.shop.example/ads; an object's path below the root follows it."""
     require: Literal["approved", "not_rejected", "any"] = "not_rejected"
     """Creatives that are delivered: those a person approved, those nobody rejected, or all that are live."""
+    variants: Variants = Variants()
+    """How one of several live variants is drawn."""
+    holdout: Holdout = Holdout()
+    """Pairs that keep the original picture: nothing painted is delivered for them, and each slot of them says so."""
+    targeting: Targeting = Targeting()
+    """Which pairs there are to be held out of."""
+    rank_model: Uri = ""
+    """The CLIP of the targeting rule top_n, where pairs are held out."""
+    brand_rules_uri: Uri = ""
+    """Pairs that these rules forbid are not held out: they would not be painted either."""
+    brand_rules_day: date | None = None
+    """The day that rules with dates are compared with; null: that of `variants`."""
     encoding: Encoding = Encoding()
     """How renditions are encoded."""
     fidelity: Fidelities = Fidelities()
@@ -195,11 +222,15 @@ class DeliverReport(BaseModel):
     dry_run: bool = False
     creatives_version: int | None
     creatives: int
-    """Live creatives of rank 0."""
+    """Live creatives of rank 0, and all variants of places that have an allocation."""
     delivered: int = 0
     """Of them in at least one slot."""
     left_out: dict[str, int] = {}
-    """Of them not delivered at all, by reason: original, rejected, not_approved, withdrawn, retired."""
+    """Of them not delivered at all, by reason: original, holdout, rejected, not_approved, withdrawn, retired, not_drawn."""
+    held_out: int = 0
+    """Pairs of product and cohort that keep the original picture."""
+    first_shown: int = 0
+    """Creatives and originals of held-out pairs that are delivered for the first time; tables/shown has them now."""
     channels: dict[str, ChannelReport] = {}
     made_by: dict[str, int] = {}
     """Filled slots by how: crop, extension, or placement (a crop of a creative that was painted for another placement)."""

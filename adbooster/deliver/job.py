@@ -24,6 +24,7 @@ from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import dataset, preflight, through
 from adbooster.engine.progress import Progress
 from adbooster.engine.staging import stage_parts
+from adbooster.experiments import shown
 from adbooster.report import delivery, gallery
 from adbooster.report.page import write_report
 from adbooster.storage import tables
@@ -54,6 +55,7 @@ def deliver(config: DeliverConfig) -> DeliverReport:
         creatives_version=work.creatives_version,
         creatives=work.creatives,
         left_out=work.left_out,
+        held_out=work.held_out,
         to_extend=to_extend,
         extended=0 if config.dry_run else to_extend - sum(not_extended.values()),
         not_extended=dict(not_extended.most_common()),
@@ -75,6 +77,7 @@ def deliver(config: DeliverConfig) -> DeliverReport:
     made = _feeds(config, root, rows, channels)
     _check_removed(config, work, made)
     version = _commit(config, root, work, changed, gone)
+    first_shown = shown.remember(root, _shown(root, work, rows), config.run_id)
     state = State(version, work.withdrawn)
     published = {name: feed_files.publish(root, feed, state, config.run_id) for name, feed in made.items()}
     reports = {c.name: _channel_report(rows, c).model_copy(update={"feed": published[c.name]}) for c in channels}
@@ -82,6 +85,7 @@ def deliver(config: DeliverConfig) -> DeliverReport:
     made_now = known.filter(pc.is_in(known["rendition_id"], to_render["rendition_id"].combine_chunks()))
     figures = {
         "delivered": len(pc.unique(filled["creative_id"])),
+        "first_shown": first_shown,
         "channels": reports,
         "made_by": dict(Counter(filled["made_by"].to_pylist())),
         "seam": _mean_seam(filled),
@@ -190,11 +194,19 @@ def _changes(work: Plan, rows: pa.Table, channels: tuple[Channel, ...]) -> tuple
 
 
 def _facts(rows: pa.Table) -> pa.ChunkedArray:
-    """What makes a row another one, as one text a row."""
-    names = ("rendition_id", "creative_id", "reason", "uri", "made_by", "extension_id")
+    """What makes a row another one, as one text a row; a row from before there were propensities was shown for certain."""
+    names = ("rendition_id", "creative_id", "reason", "uri", "made_by", "extension_id", "arm")
     lists = [pc.binary_join(rows[name], " ") for name in ("refused_extensions", "refused_why")]
+    lists.append(pc.cast(pc.fill_null(rows["propensity"], 1.0), pa.string()))
     parts = [pc.fill_null(part, "") for part in (*(rows[name] for name in names), *lists)]
     return pc.binary_join_element_wise(*parts, " ")
+
+
+def _shown(root: Root, work: Plan, rows: pa.Table) -> pa.Table:
+    """What the rows (schema.DELIVERIES) show, as schema.SHOWN."""
+    columns = ["creative_id", "product_id", "cohort_id", "placement", "request_id", "arm", "margin"]
+    creatives = tables.read(root, "creatives", columns, work.creatives_version)
+    return shown.of_deliveries(rows, creatives, tables.read(root, "cohorts", ["cohort_id", "family"]))
 
 
 def _feeds(config: DeliverConfig, root: Root, rows: pa.Table, channels: tuple[Channel, ...]) -> dict[str, Ready]:

@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date, datetime
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -18,13 +19,18 @@ from adbooster.contracts.recipe import placements
 from adbooster.deliver.config import DeliverConfig
 from adbooster.deliver.extending import Extensions, Models, known_files
 from adbooster.deliver.sources import Withdrawn, read_withdrawn
+from adbooster.experiments.holdout import control_id, held_out
+from adbooster.experiments.variants import Draws, period
+from adbooster.painting.brand_rules import read_brand_rules
+from adbooster.painting.requests import Pairs
 from adbooster.pictures.layout import Box
 from adbooster.provenance.signing import Signing, read_chain
-from adbooster.storage import tables
+from adbooster.storage import buckets, tables
 from adbooster.storage.objects import Root
 
 FOLDER = "staged/renditions"
 CHUNK_ROWS = 8192
+PART_ROWS = 250_000  # pairs that are looked through at one time for those that are held out
 _CODE = "1"  # raise it to make every rendition again
 # Reasons that hold as long as creative, slot and settings do; what ended in another one is tried again.
 LASTING = ("needs_extension", "too_small", "product_outside", "over_budget", "product_altered", "missing_mask")
@@ -43,7 +49,9 @@ class Plan:
     extensions  creatives to be extended first, each frame once (schema.EXTENSION_REQUESTS), with `models`; their slots are
                `to_extend`. `extensions_wanted` counts those that are there as well
     known      files that are delivered or staged already (schema.RENDITIONS)
-    creatives  how many are live; `left_out` of them by reason
+    creatives  how many are live and may be shown; `left_out` of them by reason
+    held_out   pairs of which `wanted` says that they keep the original picture
+    day        that variants are drawn for
     withdrawn  what was withdrawn when it was planned; `withdrawn_from` are products and cohorts of which nothing else is live
     """
 
@@ -59,6 +67,8 @@ class Plan:
     creatives_version: int | None
     creatives: int
     left_out: dict[str, int]
+    held_out: int
+    day: date
     withdrawn: Withdrawn
     withdrawn_from: frozenset[str]
 
@@ -75,14 +85,18 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], before:
     """
     base, version = tables.version(root, "deliveries"), tables.version(root, "creatives")
     live = tables.read(root, "deliveries", version=base)
-    creatives = tables.read(root, "creatives", version=version)
-    best = creatives.filter(pc.equal(creatives["rank"], 0))
+    day = before.day if before else config.variants.day or datetime.now().astimezone().date()
+    allocations = tables.read(root, "allocations", ["level", "creative_id", "weight"])
+    draws = Draws(allocations, config.variants.seed, period(day, config.variants.redraw_days))
+    candidates = draws.candidates(tables.read(root, "creatives", version=version))
     withdrawn = read_withdrawn(root)
-    groups, left_out, withdrawn_from = _deliverable(config, root, best, withdrawn)
+    groups, left_out, withdrawn_from = _deliverable(config, root, candidates, draws, withdrawn)
     maskless, signer = _maskless(live, groups), _signed_as(config.signing) if config.signing else None
     extensions = None
     if config.extend:
-        models = (before and before.models) or Models(config, config.extend, root, best.select(["weights_revision"]))
+        models = (before and before.models) or Models(
+            config, config.extend, root, candidates.select(["weights_revision"])
+        )
         models.tried |= set(before.extensions["extension_id"].to_pylist()) if before else set()
         extensions = Extensions(models, live, config.run_id if before else "")
     wanted, kept, named = _Rows(schema.DELIVERIES), _Rows(schema.DELIVERIES), set()
@@ -95,7 +109,7 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], before:
             extensions_wanted |= {row["extension_id"]} if row["extension_id"] else set()
             stays = maskless.get(row["delivery_id"])
             if stays and row["reason"] == "missing_mask" and _still_right(row, stays, slot):
-                kept.add(stays)
+                kept.add(stays | {name: row[name] for name in ("propensity", "arm")})
                 continue
             wanted.add(row)
             if request and request["rendition_id"] not in named:
@@ -104,6 +118,11 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], before:
             if asked and asked["extension_id"] not in named:
                 named.add(asked["extension_id"])
                 to_extend.add(asked)
+    originals = 0
+    for product_id, cohort_id in _held_out(config, root, withdrawn, day):
+        originals += 1
+        for channel, name, _ in slots:
+            wanted.add(_control(product_id, cohort_id, channel, name, config.run_id))
     files = requests.table()
     return Plan(
         base=base,
@@ -116,8 +135,10 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], before:
         extensions_wanted=len(extensions_wanted),
         known=known_renditions(root, live, files["rendition_id"]),
         creatives_version=version,
-        creatives=best.num_rows,
+        creatives=candidates.num_rows,
         left_out=left_out,
+        held_out=originals,
+        day=day,
         withdrawn=withdrawn,
         withdrawn_from=withdrawn_from,
     )
@@ -155,10 +176,40 @@ class _Rows:
         return pa.concat_tables(self.tables)
 
 
+def _held_out(config: DeliverConfig, root: Root, withdrawn: Withdrawn, day: date) -> Iterator[tuple[str, str]]:
+    """Product and cohort of the pairs that are wanted and keep the original picture, without what was withdrawn."""
+    if not config.holdout.share:
+        return
+    uri, key = config.brand_rules_uri, config.signing_key_env
+    brand = (read_brand_rules(uri, key), config.brand_rules_day or day) if uri else None
+    pairs = Pairs(root, config.targeting, config.rank_model, key, brand, config.holdout)
+    for part in buckets.parts(pairs.most, PART_ROWS):
+        found = pairs.of(part).held_out
+        for product_id, cohort_id in zip(found["product_id"].to_pylist(), found["cohort_id"].to_pylist(), strict=True):
+            if product_id not in withdrawn.product and cohort_id not in withdrawn.cohort:
+                yield product_id, cohort_id
+
+
+def _control(product_id: str, cohort_id: str, channel: Channel, slot: str, run_id: str) -> dict[str, Any]:
+    """The row of a slot that shows the original picture of a held-out pair, which the channel has from the shop."""
+    return {
+        "delivery_id": digest(product_id, cohort_id, channel.name, slot),
+        "creative_id": control_id(product_id, cohort_id),
+        "product_id": product_id,
+        "cohort_id": cohort_id,
+        "channel": channel.name,
+        "slot": slot,
+        "reason": "holdout",
+        "propensity": 1.0,
+        "run_id": run_id,
+    }
+
+
 def _deliverable(
-    config: DeliverConfig, root: Root, best: pa.Table, withdrawn: Withdrawn
+    config: DeliverConfig, root: Root, candidates: pa.Table, draws: Draws, withdrawn: Withdrawn
 ) -> tuple[list[list[dict]], dict[str, int], frozenset[str]]:
-    """Creatives that may be delivered by product and cohort, each with mask and photo; why others may not; `withdrawn_from`."""
+    """Creatives that are delivered by product and cohort, one a placement, each with mask, photo and the probability with
+    which it was drawn; why others are not; `withdrawn_from`."""
     samples = tables.read(
         root, "samples", ["product_id", "role", "photo_sha256", "photo_uri", "mask_uri", "retired_at"]
     )
@@ -167,16 +218,19 @@ def _deliverable(
     retired = {r["product_id"] for r in samples.to_pylist() if r["role"] == "main" and r["retired_at"] is not None}
     marks = tables.read(root, "marks", ["creative_id", "mark"]).to_pylist()
     said = {word: {m["creative_id"] for m in marks if m["mark"] == word} for word in ("approved", "rejected")}
-    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    held = held_out(candidates["product_id"], candidates["cohort_id"], config.holdout).to_pylist()
+    variants: dict[tuple[str, str, str], list[dict]] = defaultdict(list)
     left_out: Counter[str] = Counter()
     withdrawn_from, others = set(), set()
     columns = ("creative_id", "product_id", "cohort_id", "placement", "prompt", "photo_sha256", "layout")
-    columns += ("negative_prompt", "text", "recipe_id")
+    columns += ("negative_prompt", "text", "recipe_id", "arm")
     columns += ("weights_revision", "fallback", "uri", "sha256", "width", "height")
-    for row in best.select(columns).to_pylist():
+    for row, keeps_original in zip(candidates.select(columns).to_pylist(), held, strict=True):
         word = None
         if row["fallback"] or row["layout"] is None:
             word = "original"  # the product's own picture: the channel has it already
+        elif keeps_original:
+            word = "holdout"
         elif row["product_id"] in retired:
             word = "retired"
         elif withdrawn.covers(row):
@@ -185,14 +239,20 @@ def _deliverable(
             word = "rejected"
         elif config.require == "approved" and row["creative_id"] not in said["approved"]:
             word = "not_approved"
-        if word != "original":
+        if word not in ("original", "holdout"):
             (withdrawn_from if word == "withdrawn" else others).update((row["product_id"], row["cohort_id"]))
         if word:
             left_out[word] += 1
         else:
-            photo = photos.get((row["product_id"], row["photo_sha256"]), {})
-            row |= {name: photo.get(name) for name in ("mask_uri", "photo_uri")}
-            groups[row["product_id"], row["cohort_id"]].append(row)
+            variants[row["product_id"], row["cohort_id"], row["placement"]].append(row)
+    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for (product_id, cohort_id, _), rows in variants.items():
+        row, propensity = draws.of(rows)
+        photo = photos.get((product_id, row["photo_sha256"]), {})
+        row |= {"propensity": propensity} | {name: photo.get(name) for name in ("mask_uri", "photo_uri")}
+        groups[product_id, cohort_id].append(row)
+        left_out["not_drawn"] += len(rows) - 1
+    left_out = Counter({word: n for word, n in left_out.items() if n})
     return [groups[key] for key in sorted(groups)], dict(left_out), frozenset(withdrawn_from - others)
 
 
@@ -226,7 +286,7 @@ def _slot(
     creative, reason = chosen.creative, chosen.reason
     request = _request(config, creative, channel, slot, chosen, signer)
     extension = chosen.extension or dict.fromkeys(schema.EXTENSIONS.names)
-    place = {n: creative[n] for n in ("creative_id", "product_id", "cohort_id", "placement")}
+    place = {n: creative[n] for n in ("creative_id", "product_id", "cohort_id", "placement", "propensity", "arm")}
     row = place | {
         "delivery_id": digest(creative["product_id"], creative["cohort_id"], channel.name, name),
         "channel": channel.name,

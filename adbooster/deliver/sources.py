@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 Kind = Literal["product", "cohort", "creative"]
 KINDS: tuple[Kind, ...] = ("product", "cohort", "creative")
 COLUMNS = ["product_id", "cohort_id", "creative_id", "slot", "uri", "sha256", "width_px", "height_px"]
-COLUMNS += ["size_bytes", "format"]
+COLUMNS += ["size_bytes", "format", "propensity", "reason"]
 MAX_TEXT = 10_000  # characters of a description that channels take
 
 
@@ -64,10 +64,11 @@ class State(NamedTuple):
 
 
 class Sources:
-    """The rows (schema.DELIVERIES) that feeds are made from, and what the other tables say of their products."""
+    """The rows (schema.DELIVERIES) that feeds are made from, filled or held out, and what the other tables say of their products."""
 
     def __init__(self, root: Root, rows: pa.Table):
-        self.root, self.rows = root, rows.filter(pc.is_null(rows["reason"]))
+        kept = pc.equal(pc.fill_null(rows["reason"], "holdout"), "holdout")
+        self.root, self.rows = root, rows.filter(kept)
         creatives = tables.read(root, "creatives", ["creative_id", "margin", "clip_score"]).to_pylist()
         self.scores = {c["creative_id"]: _score(c) for c in creatives}
         self.products: dict[str, dict[str, dict[str, str]]] = {}  # by the address of the catalog
@@ -92,10 +93,10 @@ class Sources:
             row | {"score": self.scores.get(row["creative_id"], 0.0)} for row in mine if row["slot"] in channel.slots
         ]
         order = list(channel.slots)
-        mine.sort(key=lambda row: (-row["score"], row["cohort_id"], order.index(row["slot"]), row["uri"]))
+        mine.sort(key=lambda row: (-row["score"], row["cohort_id"], order.index(row["slot"]), row["uri"] or ""))
         made = feeds.build(settings, mine, self._products(uri, last))
         try:
-            validation.check(made, mine)
+            validation.check(made, [row for row in mine if row["uri"]])
         except AdboosterError as e:
             if last is None:
                 raise

@@ -1,16 +1,22 @@
 """Checks of the settings that run before a cluster is used."""
 
 import math
+from collections import Counter
 from datetime import datetime
+
+from pydantic import ValidationError
 
 from adbooster.contracts import deadline
 from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.text import first_error
+from adbooster.experiments.arms import prompting_of
 from adbooster.generate import marks
 from adbooster.generate.config import GenerateConfig
 from adbooster.painting.brand_rules import read_brand_rules
 from adbooster.painting.checks import check_models
 from adbooster.painting.targeting import read_targeting
 from adbooster.prompts.checks import check as check_prompts
+from adbooster.storage import tables
 from adbooster.storage.model_store import local_copy
 from adbooster.storage.objects import Root
 
@@ -20,6 +26,7 @@ def check(config: GenerateConfig) -> None:
     from adbooster.models.files import check_negative_prompt
 
     check_prompts(config.prompts)
+    _check_experiments(config)
     deadline.parse_deadline(config.deadline, datetime.now().astimezone())
     if config.brand_rules_uri:
         read_brand_rules(config.brand_rules_uri, config.signing_key_env)
@@ -38,3 +45,25 @@ def check(config: GenerateConfig) -> None:
             raise ConfigError("targeting.rule table needs targeting.table_uri")
         read_targeting(config.targeting.table_uri, config.signing_key_env)
     Root(config.root_uri).check_writable()
+
+
+def _check_experiments(config: GenerateConfig) -> None:
+    """raises ConfigError for experiments of one name, a family that no cohort is of, and an arm whose prompts cannot be written"""
+    names = Counter(experiment.name for experiment in config.experiments)
+    if twice := [name for name, n in names.items() if n > 1]:
+        raise ConfigError(f"two of generate.experiments are named {twice[0]!r}; each needs a name of its own")
+    known = set(tables.read(Root(config.root_uri), "cohorts", ["family"])["family"].to_pylist()) if names else set()
+    for experiment in config.experiments:
+        # A root without cohorts gets them in the same night.
+        if known and (unknown := [family for family in experiment.families if family not in known]):
+            raise ConfigError(
+                f"the experiment {experiment.name!r} names the family {unknown[0]!r}, of which tables/cohorts has no cohort; "
+                f"there are {', '.join(sorted(str(family) for family in known))}"
+            )
+        for arm in experiment.arms:
+            try:
+                check_prompts(prompting_of(config.prompts, [arm]))
+            except ValidationError as e:
+                raise ConfigError(
+                    f"the arm {arm.name!r} of {experiment.name!r} cannot be used: {first_error(e)}"
+                ) from e

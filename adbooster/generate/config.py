@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from adbooster.contracts.settings import Config, Uri
+from adbooster.experiments.config import Experiment, Holdout
 from adbooster.generate.marks import MarkFigures
 from adbooster.painting.config import BrandFigures, PaintingConfig, Targeting
 from adbooster.prompts.config import PromptFigures, Prompting
@@ -43,6 +44,10 @@ class GenerateConfig(PaintingConfig):
     brand_rules_day: date | None = None
     """The day (2026-12-27) that rules with dates are compared with; null: the day of the deadline, or today. A run that is
     resumed keeps its day."""
+    holdout: Holdout = Holdout()
+    """Pairs that keep the original picture, so that the lift of creatives can be told; what is live of them leaves."""
+    experiments: tuple[Experiment, ...] = ()
+    """Ways to write prompts that pairs are divided among, each experiment for itself."""
     deadline: str = ""
     """When painting stops, and what is complete is published: 06:30 (this machine's time), 06:30 Europe/Berlin, 5h."""
     publish_s: float = Field(default=60, ge=0)
@@ -76,6 +81,8 @@ class GenerateReport(BaseModel):
     to_paint: int = 0
     sold_out: int = 0
     """Not counted above, as their product cannot be bought and nothing of it is live for them."""
+    held_out: int = 0
+    """Pairs of product and cohort that keep the original picture (`holdout`); they are no requests."""
     painted: int = 0
     rejected: int = 0
     """Requests that got no creative at all; what is live for them stays."""

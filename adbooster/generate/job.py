@@ -45,11 +45,12 @@ def _paint_and_publish(
 ) -> GenerateReport:
     painted = paint(config, night)
     rows, refused = night.marks.refuse(painted.rows)
-    emptied = without(refused, rows)
-    publication = plan_publication(night, rows, emptied)
-    mark_figures = night.mark_figures.model_copy(
-        update={"left_empty": night.mark_figures.left_empty + emptied.num_rows}
-    )
+    publication = plan_publication(night, rows, without(refused, rows))
+    ended = {
+        "left_empty": night.mark_figures.left_empty + publication.emptied.num_rows,
+        "outdone": publication.outdone.num_rows,
+    }
+    mark_figures = night.mark_figures.model_copy(update=ended)
     report = planned.model_copy(
         update=painted.figures() | {"marks": mark_figures, "coverage": publication.coverage, "seconds": _since(started)}
     )
@@ -59,9 +60,11 @@ def _paint_and_publish(
         raise CoverageTooLow(why)
 
     version = commit(root, config, night, publication)
-    marks.leave_empty(root, emptied, night.marks, config.run_id)
+    marks.leave_empty(root, publication.emptied, night.marks, config.run_id)
+    marks.keep_champions(root, publication.outdone, night.marks, config.run_id)
     live = night.live if version == night.base else Snapshot(root, "creatives", version, most=config.part_rows)
     published: dict[str, Any] = {
+        "published": publication.published,
         "retired": publication.retired,
         "creatives_version": version,
         "uplift": uplift(live.scan, night.families),
@@ -83,6 +86,7 @@ def _planned(config: GenerateConfig, night: NightPlan) -> GenerateReport:
         already_staged=night.already_staged,
         to_paint=night.to_paint,
         sold_out=night.sold_out,
+        held_out=night.held_out,
         cohort_shares=night.cohort_shares(),
         prompts=night.prompt_figures,
         brand_rules=night.brand_figures,

@@ -1,4 +1,6 @@
-"""Approvals and rejections by people: rejected creatives never come back, approved ones stay. Kept in tables/marks."""
+"""Approvals and rejections by people, and retirements by outcomes: what is rejected or retired never comes back, what is approved
+stays. Kept in tables/marks.
+"""
 
 import json
 from collections import Counter, defaultdict
@@ -61,6 +63,10 @@ class MarkFigures(BaseModel):
     """requests not painted anew, as their creative is approved"""
     left_empty: int = 0
     """requests whose original picture was rejected and which no painting beats: their place stays empty"""
+    retired: int = 0
+    """retirements by outcomes that hold"""
+    outdone: int = 0
+    """requests painted in place of retired creatives tonight that gave nothing to show beside what is live: that stays alone"""
 
 
 def read(uri: str, signing_key_env: str = "") -> list[Mark]:
@@ -104,8 +110,11 @@ class Effects(NamedTuple):
         return Effects(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-_PICTURE = ("product_id", "cohort_id", "placement", "sha256")
-_SAME = ("product_id", "cohort_id", "placement", "photo_sha256", "text")  # an approved creative holds while these do
+_PLACE = ("product_id", "cohort_id", "placement")
+_PICTURE = (*_PLACE, "sha256")
+_SAME = (*_PLACE, "photo_sha256", "text")  # an approved creative holds while these do
+_MADE_OF = (*_SAME, "prompt", "negative_prompt")  # of a champion and of the request beside whose creatives it stays
+CHAMPIONS = ("creative_id", *_MADE_OF, "recipe_id", "fallback")  # what `champions` compares
 
 
 class Marks:
@@ -114,20 +123,22 @@ class Marks:
     def __init__(self, rows: pa.Table):
         self.rows = rows
         by_mark: dict[str, set[str]] = defaultdict(set)
-        self.named: dict[str, list[str]] = defaultdict(list)  # request -> its rejected creatives
+        self.named: dict[str, list[str]] = defaultdict(list)  # request -> its creatives that were rejected or retired
         for row in rows.select(["mark", "request_id", "creative_id"]).to_pylist():
-            by_mark[row["mark"]].add(row["request_id"] if row["mark"] == "empty" else row["creative_id"])
-            if row["mark"] == "rejected":
+            by_mark[row["mark"]].add(row["request_id"] if row["mark"] in ("empty", "kept") else row["creative_id"])
+            if row["mark"] in ("rejected", "retired"):
                 self.named[row["request_id"]].append(row["creative_id"])
-        rejected = rows.filter(pc.equal(rows["mark"], "rejected"))
-        self.pictures = row_keys(rejected, _PICTURE).drop_null()  # pictures that were rejected for a place
-        self.approved, self.rejected, self.empty = by_mark["approved"], by_mark["rejected"], by_mark["empty"]
+        left = rows.filter(pc.is_in(rows["mark"], pa.array(["rejected", "retired"])))
+        self.pictures = row_keys(left, _PICTURE).drop_null()  # pictures that were rejected or retired for a place
+        self.approved, self.rejected, self.retired = by_mark["approved"], by_mark["rejected"], by_mark["retired"]
+        self.empty, self.kept = by_mark["empty"], by_mark["kept"]
+        self.leaving = pa.array(sorted(self.rejected | self.retired), pa.string())  # creatives that may not be live
 
     def apply(self, requests: pa.Table, live: pa.Table) -> tuple[pa.Table, Effects]:
         """The night's requests (schema.REQUESTS), or some of them, changed by the marks, and how many are changed.
 
-        A request with rejected creatives gets a name of its own, which follows from its name and theirs: other seeds,
-        and resumed like any other. One whose live creative is approved keeps the name that one was painted under, so
+        A request with rejected or retired creatives gets a name of its own, which follows from its name and theirs: other
+        seeds, and resumed like any other. One whose live creative is approved keeps the name that one was painted under, so
         that it is not painted again, while the product's photo and the cohort's text are the same.
         live  what is live of the products of these requests, at least what is approved of it
         """
@@ -136,7 +147,7 @@ class Marks:
         own = requests["request_id"].combine_chunks()
         bad = pc.is_in(own, pa.array([name for name in self.named if name], pa.string()))
         names = pc.replace_with_mask(
-            own, bad, pa.array([self._name(name) for name in own.filter(bad).to_pylist()], pa.string())
+            own, bad, pa.array([self._names(name)[-1] for name in own.filter(bad).to_pylist()], pa.string())
         )
         renamed, kept_names = len(own.filter(bad)), 0
         approved = live.filter(pc.is_in(live["creative_id"], pa.array(sorted(self.approved), pa.string())))
@@ -149,17 +160,49 @@ class Marks:
         stays = pc.invert(pc.is_in(names, pa.array(sorted(self.empty), pa.string())))
         return requests.filter(stays), Effects(renamed, kept_names, len(stays) - (pc.sum(stays).as_py() or 0))
 
-    def _name(self, request_id: str) -> str:
-        while rejected := self.named.get(request_id):
-            request_id = digest(request_id, "rejected", *sorted(rejected))
-        return request_id
+    def _names(self, request_id: str) -> list[str]:
+        """The names that a request has had, by what was rejected or retired of it; the last one is that which it has."""
+        names = [request_id]
+        while left := self.named.get(names[-1]):
+            names.append(digest(names[-1], "rejected", *sorted(left)))
+        return names
+
+    def _replaces_retired(self, request_id: str) -> bool:
+        return any(self.retired.intersection(self.named[name]) for name in self._names(request_id)[:-1])
+
+    def champions(self, requests: pa.Table, live: pa.Table, recipe_id: str) -> pa.Table:
+        """Live creatives that stay beside what is painted in place of retired ones: creative_id and PLACE.
+
+        They are paintings of a place of which a creative was retired, made of what its request is made of, that nobody
+        rejected. Rejections alone leave no champions: what is painted then replaces all of the place.
+        requests  as they are named without marks
+        live      what is live of their products (CHAMPIONS)
+        """
+        own = requests["request_id"].combine_chunks()
+        some = requests.filter(pc.is_in(own, pa.array([name for name in self.named if name], pa.string())))
+        retired = [self._replaces_retired(name) for name in some["request_id"].to_pylist()]
+        some = some.filter(pa.array(retired, pa.bool_()))
+        stays = pc.is_in(row_keys(live, _MADE_OF), row_keys(some, _MADE_OF).drop_null())
+        stays = pc.and_(stays, pc.and_(pc.equal(live["recipe_id"], recipe_id), pc.invert(live["fallback"])))
+        stays = pc.and_(pc.fill_null(stays, False), pc.invert(pc.is_in(live["creative_id"], self.leaving)))
+        return live.select(["creative_id", *_PLACE]).filter(stays)
+
+    def settled(self, requests: pa.Table, champions: pa.Table, most: int) -> pa.Array:
+        """Of each request, as it is named now, whether its place has champions and nothing is to be painted beside them.
+
+        That is where they are `most`, or painting it gave nothing to show beside them (`keep_champions`).
+        """
+        counts = pc.value_counts(row_keys(champions, _PLACE))
+        there = counts.field("counts").take(pc.index_in(row_keys(requests, _PLACE), counts.field("values")))
+        tried = pc.is_in(requests["request_id"].combine_chunks(), pa.array(sorted(self.kept), pa.string()))
+        return pc.or_(pc.greater_equal(pc.fill_null(there, 0), most), pc.and_(pc.is_valid(there), tried))
 
     def refuse(self, fresh: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """(rows that may be published, rows that a person has rejected before) of a night's new creatives.
+        """(rows that may be published, rows that were rejected or retired before) of a night's new creatives.
 
         An original picture that was rejected for a cohort comes back when no other seed beats it either.
         """
-        bad = pc.is_in(fresh["creative_id"].combine_chunks(), pa.array(sorted(self.rejected), pa.string()))
+        bad = pc.is_in(fresh["creative_id"].combine_chunks(), self.leaving)
         bad = pc.or_(bad, pc.is_in(row_keys(fresh, _PICTURE), self.pictures))
         return fresh.filter(pc.invert(bad)), fresh.filter(bad)
 
@@ -187,7 +230,8 @@ def read_and_store(
         ids = pa.array([*rows["creative_id"].to_pylist(), *gone], pa.string())
         known = pa.concat_tables([known.filter(pc.invert(pc.is_in(known["creative_id"], ids))), rows])
     counts = Counter(known["mark"].to_pylist())
-    return Marks(known), MarkFigures(approved=counts["approved"], rejected=counts["rejected"], unknown=unknown)
+    holding = {word: counts[word] for word in ("approved", "rejected", "retired")}
+    return Marks(known), MarkFigures(unknown=unknown, **holding)
 
 
 def _remember(root: Root, files: list[tuple[Input, _File]], run_id: str) -> None:
@@ -244,18 +288,30 @@ def leave_empty(root: Root, refused: pa.Table, marks: Marks, run_id: str) -> Non
 
     A request whose rejected creative was marked without a request id is painted under another name the next night.
     """
-    if refused.num_rows:
-        rows = refused.select([n for n in schema.MARKS.names if n not in ("mark", "run_id")]).to_pylist()
-        for row in rows:
-            row |= {"mark": "rejected" if row["creative_id"] in marks.rejected else "empty", "run_id": run_id}
-        base = tables.version(root, "marks")
-        tables.merge(root, "marks", pa.Table.from_pylist(rows, schema.MARKS), "creative_id", base, {"run_id": run_id})
+    _remember_ends(root, refused, "empty", marks, run_id)
+
+
+def keep_champions(root: Root, outdone: pa.Table, marks: Marks, run_id: str) -> None:
+    """Remember requests that ended on nothing to show beside their place's champions (rows of schema.CREATIVES): they are not
+    painted again while one of those is live."""
+    _remember_ends(root, outdone, "kept", marks, run_id)
+
+
+def _remember_ends(root: Root, ends: pa.Table, word: str, marks: Marks, run_id: str) -> None:
+    """What is marked already keeps its word."""
+    if not ends.num_rows:
+        return
+    said = {name: mark for mark in ("rejected", "retired") for name in getattr(marks, mark)}
+    rows = ends.select([n for n in schema.MARKS.names if n not in ("mark", "run_id")]).to_pylist()
+    rows = [row | {"mark": said.get(row["creative_id"], word), "run_id": run_id} for row in rows]
+    base = tables.version(root, "marks")
+    tables.merge(root, "marks", pa.Table.from_pylist(rows, schema.MARKS), "creative_id", base, {"run_id": run_id})
 
 
 def close_ranks(kept: pa.Table) -> pa.Table:
-    """Creatives that stay of requests that lost one, ranked from 0 again."""
-    request_ids, ranks, counts = kept["request_id"].to_pylist(), kept["rank"].to_pylist(), Counter[str]()
-    for request_id, _, i in sorted(zip(request_ids, ranks, range(kept.num_rows), strict=True)):
-        ranks[i] = counts[request_id]
-        counts[request_id] += 1
+    """Creatives that stay in places that lost one, ranked from 0 again."""
+    at, ranks, counts = row_keys(kept, _PLACE).to_pylist(), kept["rank"].to_pylist(), Counter[str]()
+    for place, _, i in sorted(zip(at, ranks, range(kept.num_rows), strict=True)):
+        ranks[i] = counts[place]
+        counts[place] += 1
     return kept.set_column(kept.schema.get_field_index("rank"), "rank", pa.array(ranks, pa.int32()))

@@ -9,7 +9,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from pathlib import Path
 from types import TracebackType
@@ -61,21 +61,30 @@ _LIVE = ("creative_id", "request_id", *PLACE, "rank", "recipe_id", "gpu_s")
 class PartFigures:
     """What a night knows of one part without reading it again.
 
-    requests  that should be live after the night; filled  of these, those whose place has a creative now
-    live      that need no painting: live under their very name, or of a product that is sold out
-    unasked   ids of live creatives in places that no request names
+    requests    that should be live after the night; filled  of these, those whose place has a creative now
+    live        that need no painting: live under their very name, of a product that is sold out, or settled (Marks.settled)
+    unasked     ids of live creatives in places that no request names
+    champions   live creatives that stay beside what is painted in their place: creative_id and PLACE
+    relabelled  live creatives whose pair is in other arms now, which give the same prompt: creative_id and arm
     """
 
     requests: int = 0
     filled: int = 0
     live: int = 0
     unasked: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
+    champions: pa.Table = field(default_factory=lambda: _no("creative_id", *PLACE))
+    relabelled: pa.Table = field(default_factory=lambda: _no("creative_id", "arm"))
+
+
+def _no(*names: str) -> pa.Table:
+    return schema.CREATIVES.empty_table().select(list(names))
 
 
 class NightPlan:
     """One night's work, planned on one version of tables/creatives. Use as a context: it holds files of this machine.
 
     live        that version, by part
+    keep        creatives that a place may have
     parts       what everything is done in
     staged      what unfinished runs of the same recipe have painted of what is missing (columns JUDGED)
     families    of the cohorts, by their id
@@ -88,7 +97,7 @@ class NightPlan:
 
         raises  ConfigError if there is no usable product or no cohort
         """
-        self.root = root
+        self.root, self.keep = root, config.recipe.keep
         self.weights_revision, self.recipe_id = revisions(config)
         self.base = tables.version(root, "creatives")
         self.live = Snapshot(root, "creatives", self.base)
@@ -106,6 +115,8 @@ class NightPlan:
             tokenizer_path=local_copy(config.weights) / "tokenizer",
             signing_key_env=config.signing_key_env,
             brand=_brand_rules(config, root),
+            holdout=config.holdout,
+            experiments=config.experiments,
         )
         self.families = dict(zip(*(planner.cohorts[n].to_pylist() for n in ("cohort_id", "family")), strict=True))
         self.parts = buckets.parts(max(self.live.rows, planner.most_requests), config.part_rows)
@@ -131,7 +142,7 @@ class NightPlan:
         self.facts = read_facts(self.root, config.value) if limited else None
         staged = staged_creatives(self.root, config.run_id, self.recipe_id, JUDGED)
         own, named, rates = buckets.numbers(staged["product_id"]), [], _Rates(self.recipe_id)
-        effects, leaving, again, self.sold_out = Effects(), 0, 0, 0
+        effects, leaving, again, self.sold_out, self.held_out = Effects(), 0, 0, 0, 0
         for part in self.parts:
             live, planned = self.live.read(part, list(_LIVE)), planner.plan(part)
             requests, changed = self.marks.apply(planned.requests, self._approved(part))
@@ -139,11 +150,16 @@ class NightPlan:
             again += (
                 pc.sum(pc.is_in(pc.unique(mine["request_id"]), requests["request_id"].combine_chunks())).as_py() or 0
             )
+            champions = self._champions(part, planned.requests)
             requests, missing = _on_sale(requests, live, planned.sold_out)
+            if champions.num_rows:
+                missing = missing.filter(pc.invert(self.marks.settled(missing, champions, config.recipe.keep)))
+            self.held_out += planned.held_out.num_rows
             self.sold_out += planned.requests.num_rows - requests.num_rows - changed.left_empty
             self._missing.add(missing)
             named.append(mine.filter(pc.is_in(mine["request_id"], missing["request_id"].combine_chunks())))
-            self.of[part] = _figures(requests, live, missing)
+            relabelled = self._relabelled(part, requests) if config.experiments else _no("creative_id", "arm")
+            self.of[part] = replace(_figures(requests, live, missing), champions=champions, relabelled=relabelled)
             effects, leaving = effects.plus(changed), leaving + _of_pairs(live, planned.forbidden)
             rates.add(live)
             if self.facts:
@@ -160,6 +176,20 @@ class NightPlan:
         """The part's live creatives with what marks compare, where any are approved."""
         columns = ["creative_id", "request_id", *PLACE, "photo_sha256", "text"]
         return self.live.read(part, columns) if self.marks.approved else schema.CREATIVES.empty_table()
+
+    def _champions(self, part: Part, requests: pa.Table) -> pa.Table:
+        """The part's champions (Marks.champions), where any creative was retired."""
+        if not self.marks.retired:
+            return _no("creative_id", *PLACE)
+        return self.marks.champions(requests, self.live.read(part, list(marks.CHAMPIONS)), self.recipe_id)
+
+    def _relabelled(self, part: Part, requests: pa.Table) -> pa.Table:
+        """The part's live creatives that their request's prompt made, and whose arm is another one than the request's."""
+        live, same = self.live.read(part, ["creative_id", *PLACE, "prompt", "arm"]), (*PLACE, "prompt")
+        at = pc.index_in(row_keys(live, same), row_keys(requests, same))
+        arms = requests["arm"].combine_chunks().take(at)
+        other = pc.and_(pc.is_valid(at), pc.not_equal(pc.fill_null(arms, ""), pc.fill_null(live["arm"], "")))
+        return pa.table({"creative_id": live["creative_id"], "arm": arms}).filter(other)
 
     @property
     def requests(self) -> int:

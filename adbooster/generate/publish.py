@@ -1,10 +1,10 @@
 """A night's creatives become what is live, in one commit or not at all."""
 
 import tempfile
-from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,25 +25,39 @@ from adbooster.storage.objects import Root
 class PartChange:
     """What one commit would change in a part.
 
-    new      creative_id and round of what is added
-    gone     ids of live creatives that leave, or that a new one replaces
-    thinned  requests that keep creatives after one of theirs was rejected: those are ranked anew
-    filled   requests that have a creative after it
+    new         creative_id and round of what is added, with its rank
+    gone        ids of live creatives that leave, or that a new one replaces
+    thinned     places that keep creatives after one of theirs has gone: those are ranked anew
+    relabelled  as in PartFigures, of creatives that stay
+    filled      requests that have a creative after it
     """
 
     new: pa.Table
     gone: pa.Array
     thinned: pa.Array
+    relabelled: pa.Table
     filled: int
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What one commit would change, of the parts that change; coverage  share of the requests with a creative after it (0-1)"""
+    """What one commit would change, of the parts that change.
+
+    coverage  share of the requests with a creative after it (0-1)
+    emptied   rows of requests that stay empty, as all that they end on was rejected
+    outdone   a row of every request that ended on nothing to show beside its place's champions, which stay alone
+    """
 
     changes: dict[Part, PartChange]
     requests: int
     coverage: float
+    emptied: pa.Table
+    outdone: pa.Table
+
+    @property
+    def published(self) -> int:
+        """Rows that are added."""
+        return sum(change.new.num_rows for change in self.changes.values())
 
     @property
     def retired(self) -> int:
@@ -51,39 +65,76 @@ class Publication:
         return sum(len(change.gone) for change in self.changes.values())
 
 
-def plan_publication(night: NightPlan, painted: pa.Table, emptied: pa.Table) -> Publication:
-    """Add what was painted, replace what it supersedes, retire what no request names or a person rejected.
+def plan_publication(night: NightPlan, painted: pa.Table, refused: pa.Table) -> Publication:
+    """Add what was painted, replace what it supersedes, retire what no request names and what was rejected or retired.
 
-    painted  new rows (plan.JUDGED); emptied  rows of requests that stay empty, as people rejected all that they end on
+    painted  new rows (plan.JUDGED); refused  rows of requests that end on refused pictures alone (Marks.refuse)
     """
     changes, filled, requests = {}, 0, 0
-    own, empty = buckets.numbers(painted["product_id"]), buckets.numbers(emptied["product_id"])
+    own, other = buckets.numbers(painted["product_id"]), buckets.numbers(refused["product_id"])
+    emptied, outdone = [refused.slice(0, 0)], [painted.slice(0, 0)]
     for part in night.parts:
-        of, mine, left = night.of[part], painted.filter(part.has(own)), emptied.filter(part.has(empty))
+        of, mine, ended = night.of[part], painted.filter(part.has(own)), refused.filter(part.has(other))
+        held = places(of.champions)
+        beside = pc.is_in(places(ended), held)
+        new, nothing = _ranked(mine, held, night.keep)
+        outdone += [nothing, ended.filter(beside).select(painted.column_names)]
+        left = ended.filter(pc.invert(beside))
+        emptied.append(left)
         requests += of.requests - pc.count_distinct(left["request_id"]).as_py()
-        if mine.num_rows or left.num_rows or len(of.unasked) or night.marks.rejected:
-            changes[part] = _part(
-                of, night.live.read(part, ["creative_id", "request_id", *PLACE]), mine, left, night.marks.rejected
-            )
+        if new.num_rows or left.num_rows or len(of.unasked) or of.relabelled.num_rows or len(night.marks.leaving):
+            live = night.live.read(part, ["creative_id", *PLACE])
+            changes[part] = _part(of, live, new, left, night.marks.leaving)
             filled += changes[part].filled
         else:
             filled += of.filled
-    return Publication(changes, requests, round(filled / requests, 4) if requests else 1.0)
+    coverage = round(filled / requests, 4) if requests else 1.0
+    return Publication(
+        changes, requests, coverage, pa.concat_tables(emptied), _one_a_request(pa.concat_tables(outdone))
+    )
 
 
-def _part(of: PartFigures, live: pa.Table, painted: pa.Table, emptied: pa.Table, rejected: Set[str]) -> PartChange:
+def _ranked(painted: pa.Table, held: pa.Array, most: int) -> tuple[pa.Table, pa.Table]:
+    """(what is published of painted rows, ranked behind the champions of its place, originals that are not).
+
+    Champions and new ones are together at most `most`; the product's original picture never stands beside a champion.
+    held  the place of each champion
+    """
+    counts, at = pc.value_counts(held), places(painted)
+    before = counts.field("counts").take(pc.index_in(at, counts.field("values")))
+    original = pc.and_(pc.fill_null(painted["fallback"], False), pc.is_valid(before))
+    rows, before = (
+        painted.filter(pc.invert(original)),
+        pc.fill_null(before, 0).filter(pc.invert(original).combine_chunks()),
+    )
+    codes = places(rows).dictionary_encode().indices.to_numpy()
+    order = np.lexsort((rows["rank"].to_numpy(), codes))
+    first = np.searchsorted(codes[order], codes[order])  # where each one's place begins in that order
+    ranks = np.empty(rows.num_rows, np.int64)
+    ranks[order] = np.arange(rows.num_rows) - first
+    ranks = pa.array(ranks + before.to_numpy(), pa.int32())
+    rows = rows.set_column(rows.schema.get_field_index("rank"), "rank", ranks)
+    return rows.filter(pc.less(rows["rank"], most)), painted.filter(original)
+
+
+def _one_a_request(rows: pa.Table) -> pa.Table:
+    at = pc.index_in(rows["request_id"].combine_chunks(), pc.unique(rows["request_id"]))
+    _, first = np.unique(at.to_numpy(), return_index=True)
+    return rows.take(pa.array(first))
+
+
+def _part(of: PartFigures, live: pa.Table, new: pa.Table, emptied: pa.Table, leaving: pa.Array) -> PartChange:
     there, ids = places(live), live["creative_id"].combine_chunks()
-    refused = pc.is_in(ids, pa.array(sorted(rejected), pa.string()))
-    replaced = pc.is_in(there, pa.concat_arrays([places(painted), places(emptied)]))
-    gone = pc.or_(pc.or_(refused, replaced), pc.is_in(ids, of.unasked))
+    replaced = pc.is_in(there, pa.concat_arrays([places(new), places(emptied)]))
+    replaced = pc.and_(replaced, pc.invert(pc.is_in(ids, of.champions["creative_id"].combine_chunks())))
+    gone = pc.or_(pc.or_(pc.is_in(ids, leaving), replaced), pc.is_in(ids, of.unasked))
     stays = pc.invert(gone)
-    requests = live["request_id"].combine_chunks()
-    thinned = pc.unique(requests.filter(refused))
     return PartChange(
-        new=painted.select(["creative_id", "round"]),
+        new=new.select(["creative_id", "round", "rank"]),
         gone=ids.filter(gone),
-        thinned=thinned.filter(pc.is_in(thinned, requests.filter(stays))),
-        filled=len(pc.unique(pa.concat_arrays([there.filter(stays), places(painted)]))),
+        thinned=pc.unique(there.filter(pc.and_(stays, pc.is_in(there, there.filter(gone))))),
+        relabelled=of.relabelled.filter(pc.is_in(of.relabelled["creative_id"], ids.filter(stays))),
+        filled=len(pc.unique(pa.concat_arrays([there.filter(stays), places(new)]))),
     )
 
 
@@ -92,7 +143,7 @@ def commit(root: Root, config: GenerateConfig, night: NightPlan, publication: Pu
 
     raises  PublishConflict, and LockLost; nothing of this run is live then
     """
-    if not any(of.new.num_rows or len(of.gone) for of in publication.changes.values()):
+    if not any(of.new.num_rows or len(of.gone) or of.relabelled.num_rows for of in publication.changes.values()):
         return night.base
     metadata = {"run_id": config.run_id, "recipe_id": night.recipe_id, "weights_revision": night.weights_revision}
     metadata |= {"git_commit": code_commit() or "", "job": "generate"}
@@ -129,8 +180,11 @@ def _painted(root: Root, config: GenerateConfig, night: NightPlan, publication: 
 
 
 def _named(rows: pa.Table, new: pa.Table) -> pa.Table:
-    """Of staged rows those that are published."""
-    return rows.filter(pc.is_in(_names(rows), _names(new)))
+    """Of staged rows those that are published, with their ranks."""
+    at = pc.index_in(_names(rows), _names(new))
+    ranks = new["rank"].take(at.drop_null())
+    rows = rows.filter(pc.is_valid(at))
+    return rows.set_column(rows.schema.get_field_index("rank"), "rank", ranks)
 
 
 def _names(rows: pa.Table) -> pa.Array:
@@ -141,11 +195,16 @@ def _names(rows: pa.Table) -> pa.Array:
 
 
 def _moved(night: NightPlan, part: Part, of: PartChange) -> pa.Table:
-    """Live rows that stay with another rank."""
-    if not len(of.thinned):
+    """Live rows that stay with another rank or arm."""
+    if not len(of.thinned) and not of.relabelled.num_rows:
         return schema.CREATIVES.empty_table()
     rows = night.live.read(part)
-    rows = rows.filter(pc.is_in(rows["request_id"], of.thinned))
     rows = rows.filter(pc.invert(pc.is_in(rows["creative_id"], of.gone)))
+    at = pc.index_in(rows["creative_id"].combine_chunks(), of.relabelled["creative_id"].combine_chunks())
+    there = places(rows)
+    mine = pc.is_in(there, pa.concat_arrays([of.thinned, there.filter(pc.is_valid(at))]))
+    rows, at = rows.filter(mine), at.filter(mine)
     closed = marks.close_ranks(rows)
-    return closed.filter(pc.not_equal(closed["rank"], rows["rank"]))
+    arms = pc.if_else(pc.is_valid(at), of.relabelled["arm"].combine_chunks().take(at), rows["arm"].combine_chunks())
+    closed = closed.set_column(closed.schema.get_field_index("arm"), "arm", arms)
+    return closed.filter(pc.or_(pc.is_valid(at), pc.not_equal(closed["rank"], rows["rank"])))

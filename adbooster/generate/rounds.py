@@ -193,7 +193,7 @@ def settle(staged: pa.Table, scenes: Scenes, taken: np.ndarray) -> tuple[pa.Tabl
 
 
 def _taken(scenes: Scenes, night: NightPlan, staged: pa.Table) -> np.ndarray:
-    """Which rows have the scene of a live creative that stays: still wanted, in a place that nothing was painted for."""
+    """Which rows have the scene of a live creative that stays: still wanted, a champion or in a place that nothing was painted for."""
     if not scenes.near_bits or not staged.num_rows:
         return np.zeros(staged.num_rows, bool)
     replaced = places(staged)
@@ -201,7 +201,9 @@ def _taken(scenes: Scenes, night: NightPlan, staged: pa.Table) -> np.ndarray:
     def stay() -> Iterator[pa.Table]:
         for part in night.parts:
             live = night.live.read(part, ["creative_id", *COLUMNS])
-            gone = pc.or_(pc.is_in(live["creative_id"], night.of[part].unasked), pc.is_in(places(live), replaced))
+            held = night.of[part].champions["creative_id"].combine_chunks()
+            gone = pc.and_(pc.is_in(places(live), replaced), pc.invert(pc.is_in(live["creative_id"], held)))
+            gone = pc.or_(gone, pc.is_in(live["creative_id"], night.of[part].unasked))
             yield live.filter(pc.invert(gone))
 
     return scenes.among(staged, stay())

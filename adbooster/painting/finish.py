@@ -27,7 +27,7 @@ from adbooster.storage.objects import Root
 IO_THREADS = 4
 SHARED = (
     *("request_id", "product_id", "cohort_id", "placement", "prompt", "negative_prompt", "prompt_style"),
-    *("text", "photo_sha256", "candidate_scores", "candidate_rejects", "round", "gpu_s", "paint_batch"),
+    *("text", "photo_sha256", "candidate_scores", "candidate_rejects", "round", "gpu_s", "paint_batch", "arm"),
 )
 SHADOW = 0.45  # share of the light that the darkest part of a contact shadow removes
 ALREADY_DARK = 0.82  # a scene this much darker under the product than beside it has its own shadow

@@ -1,7 +1,7 @@
 """Requests: usable products x targeted cohorts x placements, each with its prompt and its name."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +15,14 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest, digests
 from adbooster.contracts.recipe import Recipe, recipe_id
 from adbooster.contracts.text import clean, interest
+from adbooster.experiments.arms import ArmPrompter
+from adbooster.experiments.config import Experiment, Holdout
+from adbooster.experiments.holdout import held_out
 from adbooster.painting.brand_rules import BrandRules, Judgement
 from adbooster.painting.config import PaintingConfig, Targeting
 from adbooster.painting.targeting import Listed
 from adbooster.prompts.config import Prompting
 from adbooster.prompts.templates import product_words
-from adbooster.prompts.writer import Prompter
 from adbooster.storage import tables
 from adbooster.storage.buckets import Part, Snapshot
 from adbooster.storage.mask_models import mask_model
@@ -54,12 +56,29 @@ class Planned(NamedTuple):
 
     requests   schema.REQUESTS
     forbidden  pairs (product_id, cohort_id) that the targeting wants and brand rules forbid
+    held_out   pairs that both want, and that keep the original picture
     sold_out   ids of products that cannot be bought
     """
 
     requests: pa.Table
     forbidden: pa.Table
+    held_out: pa.Table
     sold_out: pa.Array
+
+
+class Wanted(NamedTuple):
+    """The pairs of a part.
+
+    products              that can be painted (PRODUCTS)
+    of_product, of_cohort  index of the product and of the cohort of every pair that is painted, products in order
+    forbidden, held_out   as in Planned
+    """
+
+    products: pa.Table
+    of_product: pa.Array
+    of_cohort: pa.Array
+    forbidden: pa.Table
+    held_out: pa.Table
 
 
 def usable_products(samples: pa.Table, by_category: bool = False) -> pa.Table:
@@ -115,11 +134,72 @@ def revisions(config: PaintingConfig) -> tuple[str, str]:
     return weights, recipe_id(config.recipe, [weights, *models])
 
 
+class Pairs:
+    """Which products are painted for which cohorts, part by part of the products.
+
+    signing_key_env  as for read_targeting
+    brand            rules and the day they are applied on: a pair that they forbid is not painted
+    holdout          what keeps the original picture; not painted either
+    raises ConfigError if there is no usable product or no cohort
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        targeting: Targeting,
+        rank_model: str,
+        signing_key_env: str = "",
+        brand: tuple[BrandRules, date] | None = None,
+        holdout: Holdout | None = None,
+    ):
+        self.samples = Snapshot(root, "samples", tables.version(root, "samples"))
+        self.holdout = holdout or Holdout()
+        usable = self.products = 0
+        if not self.samples.rows:
+            raise ConfigError(f"{root.uri}/tables/samples has no usable main picture; run jobs.prepare first")
+        self.cohorts = usable_cohorts(root)
+        self.targeted = Targeted(self.cohorts, targeting, rank_model, signing_key_env)
+        for rows in self.samples.scan(["product_id", "role", "reject", "retired_at"]):
+            mains = _usable_mains(rows)
+            usable, self.products = usable + len(mains), self.products + self.targeted.of(mains)
+        if not usable:
+            raise ConfigError(f"{root.uri}/tables/samples has no usable main picture; run jobs.prepare first")
+        if not self.products:
+            raise ConfigError(f"the targeting table {targeting.table_uri} names no usable product")
+        self.judgement = Judgement(brand[0], self.cohorts, brand[1]) if brand else None
+
+    @property
+    def most(self) -> int:
+        """As many as there are, or more."""
+        return self.products * self.targeted.most_cohorts
+
+    def of(self, part: Part, by_category: bool = False) -> Wanted:
+        """by_category  as for usable_products"""
+        products = usable_products(self.samples.read(part, [*_OF_SAMPLES, "reject", "retired_at", "role"]), by_category)
+        at = self.targeted.pairs(products)
+        forbidden = pa.array(np.zeros(len(at[0]), bool))
+        if self.judgement:
+            forbidden = pa.array(self.judgement.forbidden(products, *at))
+        allowed, not_allowed = _divided(at, forbidden)
+        names = self._named(products, allowed)
+        kept = held_out(names["product_id"], names["cohort_id"], self.holdout)
+        painted, original = _divided(allowed, kept)
+        return Wanted(products, *painted, self._named(products, not_allowed), self._named(products, original))
+
+    def _named(self, products: pa.Table, at: tuple[pa.Array, pa.Array]) -> pa.Table:
+        """product_id and cohort_id of pairs."""
+        return pa.table(_columns(products, at[0], ("product_id",)) | _columns(self.cohorts, at[1], ("cohort_id",)))
+
+
+def _divided(at: tuple[pa.Array, pa.Array], mask: pa.Array) -> list[tuple[pa.Array, pa.Array]]:
+    """Pairs of which the mask does not hold, and those of which it does."""
+    return [(at[0].filter(of), at[1].filter(of)) for of in (pc.invert(mask), mask)]
+
+
 class Planner:
     """Names the requests of a night, in the parts that its products fall into.
 
-    dry_run, tokenizer_path  as for Prompter; signing_key_env  as for read_targeting
-    brand                    rules and the day they are applied on: a pair that they forbid is no request
+    dry_run, tokenizer_path, experiments  as for ArmPrompter; signing_key_env, brand, holdout  as for Pairs
     raises ConfigError if there is no usable product or no cohort
     """
 
@@ -135,41 +215,23 @@ class Planner:
         tokenizer_path: Path | None = None,
         signing_key_env: str = "",
         brand: tuple[BrandRules, date] | None = None,
+        holdout: Holdout | None = None,
+        experiments: Sequence[Experiment] = (),
     ):
         self.recipe, self.recipe_id = recipe, recipe_id
-        self.samples = Snapshot(root, "samples", tables.version(root, "samples"))
-        usable = self.products = 0
-        if not self.samples.rows:
-            raise ConfigError(f"{root.uri}/tables/samples has no usable main picture; run jobs.prepare first")
-        self.cohorts = usable_cohorts(root)
-        self.targeted = Targeted(self.cohorts, targeting, rank_model, signing_key_env)
-        for rows in self.samples.scan(["product_id", "role", "reject", "retired_at"]):
-            mains = _usable_mains(rows)
-            usable, self.products = usable + len(mains), self.products + self.targeted.of(mains)
-        if not usable:
-            raise ConfigError(f"{root.uri}/tables/samples has no usable main picture; run jobs.prepare first")
-        if not self.products:
-            raise ConfigError(f"the targeting table {targeting.table_uri} names no usable product")
-        self.judgement = Judgement(brand[0], self.cohorts, brand[1]) if brand else None
-        self.prompter = Prompter(root, prompting, dry_run, tokenizer_path)
+        self.pairs = Pairs(root, targeting, rank_model, signing_key_env, brand, holdout)
+        self.cohorts, self.judgement = self.pairs.cohorts, self.pairs.judgement
+        self.prompter = ArmPrompter(root, prompting, experiments, dry_run, tokenizer_path)
 
     @property
     def most_requests(self) -> int:
-        """As many as there are without brand rules, or more."""
-        return self.products * self.targeted.most_cohorts * len(self.recipe.placements)
+        """As many as there are without brand rules and holdout, or more."""
+        return self.pairs.most * len(self.recipe.placements)
 
     def plan(self, part: Part) -> Planned:
         """The requests of the products in a part, in an order that follows from their names alone, product by product."""
-        columns = [*_OF_SAMPLES, "reject", "retired_at", "role"]
-        products = usable_products(self.samples.read(part, columns), bool(self.recipe.stands))
+        products, of_product, of_cohort, forbidden, kept = self.pairs.of(part, bool(self.recipe.stands))
         cohorts = self.cohorts
-        of_product, of_cohort = self.targeted.pairs(products)
-        forbidden = pa.array(np.zeros(len(of_product), bool))
-        if self.judgement:
-            forbidden = pa.array(self.judgement.forbidden(products, of_product, of_cohort))
-        not_painted = _columns(products, of_product.filter(forbidden), ("product_id",))
-        not_painted |= _columns(cohorts, of_cohort.filter(forbidden), ("cohort_id",))
-        of_product, of_cohort = (at.filter(pc.invert(forbidden)) for at in (of_product, of_cohort))
         pairs = _columns(products, of_product, ("product_id", "words", "title", "category", "brand"))
         pairs |= _columns(cohorts, of_cohort, [n for n in cohorts.column_names if n in schema.PAIRS.names])
         prompted = self.prompter.write(schema.check(pa.table(pairs), schema.PAIRS))
@@ -185,7 +247,7 @@ class Planner:
         rows["round"] = pa.array(np.zeros(len(each), np.int32))
         rows["reject"] = pa.nulls(len(each), pa.string())
         sold_out = products["product_id"].filter(pc.equal(products["available"], False)).combine_chunks()
-        return Planned(schema.check(pa.table(rows), schema.REQUESTS), pa.table(not_painted), sold_out)
+        return Planned(schema.check(pa.table(rows), schema.REQUESTS), forbidden, kept, sold_out)
 
 
 def _usable_mains(rows: pa.Table) -> pa.ChunkedArray:

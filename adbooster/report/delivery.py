@@ -69,7 +69,8 @@ def collect(root: Root, most: int = MOST) -> dict:
     """The document without the job's numbers: what the rows are for page/delivery.js, which reads it."""
     version = tables.version(root, "deliveries")
     all_rows = tables.read(root, "deliveries", ["creative_id", "channel", "reason", "made_by"], version)
-    ids = _chosen(root, all_rows["creative_id"], most)
+    painted = all_rows.filter(pc.not_equal(pc.fill_null(all_rows["reason"], ""), "holdout"))["creative_id"]
+    ids = _chosen(root, painted, most)
     columns = ["creative_id", "product_id", "cohort_id", "placement", *SHOWN]
     shown = tables.read(root, "deliveries", columns, version, pc.field("creative_id").isin(ids))
     order = [(c, "ascending") for c in ("product_id", "cohort_id", "placement", "creative_id", "channel", "slot")]
@@ -85,7 +86,7 @@ def collect(root: Root, most: int = MOST) -> dict:
     return {
         "made_at": datetime.now(UTC).isoformat(timespec="minutes"),
         "version": version,
-        "delivered": len(pc.unique(all_rows["creative_id"])),
+        "delivered": len(pc.unique(painted)),
         "channels": [_channel(name, counts[name], of[name]) for name in sorted(counts)],
         "slots": {f"{name}/{slot}": facts for name in of for slot, facts in _slots(of[name]).items()},
         "creatives": _creatives(root, rows, of, pictures),

@@ -34,7 +34,14 @@ def rows(channel: Channel, products=("P1",), cohorts=("c1",), **changes) -> list
                 sha = hashlib.sha256(f"{product} {cohort} {name}".encode()).hexdigest()
                 kind = slot.formats[0]
                 uri = f"objects/{sha[:2]}/{sha}.{'jpg' if kind == 'jpeg' else kind}"
-                facts = {"creative_id": sha[:16], "sha256": sha, "uri": uri, "format": kind, "size_bytes": 9000}
+                facts = {
+                    "creative_id": sha[:16],
+                    "propensity": None,
+                    "sha256": sha,
+                    "uri": uri,
+                    "format": kind,
+                    "size_bytes": 9000,
+                }
                 facts |= {"width_px": slot.wanted_px[0], "height_px": slot.wanted_px[1], "score": 1 - i / 10}
                 place = {"product_id": product, "cohort_id": cohort, "slot": name, "channel": channel.name}
                 found.append(place | facts | changes)

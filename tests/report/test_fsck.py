@@ -109,6 +109,17 @@ def test_creatives_whose_files_are_lost_or_wrong_are_painted_again(whole):
     damage_and_repair(whole)
 
 
+def test_a_champion_that_is_lost_takes_its_place_with_it(whole):
+    """What joined it there has another request, and would be left with a gap in the ranks."""
+    rows = tables.read(whole, "creatives").to_pylist()
+    at = {"r1": "c1", "r2": "c1", "r3": "c2"}
+    moved = [r | {"cohort_id": at[r["request_id"]], "placement": "square"} for r in rows]
+    tables.merge(whole, "creatives", pa.Table.from_pylist(moved, schema.CREATIVES), "creative_id", 0, {"run_id": "n"})
+    whole.remove([uri_of(whole, "r10")])
+    assert fsck(whole, 0.0, repair=True).repaired == {"creatives": 4}
+    assert live(whole) == {"r3"}
+
+
 def test_the_same_on_s3(s3_root, whole):
     """The root is copied file by file."""
     there = Root(s3_root)

@@ -1,5 +1,6 @@
 // Deliveries: each creative in the slots of the channels as they show it, why slots are empty, what feeds say, what is withdrawn.
 const REASONS = {
+  holdout: 'its product and cohort are held out: the shop’s own picture is shown, so that the lift of creatives can be told',
   needs_extension: 'a crop does not fill it: more scene would have to be painted around the creative',
   visible_seam: 'it was extended, and the creative’s edge showed each time',
   second_copy: 'it was extended, and there was a second product each time',
@@ -25,6 +26,8 @@ const LEFT_OUT = {
   not_approved: 'are not approved by a person yet: approve them in the gallery and export the marks',
   withdrawn: 'are withdrawn',
   retired: 'are of products that left the feed',
+  holdout: 'are of products and cohorts that are held out',
+  not_drawn: 'are variants of which another one is shown for now',
 };
 const REQUIRED = { approved: 'Only creatives that a person approved are delivered', not_rejected: 'Creatives that no person rejected are delivered', any: 'All live creatives are delivered, whatever their mark' };
 const DRAWN_AT_ONCE = 10; // creatives

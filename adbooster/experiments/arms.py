@@ -1,0 +1,125 @@
+"""Arms of experiments: which pair of product and cohort is in which, and its prompt as that arm writes it."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adbooster.contracts import schema
+from adbooster.experiments.config import Arm, Experiment
+from adbooster.experiments.holdout import positions
+from adbooster.experiments.variants import bounds, shares
+from adbooster.prompts.config import Prompting
+from adbooster.prompts.writer import Prompter
+from adbooster.storage import tables
+from adbooster.storage.objects import Root
+
+Texts: TypeAlias = pa.Array | pa.ChunkedArray
+
+
+def arms_of(
+    product_ids: Texts, cohort_ids: Texts, families: Texts, experiments: Sequence[Experiment], weights: pa.Table
+) -> pa.Array:
+    """The arms of each pair as "experiment=arm", comma between, in the experiments' order; null: it is in none.
+
+    A pair has one position between 0 and 1 in each experiment, by its names alone, and the arms divide that range in their
+    order: with other weights those pairs alone change whose position lies between an old bound and the new one.
+    families  of the pairs' cohorts
+    weights   schema.ALLOCATIONS; of a family in which an arm has none see variants.shares
+    """
+    if not experiments:
+        return pa.nulls(len(product_ids), pa.string())
+    said = (
+        weights.filter(pc.equal(weights["level"], "arm")).select(["experiment", "family", "arm", "weight"]).to_pylist()
+    )
+    learned = {(row["experiment"], row["family"], row["arm"]): row["weight"] for row in said}
+    whole = families.combine_chunks() if isinstance(families, pa.ChunkedArray) else families
+    coded = pc.fill_null(whole, "").dictionary_encode()
+    columns = [_arms(e, product_ids, cohort_ids, coded, learned) for e in experiments]
+    begin = pa.array([""]).take(pa.array(np.zeros(len(coded), np.int64)))  # Arrow leaves out rows of nulls alone
+    joined = pc.utf8_slice_codeunits(pc.binary_join_element_wise(begin, *columns, ",", null_handling="skip"), 1)
+    return pc.if_else(pc.equal(joined, ""), None, joined)
+
+
+def _arms(
+    experiment: Experiment,
+    product_ids: Texts,
+    cohort_ids: Texts,
+    families: pa.DictionaryArray,
+    learned: dict[tuple[str, str, str], float],
+) -> pa.Array:
+    """Of each pair "experiment=arm"; null: the experiment does not run in its cohort's family."""
+    names = [arm.name for arm in experiment.arms]
+    number, family_of = np.full(len(families), -1), families.indices.to_numpy()
+    at = None if experiment.ended else positions(product_ids, cohort_ids, "arm", experiment.name)
+    for i, family in enumerate(families.dictionary.to_pylist()):
+        if experiment.families and family not in experiment.families:
+            continue
+        mine = family_of == i
+        if at is None:
+            number[mine] = names.index(experiment.ended)
+        else:
+            ends = bounds(shares([learned.get((experiment.name, family, name)) for name in names]))
+            number[mine] = np.searchsorted(ends, at[mine], side="right")
+    texts = pa.array([f"{experiment.name}={name}" for name in names])
+    return texts.take(pa.array(number, mask=number < 0))
+
+
+def prompting_of(prompting: Prompting, arms: Iterable[Arm]) -> Prompting:
+    """The settings of prompts as arms change them; of what several arms set, the last one's holds.
+
+    raises  pydantic.ValidationError for a template that the settings would not take
+    """
+    told = {name: value for arm in arms for name in ("style", "template") if (value := getattr(arm, name)) is not None}
+    return Prompting.model_validate(prompting.model_dump() | told) if told else prompting
+
+
+class ArmPrompter:
+    """Writes prompts as `Prompter` does, those of each pair as its arms say; `figures` counts all that it has written."""
+
+    def __init__(
+        self,
+        root: Root,
+        prompting: Prompting,
+        experiments: Sequence[Experiment] = (),
+        dry_run: bool = False,
+        tokenizer_path: Path | None = None,
+    ):
+        self.prompting, self.experiments = prompting, experiments
+        self._new = partial(Prompter, root, dry_run=dry_run, tokenizer_path=tokenizer_path)
+        plain = self._new(prompting)
+        self._prompters, self.figures = {"": plain}, plain.figures
+        self._weights = schema.ALLOCATIONS.empty_table()
+        if experiments:
+            self._weights = tables.read(root, "allocations", where=pc.field("level") == "arm")
+
+    def write(self, pairs: pa.Table) -> pa.Table:
+        """`pairs` (schema.PAIRS) in their order as schema.PROMPTED, with the column `arm`."""
+        if not self.experiments:
+            prompted = self._prompters[""].write(pairs)
+            self.figures = self._prompters[""].figures
+            return prompted.append_column("arm", pa.nulls(len(prompted), pa.string()))
+        names = pairs["product_id"], pairs["cohort_id"]
+        arms = arms_of(*names, pairs["family"], self.experiments, self._weights)
+        coded = pc.fill_null(arms, "").dictionary_encode()
+        done, order = [schema.PROMPTED.empty_table()], [np.array([], np.int64)]
+        for i, name in enumerate(coded.dictionary.to_pylist()):
+            at = np.flatnonzero(coded.indices.to_numpy() == i)
+            prompter = self._prompter(name)
+            prompter.figures = self.figures  # what one has asked of a language model counts for all
+            done.append(prompter.write(pairs.take(pa.array(at))))
+            self.figures = prompter.figures
+            order.append(at)
+        back = np.argsort(np.concatenate(order), kind="stable")
+        return pa.concat_tables(done).take(pa.array(back)).append_column("arm", arms)
+
+    def _prompter(self, arms: str) -> Prompter:
+        """arms  as `arms_of` names them; empty: none"""
+        if arms not in self._prompters:
+            named = {f"{e.name}={arm.name}": arm for e in self.experiments for arm in e.arms}
+            self._prompters[arms] = self._new(prompting_of(self.prompting, [named[name] for name in arms.split(",")]))
+        return self._prompters[arms]
