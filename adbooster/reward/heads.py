@@ -69,6 +69,20 @@ class Card(BaseModel):
         """Whether a reward surely orders and predicts better than CLIP on products held out."""
         return bool(self.reward and self.reward.surely_better)
 
+    def gains(self) -> str:
+        """Of a reward, both gains over CLIP with their 95 % intervals."""
+        total = self.reward.total if self.reward else None
+        found = {"order (AUC)": total.auc_gain, "log-loss": total.log_loss_gain} if total else {}
+        return ", ".join(
+            f"{name} {g.mean:+.3g} [{g.low or 0:+.3g}, {g.high or 0:+.3g}]" if g else f"{name} not comparable"
+            for name, g in found.items()
+        )
+
+    @property
+    def why(self) -> str:
+        """Why a usability head has no threshold."""
+        return self.usability.why if self.usability else ""
+
     @property
     def threshold(self) -> float | None:
         """Probability of being unusable from which a picture is rejected; null: the head must not be used as a gate."""
