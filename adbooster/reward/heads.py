@@ -107,15 +107,15 @@ class Head:
         """Calibrated probabilities [n], 0-1: of a click, or of being unusable."""
         return self.calibration.probabilities(self.logits(features))
 
-    def blend(self, clip_scores: np.ndarray, features: np.ndarray, weight: float) -> np.ndarray:
+    def blend(self, clip_scores: np.ndarray, logits: np.ndarray, weight: float) -> np.ndarray:
         """What candidates [n] are chosen by, in units of the CLIP score: (1 - weight) clip + weight learned.
 
-        The learned part is the log odds brought to the mean and spread of CLIP scores among candidates for one cohort,
+        The learned part is their `logits` brought to the mean and spread of CLIP scores among candidates for one cohort,
         so at a weight of 0.5 a standard deviation of either counts the same; a candidate's depends on no other's.
         """
         if (scale := self.card.scale) is None:
             raise ConfigError(f"a head of the kind {self.card.kind} orders no candidates; give one of the kind reward")
-        learned = (self.logits(features) - scale.logit_mean) / scale.logit_sd
+        learned = (logits - scale.logit_mean) / scale.logit_sd
         return (1 - weight) * clip_scores + weight * (scale.clip_mean + scale.clip_sd * learned)
 
     def nearest(self, image_vector: np.ndarray, most: int = 3) -> list[dict]:

@@ -35,7 +35,8 @@ class Choice:
         """(what they are chosen by, in units of the CLIP score; the learned score, 0-1) of n candidates for one text."""
         texts = np.broadcast_to(text_vector, image_vectors.shape)
         seen = features(image_vectors, texts, columns(figures, self.head.card.figures))
-        return self.head.blend(clip_scores, seen, self.weight), self.head.score(seen)
+        logits = self.head.logits(seen)
+        return self.head.blend(clip_scores, logits, self.weight), self.head.calibration.probabilities(logits)
 
 
 class UsabilityGate:

@@ -102,7 +102,7 @@ def test_a_blend_is_in_units_of_the_clip_score():
         assert blended == pytest.approx(wanted)
         assert rewards == pytest.approx(1 / (1 + np.exp([2.0, 0.0])))
     with pytest.raises(ConfigError, match="orders no candidates"):
-        head("usability").blend(clip, np.zeros((2, 17)), 0.5)
+        head("usability").blend(clip, np.zeros(2), 0.5)
 
 
 def test_figures_are_shares_of_the_picture_and_what_was_measured():
