@@ -168,9 +168,8 @@ def _families(root: Root) -> dict[str, str]:
 def _embedded(config: Heads, root: Root, run_id: str, model: str, wanted: list[str]) -> pa.Table:
     """The vectors (schema.VECTORS) of these creatives and of their texts; originals are left out."""
     names = pa.array(wanted, pa.string())
-    stored = tables.read(
-        root, "vectors", where=pc.and_(pc.is_in(pc.field("creative_id"), names), pc.field("model") == model)
-    )
+    there = pc.field("creative_id").isin(names) & (pc.field("model") == model)
+    stored = tables.read(root, "vectors", where=there)
     left = pc.filter(names, pc.invert(pc.is_in(names, stored["creative_id"].combine_chunks())))
     facts = _facts(root, left)
     photos = _photos(root)
