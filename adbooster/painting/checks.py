@@ -11,7 +11,8 @@ from adbooster.storage.model_store import content_hash, local_copy, refuse_pickl
 
 
 def check_models(config: PaintingConfig) -> None:
-    """raises ConfigError for a model that is missing, cannot be read, does not fit the recipe, or that a gate lacks"""
+    """raises ConfigError for a model that is missing, cannot be read, does not fit the recipe, or that a gate lacks, and
+    what `check_heads` raises"""
     from adbooster.models.files import check_recipe, check_weights
 
     shapes = [n for n in ("max_expansion_share", "max_copy_similarity") if getattr(config.recipe.gates, n) is not None]
