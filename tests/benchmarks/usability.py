@@ -174,10 +174,10 @@ def rated(flagged: np.ndarray, kinds: np.ndarray) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="240 + 160 pictures in place of 320 + 400, without the mask network"
+        "--quick", action="store_true", help="480 + 160 pictures in place of 640 + 400, without the mask network"
     )
     quick = parser.parse_args().quick
-    n_train, n_test = (240, 160) if quick else (320, 400)
+    n_train, n_test = (480, 160) if quick else (640, 400)
     started = time.monotonic()
     names = sorted(world.SCENES)
     held = names[::3]
