@@ -10,7 +10,7 @@ AdboosterError          base of all of these
   LockLost              this night's lock expired and another night holds it now
   StorageError          the storage does not answer, credentials have expired, a disk is full; an OSError too
   SigningError          files cannot be signed: a program or authority does not answer, a key does not fit
-  CanaryRefused         new weights did worse on the panel than the rule allows
+  CanaryRefused         new weights did worse on the panel than the rule allows, or a reward is not surely better than CLIP
   TrainingDiverged      the loss became NaN or infinite
 
 Each takes one sentence: what is wrong, which value, what would be right. The only argument is a string, so that the
@@ -59,7 +59,7 @@ class SigningError(AdboosterError):
 
 
 class CanaryRefused(AdboosterError):
-    """New weights did worse on the panel than the rule allows; they are not used."""
+    """New weights did worse on the panel than the rule allows, or a reward is not surely better than CLIP; it is not used."""
 
 
 class TrainingDiverged(AdboosterError):

@@ -282,6 +282,8 @@ _PICK = pa.struct(
         ("light", LIGHT),
         ("phash", pa.string()),
         ("simhash", pa.string()),
+        ("reward", pa.float32()),  # the learned score, 0-1; null: ranked by CLIP alone
+        ("unusable", pa.float32()),  # probability by the usability gate, 0-1; null: it was not asked
     ]
 )
 _SHOWN = pa.struct(
@@ -440,6 +442,34 @@ LOOKS = _schema(
     reject=pa.string(),
 )
 
+# A stored creative, or a text alone, whose vectors are wanted, with all that a head sees of the creative besides.
+TO_EMBED = _schema(
+    vector_id=pa.string(),
+    model=pa.string(),  # content hash of the CLIP
+    creative_id=pa.string(),  # null: a text alone
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    placement=pa.string(),
+    text=pa.string(),
+    clip_score=pa.float32(),
+    layout=LAYOUT,
+    width=pa.int32(),
+    height=pa.int32(),
+    gates=GATES,
+    light=LIGHT,
+    uri=pa.string(),
+    photo_uri=pa.string(),  # of the product's photo, where it is the one that the creative was painted for
+    mask_uri=pa.string(),
+    reject=pa.string(),
+)
+
+# Unit vectors by the CLIP that ranks, of creatives that people have judged or clicked and of their texts.
+VECTORS = _schema(
+    pa.schema([f for f in TO_EMBED if f.name not in ("photo_uri", "mask_uri", "reject")]),
+    vector=pa.list_(pa.float32()),  # of the picture, or of the text
+    scene_vector=pa.list_(pa.float32()),  # of the picture without its product; null of a text, and without the photo
+    reject=pa.string(),
+)
 
 # A creative to be extended: the frame reaches beyond it.
 EXTENSION_REQUESTS = _schema(

@@ -3,8 +3,6 @@
 import csv
 import html
 import io
-import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from random import Random
@@ -17,28 +15,13 @@ from scipy import stats
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.evaluation import Interval
 from adbooster.contracts.naming import digest
-from adbooster.contracts.text import clean, shown, text_of_cell
 from adbooster.evaluate.config import Sheet
 from adbooster.measure import intervals
+from adbooster.measure.sheets import CHOICES, Pair, answers_of, read_key
 from adbooster.pictures import images
 from adbooster.storage.objects import Root
 
-CHOICES = ("left", "right", "same")
 GREY = (200, 200, 200)
-MAX_RATER = 100  # characters of a rater's name
-
-
-class Pair(BaseModel):
-    """One line of the key."""
-
-    pair: int
-    creative_side: str
-    creative_id: str
-    product_id: str
-    cohort_id: str
-    family: str
-    against: str
-    """neutral or contextual"""
 
 
 class Score(BaseModel):
@@ -159,8 +142,8 @@ def score(sheets: dict[str, str], key_json: str) -> Score:
     raises ConfigError for a key or sheet that cannot be read, a pair that the key does not have, another choice than
     left, right or same, and a rater who answers a pair twice
     """
-    answers = [a for name, text in sheets.items() for a in _answers(name, text)]
-    key = {pair.pair: pair for pair in _key(key_json)}
+    answers = [a for name, text in sheets.items() for a in answers_of(name, text)]
+    key = {pair.pair: pair for pair in read_key(key_json)}
     seen: set[tuple[str, int]] = set()
     for rater, pair, _ in answers:
         if pair not in key:
@@ -185,43 +168,6 @@ def score(sheets: dict[str, str], key_json: str) -> Score:
         by_baseline=_groups(liked, raters, "against"),
         left_share=float(np.mean(lefts)) if lefts else None,
     )
-
-
-def _answers(name: str, text: str) -> list[tuple[str, int, str]]:
-    """(rater, pair, choice) of every answered line; a sheet without a rater's name is one rater, called by its name."""
-    try:
-        return _answered(name, csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline="")))
-    except csv.Error as e:
-        raise ConfigError(f"the sheet {name} is not CSV that can be read: {e}") from e
-
-
-def _answered(name: str, table: csv.DictReader) -> list[tuple[str, int, str]]:
-    if missing := {"pair", "choice"} - set(table.fieldnames or ()):
-        raise ConfigError(f"the sheet {name} lacks the column {min(missing)!r}; it needs pair, rater and choice")
-    answers = []
-    for row in table:
-        choice = (row["choice"] or "").strip().lower()
-        if not choice:
-            continue
-        pair, rater = (row["pair"] or "").strip(), clean(text_of_cell(row.get("rater") or ""))
-        if choice not in CHOICES or not re.fullmatch("[0-9]{1,9}", pair):
-            raise ConfigError(
-                f"the sheet {name}, line {table.line_num}, answers {shown(choice)} for pair {shown(pair)}; left, right and "
-                "same are answers"
-            )
-        if len(rater) > MAX_RATER:
-            raise ConfigError(
-                f"the sheet {name}, line {table.line_num}: the rater {shown(rater)} has over {MAX_RATER} letters"
-            )
-        answers.append((rater or name, int(pair), choice))
-    return answers
-
-
-def _key(text: str) -> list[Pair]:
-    try:
-        return [Pair.model_validate(entry) for entry in json.loads(text)]
-    except (ValueError, TypeError, RecursionError) as e:
-        raise ConfigError(f"the key cannot be read: {str(e).splitlines()[0]}") from e
 
 
 def _preferred(liked: list[tuple[Pair, float]], raters: int) -> Interval | None:

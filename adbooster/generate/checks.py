@@ -22,7 +22,8 @@ from adbooster.storage.objects import Root
 
 
 def check(config: GenerateConfig) -> None:
-    """raises ConfigError for what can be known before an actor starts: models, recipe, root"""
+    """raises ConfigError for what can be known before an actor starts: models, recipe, root; CanaryRefused for a reward
+    that is not surely better than CLIP"""
     from adbooster.models.files import check_negative_prompt
 
     check_prompts(config.prompts)

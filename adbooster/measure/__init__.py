@@ -4,4 +4,16 @@ Enters: live creatives, or weights and prompts to try on a fixed panel. Leaves: 
 Nothing is published here; the rooms evaluate and canary draw their conclusions from it.
 """
 
-__all__ = ["checks", "config", "intervals", "measurements", "run", "stages", "statistics", "subjects", "trials"]
+__all__ = [
+    "checks",
+    "config",
+    "intervals",
+    "measurements",
+    "run",
+    "sheets",
+    "stages",
+    "statistics",
+    "subjects",
+    "trials",
+    "vectors",
+]

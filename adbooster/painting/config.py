@@ -46,6 +46,15 @@ class PaintingConfig(JobConfig):
     """Paintings in one pass of the network; always filled, so that a picture does not depend on its neighbours."""
     recipe: Recipe = Recipe()
     """What decides the pixels."""
+    score: Literal["clip", "blend"] = "clip"
+    """What candidates are chosen by: the CLIP score, or it and a learned score together. A candidate has to beat the
+    product's own pictures by CLIP either way."""
+    reward: Uri = ""
+    """Folder of the learned score (`rewards/<revision>` below the root), for `score: blend`."""
+    reward_weight: float = Field(default=0.5, ge=0, le=1)
+    """Its weight: 0 is CLIP alone, 1 the learned score alone; at 0.5 a standard deviation of either counts the same."""
+    usability: Uri = ""
+    """Folder of a usability gate that people's verdicts have trained; empty: it is not asked."""
 
     @property
     def looks_at_finished(self) -> bool:

@@ -155,6 +155,8 @@ class Finisher:
             "fallback": False,
             "background_phash": pick["phash"],
             "background_simhash": pick["simhash"],
+            "reward": pick["reward"],
+            "unusable": pick["unusable"],
         }
         return values, picture
 

@@ -32,6 +32,9 @@ from adbooster.painting.gates import Inspector, clash_word
 from adbooster.painting.placing import Place
 from adbooster.painting.selection import Contest, fitting
 from adbooster.pictures import lighting, scenes
+from adbooster.reward.features import figures_of
+from adbooster.reward.heads import Head
+from adbooster.reward.judging import Choice, UsabilityGate, Verdict
 from adbooster.storage.mask_models import mask_model
 from adbooster.storage.model_store import local_copy
 
@@ -48,6 +51,9 @@ class Pick(NamedTuple):
     figures: dict
     agreement: lighting.Agreement
     marks: tuple[str, str]
+    wanted: float  # what it was chosen by
+    reward: float | None = None
+    verdict: Verdict | None = None
 
     def row(self) -> dict:
         """As in schema.PAINTED."""
@@ -63,6 +69,8 @@ class Pick(NamedTuple):
             "light": self.agreement.figures(),
             "phash": self.marks[0],
             "simhash": self.marks[1],
+            "reward": self.reward,
+            "unusable": self.verdict and self.verdict.unusable,
         }
 
 
@@ -85,7 +93,8 @@ class Request:
 class Candidates:
     """The painted candidates of one request and round; what was stopped early is left out.
 
-    numbers  among the candidates of all rounds; paintings and previews uint8 [H,W,3]; scores [n]
+    numbers  among the candidates of all rounds; paintings and previews uint8 [H,W,3]
+    vectors  unit vectors [n,D] of the previews; scores [n], by CLIP; rewards [n], the learned ones, or null
     """
 
     request: Request
@@ -93,7 +102,10 @@ class Candidates:
     places: list[Place]
     painted: list[np.ndarray]
     previews: list[np.ndarray]
+    vectors: np.ndarray
     scores: np.ndarray
+    wanted: np.ndarray  # [n], what they are chosen by before scenes that clash lose some of it
+    rewards: list[float | None]
     agreements: dict[int, lighting.Agreement] = field(default_factory=dict)
 
     def agreement(self, i: int) -> lighting.Agreement:
@@ -139,6 +151,18 @@ def load_ranker(config: PaintingConfig) -> Clip:
     return Clip(local_copy(config.rank_model), config.device, config.threads, getattr(torch, config.dtype))
 
 
+def load_choice(config: PaintingConfig) -> Choice | None:
+    """The learned score of the config; null: CLIP alone decides."""
+    if config.score == "clip":
+        return None
+    return Choice(Head.load(local_copy(config.reward), "reward"), config.reward_weight)
+
+
+def load_usability(config: PaintingConfig) -> UsabilityGate | None:
+    """The usability gate of the config; null: there is none."""
+    return UsabilityGate(Head.load(local_copy(config.usability), "usability")) if config.usability else None
+
+
 def load_inspector(config: PaintingConfig, ranker: Clip) -> Inspector:
     """The gates of the config, with the networks that they ask, on its device."""
     masks = mask_model(config.mask_model, config.mask_network) if config.mask_model else None
@@ -175,6 +199,7 @@ class Painter:
         self.outpainter = load_outpainter(config)
         self.ranker = load_ranker(config)
         self.inspector = load_inspector(config, self.ranker)
+        self.choice, self.usability = load_choice(config), load_usability(config)
         self.looks_at_finished = config.looks_at_finished
         self.at_once = config.requests_a_pass
         self.beside = ThreadPoolExecutor(1)  # a pass is painted in it while the pass before is judged
@@ -254,12 +279,14 @@ class Painter:
         out = []
         for i, request in enumerate(requests):
             mine = [j for j in range(i * k, (i + 1) * k) if j in at]
-            scores = np.array([vectors[at[j]] @ request.text for j in mine])
+            seen = np.array([vectors[at[j]] for j in mine])
+            scores = np.array([v @ request.text for v in seen])
             known = dict(zip(mine, scores.tolist(), strict=True))
             request.scores = [known.get(j) for j in range(i * k, (i + 1) * k)]
             numbers, places = [jobs[j][1] for j in mine], [jobs[j][2] for j in mine]
             pictures = [painted[j] for j in mine], [previews[at[j]] for j in mine]
-            out.append(Candidates(request, numbers, places, *pictures, scores))
+            plain: list[float | None] = [None] * len(mine)
+            out.append(Candidates(request, numbers, places, *pictures, seen, scores, scores, plain))
         return out
 
     @torch.inference_mode()
@@ -307,7 +334,11 @@ class Painter:
         if recipe.keep > 1:
             scene = [scenes.scene_only(v, p.overlay.alpha) for v, p in zip(c.previews, c.places, strict=True)]
             vectors = self._with_room(self._embedded, scene)
-        wanted = c.scores
+        if self.choice:
+            figures = [self._figures(c, i) for i in range(len(c.scores))]
+            c.wanted, rewards = self.choice.wanted(c.scores, c.vectors, request.text, figures)
+            c.rewards = rewards.tolist()
+        wanted = c.wanted
         if recipe.clash_weight:
             wanted = fitting(wanted, [c.agreement(i).clash for i in range(len(wanted))], recipe.clash_weight)
         return Contest(c.scores, wanted, vectors, max(request.own), recipe.keep, recipe.diversity)
@@ -327,14 +358,24 @@ class Painter:
         alphas = [c.places[i].judged.alpha for c, i in some]
         scene = [scenes.scene_only(p, a) for p, a in zip(previews, alphas, strict=True)]
         vectors = self._embedded(scene)
-        verdicts = self.inspector.inspect(previews, alphas, vectors, [c.request.row["text"] for c, _ in some])
+        inspected = self.inspector.inspect(previews, alphas, vectors, [c.request.row["text"] for c, _ in some])
+        verdicts: list[Verdict | None] = [None] * len(some)
+        if self.usability:
+            figures = [self._figures(c, i, found) for (c, i), (_, found) in zip(some, inspected, strict=True)]
+            verdicts = [*self.usability.look(np.stack([c.vectors[i] for c, i in some]), vectors, figures)]
         out = []
-        for (c, i), s, v, (word, figures) in zip(some, scene, vectors, verdicts, strict=True):
+        for (c, i), s, v, (word, found), verdict in zip(some, scene, vectors, inspected, verdicts, strict=True):
             agreement = c.agreement(i)
-            marks = scenes.marks(s, v)
-            pick = Pick(c.numbers[i], float(c.scores[i]), c.places[i], c.painted[i], figures, agreement, marks)
-            out.append((pick, word or clash_word(self.recipe.gates, agreement)))
+            about = found, agreement, scenes.marks(s, v), float(c.wanted[i]), c.rewards[i], verdict
+            pick = Pick(c.numbers[i], float(c.scores[i]), c.places[i], c.painted[i], *about)
+            word = word or clash_word(self.recipe.gates, agreement)
+            out.append((pick, word or ("unusable" if verdict and verdict.turned_down else None)))
         return out
+
+    def _figures(self, c: Candidates, i: int, gates: dict | None = None) -> dict[str, float | None]:
+        """What heads see of a candidate besides vectors."""
+        size = self.recipe.size(c.request.row["placement"])
+        return figures_of(vars(c.places[i].box), size, c.agreement(i).figures(), gates)
 
     def _finished(self, c: Candidates, i: int) -> np.ndarray:
         """A candidate as gates look at it, uint8 [H,W,3]: as it would be published, with shadow and tones, where one does."""
@@ -371,7 +412,7 @@ def _row(request: Request) -> dict:
         "own_scores": request.own,
         "candidate_scores": request.scores,
         "candidate_rejects": request.rejects,
-        "picks": [p.row() for p in sorted(request.picks, key=lambda p: (-p.score, p.number))],
+        "picks": [p.row() for p in sorted(request.picks, key=lambda p: (-p.wanted, p.number))],
         "shown": request.shown,
         "reject": None,
     }
@@ -385,5 +426,7 @@ def _shown(number: int, score: float, preview_u8: np.ndarray) -> dict:
 
 def _inspected(shown: dict, word: str | None, pick: Pick) -> None:
     light = pick.agreement.figures()
-    figures = pick.figures | {name: light[name] for name in _LIGHT_SHOWN}
+    figures = pick.figures | {name: light[name] for name in _LIGHT_SHOWN} | {"reward": pick.reward}
+    if pick.verdict:
+        figures |= {"unusable": pick.verdict.unusable, "like_rejected": pick.verdict.like_rejected or None}
     shown |= {"word": word, "figures": json.dumps({k: v for k, v in figures.items() if v is not None})}

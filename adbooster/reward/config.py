@@ -1,11 +1,11 @@
 """Settings of training heads, and what is said of them: held-out figures against CLIP alone."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
 from adbooster.contracts.evaluation import Interval
-from adbooster.contracts.settings import Config, Uri
+from adbooster.contracts.settings import Config, Pool, Uri
 
 
 class HeadTraining(Config):
@@ -52,6 +52,24 @@ class UsabilityTraining(HeadTraining):
     """The key of the sheets, `<sheet>.key.json`."""
     sheet_weight: float = Field(default=0.5, gt=0, le=1)
     """Part of a mark as which a majority on the sheets counts."""
+
+
+class Heads(Config):
+    """Which heads are trained, and by what their pictures are embedded; in a night's file `generate`'s models are taken."""
+
+    inherits: ClassVar = {"generate": {name: name for name in ("rank_model", "device", "threads")}}
+    reward: RewardTraining = RewardTraining()
+    """The learned score."""
+    usability: UsabilityTraining = UsabilityTraining()
+    """The usability gate."""
+    rank_model: Uri = ""
+    """The CLIP that ranks: a folder that open_clip saved."""
+    device: str = Field(default="cuda", pattern="^(cuda|cpu)$")
+    """Where it runs; never chosen by what is there."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads an actor."""
+    embed: Pool = Pool(batch=16)
+    """Actors that embed stored creatives and texts; what is embedded is kept in tables/vectors."""
 
 
 class Bin(BaseModel):
@@ -126,3 +144,26 @@ class UsabilityFigures(BaseModel):
     auc: float
     calibration: list[Bin]
     weights: dict[str, float]
+
+
+class Trained(BaseModel):
+    """A head below the root."""
+
+    uri: str
+    """what `generate.reward` or `generate.usability` is given"""
+    revision: str
+    new: bool
+    """false: the same examples had trained it before, and nothing was written"""
+    figures: RewardFigures | UsabilityFigures
+
+
+class HeadsReport(BaseModel):
+    """What was trained."""
+
+    creatives: int = 0
+    """that people have clicked or judged, and whose pictures are known"""
+    unknown: int = 0
+    """of them without a picture that can be read, or of which nothing is known any more"""
+    reward: Trained | None = None
+    usability: Trained | None = None
+    notes: list[str] = []

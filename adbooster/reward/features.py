@@ -27,9 +27,19 @@ def features(image_vectors: np.ndarray, other_vectors: np.ndarray, figures: Mapp
     )
 
 
-def layout_shares(layout: Mapping[str, int], width_px: int, height_px: int) -> dict[str, float]:
-    """The product's box as shares of its picture; `layout` as in tables/creatives."""
-    return {
+def figures_of(
+    layout: Mapping[str, int],
+    size: tuple[int, int],
+    light: Mapping[str, float | None],
+    gates: Mapping[str, float | None] | None = None,
+) -> dict[str, float | None]:
+    """The figures of a candidate by name: the product's box as shares of its picture, and what was measured of it.
+
+    layout, light, gates  as in tables/creatives; size: (width, height) of the picture that the layout is in
+    """
+    width_px, height_px = size
+    measured = {**light, **(gates or {})}
+    return {name: measured.get(name) for name in (*LIGHT, *GATES)} | {
         "product_width": layout["width_px"] / width_px,
         "product_height": layout["height_px"] / height_px,
         "product_left": layout["x_px"] / width_px,

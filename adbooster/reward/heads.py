@@ -69,6 +69,20 @@ class Card(BaseModel):
         """Whether a reward surely orders and predicts better than CLIP on products held out."""
         return bool(self.reward and self.reward.surely_better)
 
+    def gains(self) -> str:
+        """Of a reward, both gains over CLIP with their 95 % intervals."""
+        total = self.reward.total if self.reward else None
+        found = {"order (AUC)": total.auc_gain, "log-loss": total.log_loss_gain} if total else {}
+        return ", ".join(
+            f"{name} {g.mean:+.3g} [{g.low or 0:+.3g}, {g.high or 0:+.3g}]" if g else f"{name} not comparable"
+            for name, g in found.items()
+        )
+
+    @property
+    def why(self) -> str:
+        """Why a usability head has no threshold."""
+        return self.usability.why if self.usability else ""
+
     @property
     def threshold(self) -> float | None:
         """Probability of being unusable from which a picture is rejected; null: the head must not be used as a gate."""
@@ -93,15 +107,15 @@ class Head:
         """Calibrated probabilities [n], 0-1: of a click, or of being unusable."""
         return self.calibration.probabilities(self.logits(features))
 
-    def blend(self, clip_scores: np.ndarray, features: np.ndarray, weight: float) -> np.ndarray:
+    def blend(self, clip_scores: np.ndarray, logits: np.ndarray, weight: float) -> np.ndarray:
         """What candidates [n] are chosen by, in units of the CLIP score: (1 - weight) clip + weight learned.
 
-        The learned part is the log odds brought to the mean and spread of CLIP scores among candidates for one cohort,
+        The learned part is their `logits` brought to the mean and spread of CLIP scores among candidates for one cohort,
         so at a weight of 0.5 a standard deviation of either counts the same; a candidate's depends on no other's.
         """
         if (scale := self.card.scale) is None:
             raise ConfigError(f"a head of the kind {self.card.kind} orders no candidates; give one of the kind reward")
-        learned = (self.logits(features) - scale.logit_mean) / scale.logit_sd
+        learned = (logits - scale.logit_mean) / scale.logit_sd
         return (1 - weight) * clip_scores + weight * (scale.clip_mean + scale.clip_sd * learned)
 
     def nearest(self, image_vector: np.ndarray, most: int = 3) -> list[dict]:

@@ -39,6 +39,7 @@ TABLES = {
     "shown": schema.SHOWN,
     "outcomes": schema.OUTCOMES,
     "allocations": schema.ALLOCATIONS,
+    "vectors": schema.VECTORS,
 }
 
 

@@ -11,6 +11,7 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.text import cell, text_of_cell
 from adbooster.evaluate import blind_sheet
 from adbooster.evaluate.config import Sheet
+from adbooster.measure import sheets
 from adbooster.pictures import images
 from tests.pages import chromium
 
@@ -164,5 +165,5 @@ def test_the_sheets_script_writes_cells_as_the_library_does(root, chromium):
         download.value.save_as(path.parent / "answers.csv")
         text = (path.parent / "answers.csv").read_text()
         assert next(csv.DictReader(io.StringIO(text)))["rater"] == cell(name)
-        assert blind_sheet._answers("answers.csv", text) == [(name, 1, "left")]
+        assert sheets.answers_of("answers.csv", text) == [(name, 1, "left")]
     page.close()

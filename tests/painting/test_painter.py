@@ -128,7 +128,7 @@ def test_lossy_files_record_what_the_product_lost(stocked):
 def test_every_creative_says_what_made_it(stocked):
     made = staged(stocked, [])[0]
     empty = {k for k, v in made.items() if v is None}
-    assert empty == {"fallback_reason", "reject"}
+    assert empty == {"fallback_reason", "reject", "arm", "reward", "unusable"}, "in no experiment, and by CLIP alone"
     assert json.dumps(made["layout"])
     assert np.isclose(made["margin"], made["clip_score"] - 0.1, atol=1e-6)
 
