@@ -215,6 +215,7 @@ REQUESTS = _schema(
     mask_uri=pa.string(),
     own_photo_uris=_TEXTS,
     round=pa.int32(),
+    again_for=pa.string(),  # reject word that the round before ended on; null in the first
     reject=pa.string(),
 )
 LAYOUT = pa.struct([(name, pa.int32()) for name in ("x_px", "y_px", "width_px", "height_px")])
@@ -439,6 +440,21 @@ LOOKS = _schema(
     reject=pa.string(),
 )
 
+# What a vision model saw in a picture, by the digest of the picture's bytes, all that was asked, and who was asked.
+SIGHTINGS = _schema(
+    sighting_id=pa.string(),
+    sha256=pa.string(),  # of the picture
+    floating=pa.bool_(),  # null, as for all that follow: it was not asked
+    wrong_scale=pa.bool_(),
+    extra_product=pa.bool_(),
+    people=pa.bool_(),
+    text=pa.bool_(),
+    other_scene=pa.bool_(),
+    tasteless=pa.bool_(),
+    why=pa.string(),  # in the model's words, cleaned; nothing follows from it
+    model=pa.string(),
+    run_id=pa.string(),  # the run that asked
+)
 
 # A creative to be extended: the frame reaches beyond it.
 EXTENSION_REQUESTS = _schema(
