@@ -17,9 +17,11 @@ from adbooster.seeing.questions import Answer, Picture, name
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
-SAVE_S = 20  # a run that is killed asks again about what it was told in so many seconds at most
-SAVE_ROWS = 500
-_BATCH = 8  # calls of each connection between two times that answers may be kept
+SAVE_S, SAVE_ROWS = (
+    20,
+    500,
+)  # between two times that answers are kept; a run that is killed asks again about those after it
+_BATCH = 4  # calls of each connection after which answers may be kept
 OVER_BUDGET = "over max_calls"
 
 

@@ -241,7 +241,7 @@ def test_long_reviews_keep_answers_as_they_come(server, root, monkeypatch):
     server.default = answer
     look(root, server.seeing(concurrency=1), *(picture(root, i) for i in range(20)))
     assert kept[0] == 0
-    assert kept[-1] >= 8, "before the last picture was answered, others were kept"
+    assert kept[-1] >= 4, "before the last picture was answered, others were kept"
 
 
 def test_what_goes_wrong_in_the_storage_is_raised(server, root, monkeypatch):
