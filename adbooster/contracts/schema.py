@@ -440,20 +440,20 @@ LOOKS = _schema(
     reject=pa.string(),
 )
 
-# What a vision model saw in a picture, by the digest of the picture's bytes, all that was asked, and who was asked.
+# What a vision model saw in the picture with these bytes, by the digest of them, all that was asked, and who was asked.
 SIGHTINGS = _schema(
     sighting_id=pa.string(),
-    sha256=pa.string(),  # of the picture
-    floating=pa.bool_(),  # null, as for all that follow: it was not asked
-    wrong_scale=pa.bool_(),
-    extra_product=pa.bool_(),
-    people=pa.bool_(),
-    text=pa.bool_(),
-    other_scene=pa.bool_(),
-    tasteless=pa.bool_(),
+    sha256=pa.string(),
+    seen_floating=pa.bool_(),  # null, as for the others: it was not asked
+    seen_wrong_scale=pa.bool_(),
+    seen_extra_product=pa.bool_(),
+    seen_people=pa.bool_(),
+    seen_text=pa.bool_(),
+    seen_other_scene=pa.bool_(),
+    seen_tasteless=pa.bool_(),
     why=pa.string(),  # in the model's words, cleaned; nothing follows from it
     model=pa.string(),
-    run_id=pa.string(),  # the run that asked
+    run_id=pa.string(),
 )
 
 # A creative to be extended: the frame reaches beyond it.

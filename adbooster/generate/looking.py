@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adbooster.painting.gates import asks_for_people
-from adbooster.seeing.config import WORDS, Seeing, SeeingFigures
+from adbooster.seeing.config import WORDS, Seeing, SeeingFigures, reject_word
 from adbooster.seeing.questions import Picture
 from adbooster.seeing.review import Review
 from adbooster.storage.objects import Root
@@ -61,7 +61,7 @@ class SeeingGate:
             return None
         wanted = {"people"} if asks_for_people(picture.text) else set()
         seen = (w for w in WORDS if w in self.seeing.reject and w not in wanted and answer.found.get(w))
-        return next((f"seen_{word}" for word in seen), None)
+        return next((reject_word(word) for word in seen), None)
 
 
 def _pictures(staged: pa.Table) -> list[Picture | None]:

@@ -10,6 +10,11 @@ Word = Literal["floating", "wrong_scale", "extra_product", "people", "text", "ot
 WORDS: tuple[Word, ...] = get_args(Word)
 
 
+def reject_word(word: str) -> str:
+    """What a creative is rejected for where the answer to a question is yes, and the column of tables/sightings."""
+    return f"seen_{word}"
+
+
 class Seeing(Endpoint):
     """A vision model behind an OpenAI-compatible endpoint, what it is asked, and what follows."""
 

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from adbooster.contracts import schema
 from adbooster.contracts.errors import PublishConflict
-from adbooster.seeing.config import WORDS, Seeing
+from adbooster.seeing.config import WORDS, Seeing, reject_word
 from adbooster.seeing.questions import Answer, Picture
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
@@ -19,10 +19,13 @@ log = logging.getLogger(__name__)
 def known(root: Root, names: Collection[str]) -> dict[str, Answer]:
     """By name, the answers that are kept."""
     wanted = pc.field("sighting_id").isin(pa.array(list(names), pa.string()))
-    rows = tables.read(root, "sightings", ["sighting_id", *WORDS, "why"], where=wanted).to_pylist()
-    return {
-        row["sighting_id"]: Answer({w: row[w] for w in WORDS if row[w] is not None}, row["why"] or "") for row in rows
-    }
+    rows = tables.read(root, "sightings", ["sighting_id", *map(reject_word, WORDS), "why"], where=wanted).to_pylist()
+    return {row["sighting_id"]: _answer(row) for row in rows}
+
+
+def _answer(row: dict) -> Answer:
+    asked = {word: row[reject_word(word)] for word in WORDS}
+    return Answer({word: yes for word, yes in asked.items() if yes is not None}, row["why"] or "")
 
 
 def spent(root: Root, run_id: str) -> int:
@@ -35,7 +38,7 @@ def keep(root: Root, run_id: str, seeing: Seeing, answers: Mapping[str, tuple[Pi
     """Commit answers by name; another run that commits its own at the same time does not matter."""
     rows = [
         {"sighting_id": name, "sha256": picture.sha256, "why": answer.why, "model": seeing.model, "run_id": run_id}
-        | answer.found
+        | {reject_word(word): yes for word, yes in answer.found.items()}
         for name, (picture, answer) in answers.items()
     ]
     if not rows:

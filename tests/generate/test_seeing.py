@@ -101,7 +101,7 @@ def test_what_is_refused_is_painted_again_and_the_rest_stays(server, stages, sto
     assert report.repainted_duplicates == 0
     texts = [text for text, _ in server.default.pictures]
     assert Counter(texts) == {HALLOWEEN: 2, "teapot, a snowy winter day": 1}
-    refused = tables.read(stocked, "sightings", where=pa.compute.field("floating"))["sha256"].to_pylist()
+    refused = tables.read(stocked, "sightings", where=pa.compute.field("seen_floating"))["sha256"].to_pylist()
     assert len(refused) == 1
     assert not set(refused) & {r["sha256"] for r in live(stocked).values()}
 
