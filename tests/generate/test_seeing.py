@@ -138,6 +138,15 @@ def test_a_run_that_was_killed_asks_nothing_twice(server, stages, stocked):
     assert report.published == 2
 
 
+def test_creatives_are_looked_at_as_the_painters_pools_finish_them(warm_ray, server, stocked):
+    server.default = lambda *_: seen("text")
+    report = night(stocked, server, recipe=RECIPE | {"max_rounds": 1})
+    assert report.fallback_reasons == {"seen_text": 2}
+    assert (report.published, report.seeing.calls, report.seeing.repainted) == (2, 2, 2)
+    page = stocked.read("runs/r1/gallery.json").decode()
+    assert page.count('"word": "seen_text"') == 2, "the page says of each candidate that won why it is not live"
+
+
 @pytest.mark.parametrize(
     ("answer", "changes", "reasons"),
     [
