@@ -17,10 +17,9 @@ from adbooster.seeing.questions import Answer, Picture, name
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
-SAVE_S, SAVE_ROWS = (
-    20,
-    500,
-)  # between two times that answers are kept; a run that is killed asks again about those after it
+# Answers are kept when this is over, between two batches of calls; a run that is killed asks again about those after it.
+SAVE_S = 20
+SAVE_ROWS = 500
 _BATCH = 4  # calls of each connection after which answers may be kept
 OVER_BUDGET = "over max_calls"
 
