@@ -36,10 +36,15 @@ def response_format(endpoint: Endpoint, name: str, properties: dict[str, Any]) -
     if endpoint.response_format == "json_object":
         return {"response_format": {"type": "json_object"}}
     if endpoint.response_format == "json_schema":
-        wanted = {"type": "object", "properties": properties, "required": list(properties)}
-        strict = {"name": name, "strict": True, "schema": wanted | {"additionalProperties": False}}
+        strict = {"name": name, "strict": True, "schema": object_schema(properties)}
         return {"response_format": {"type": "json_schema", "json_schema": strict}}
     return {}
+
+
+def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
+    """JSON schema of an object with these properties, all required, and no others."""
+    required = list(properties)
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
 def json_in(content: str | None) -> str:
