@@ -216,6 +216,7 @@ REQUESTS = _schema(
     mask_uri=pa.string(),
     own_photo_uris=_TEXTS,
     round=pa.int32(),
+    again_for=pa.string(),  # reject word that the round before ended on; null in the first
     reject=pa.string(),
 )
 LAYOUT = pa.struct([(name, pa.int32()) for name in ("x_px", "y_px", "width_px", "height_px")])
@@ -469,6 +470,22 @@ VECTORS = _schema(
     vector=pa.list_(pa.float32()),  # of the picture, or of the text
     scene_vector=pa.list_(pa.float32()),  # of the picture without its product; null of a text, and without the photo
     reject=pa.string(),
+)
+
+# What a vision model saw in the picture with these bytes, by the digest of them, all that was asked, and who was asked.
+SIGHTINGS = _schema(
+    sighting_id=pa.string(),
+    sha256=pa.string(),
+    seen_floating=pa.bool_(),  # null, as for the others: it was not asked
+    seen_wrong_scale=pa.bool_(),
+    seen_extra_product=pa.bool_(),
+    seen_people=pa.bool_(),
+    seen_text=pa.bool_(),
+    seen_other_scene=pa.bool_(),
+    seen_tasteless=pa.bool_(),
+    why=pa.string(),  # in the model's words, cleaned; nothing follows from it
+    model=pa.string(),
+    run_id=pa.string(),
 )
 
 # A creative to be extended: the frame reaches beyond it.

@@ -6,6 +6,7 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.evaluate.config import EvaluateConfig
 from adbooster.experiments.outcomes import read
 from adbooster.measure.checks import check_trials
+from adbooster.seeing.checks import check as check_seeing
 
 
 def check(config: EvaluateConfig) -> None:
@@ -18,3 +19,5 @@ def check(config: EvaluateConfig) -> None:
         )
     if config.outcomes.uri:
         read(config.outcomes.uri, config.signing_key_env)
+    if config.seeing:
+        check_seeing(config.seeing)

@@ -5,6 +5,7 @@ from pydantic import BaseModel, Field
 from adbooster.contracts.evaluation import Evaluation
 from adbooster.contracts.settings import Config, Pool, Uri
 from adbooster.measure.config import Trial, TrialsConfig
+from adbooster.seeing.config import Seeing, SeeingFigures
 
 
 class Outcomes(Config):
@@ -45,6 +46,9 @@ class EvaluateConfig(TrialsConfig):
     """What users did."""
     sheet: Sheet = Sheet()
     """A blind side-by-side sheet for people."""
+    seeing: Seeing | None = None
+    """A vision model that looks at the live creatives that are measured; null: none. To judge the gate of `generate` it should be
+    another model than that one."""
 
 
 class EvaluateReport(BaseModel):
@@ -63,6 +67,8 @@ class EvaluateReport(BaseModel):
     """Requests measured by trial; in a dry run, those of the panel."""
     to_retire: int = 0
     sheet_pairs: int = 0
+    seeing: SeeingFigures | None = None
+    """null: no vision model was asked"""
     evaluation_uri: str | None = None
     gallery_uri: str | None = None
     """The run's page, where `generate` made one."""

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from adbooster.contracts import schema
 from adbooster.contracts.evaluation import KINDS, Evaluation, Experiment, Figure
 from adbooster.contracts.naming import digest
-from adbooster.evaluate import blind_sheet, comparison, outcomes
+from adbooster.evaluate import blind_sheet, comparison, outcomes, vision
 from adbooster.evaluate.config import EvaluateConfig, EvaluateReport
 from adbooster.evaluate.outcomes import OutcomesReport
 from adbooster.experiments.outcomes import read
@@ -18,6 +18,7 @@ from adbooster.measure import measurements, run, statistics, subjects, trials
 from adbooster.measure.config import CohortText, OwnPictures, Trial, revision
 from adbooster.painting.requests import staged_folder
 from adbooster.report import page
+from adbooster.seeing.checks import check_vision
 from adbooster.storage import tables
 from adbooster.storage.model_store import content_hash, local_copy
 from adbooster.storage.objects import Root
@@ -50,9 +51,14 @@ class Catalog:
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateReport:
-    """Measure what is live and the trials, join outcomes, and write runs/<run_id>/evaluation.json; nothing is published."""
+    """Measure what is live and the trials, join outcomes, and write runs/<run_id>/evaluation.json; nothing is published.
+
+    raises  ConfigError for a vision model that does not see, before anything is measured
+    """
     started = time.monotonic()
     root = Root(config.root_uri)
+    if config.seeing and not config.dry_run:
+        check_vision(config.seeing)
     version = tables.version(root, "creatives")
     live = tables.read(root, "creatives", version=version)
     best = live.filter(pc.equal(live["rank"], 0))
@@ -83,6 +89,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         measured_live = best.filter(pc.is_in(best["creative_id"], of_live.measured["creative_id"]))
         sheet_pairs = _sheet(config, root, measured_live, catalog)
         parts.append(Findings(schema.LOOKS.empty_table(), notes=_sheet_notes(sheet_pairs, config.sheet.pairs)))
+    seen = None
+    if config.seeing:
+        figures, notes, seen = vision.look(root, config.run_id, config.seeing, some)
+        parts.append(Findings(schema.LOOKS.empty_table(), figures=figures, notes=notes))
     evaluation = _joined(config, parts)
     root.write(f"runs/{config.run_id}/evaluation.json", evaluation.model_dump_json(indent=2).encode())
     results = {
@@ -91,6 +101,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         "trials": {name: findings.measured.num_rows for name, findings in of_trials.items()},
         "to_retire": to_retire,
         "sheet_pairs": sheet_pairs,
+        "seeing": seen,
         "evaluation_uri": f"{root.uri}/runs/{config.run_id}/evaluation.json",
         "gallery_uri": page.write_report(root, config.run_id, evaluation.model_dump(mode="json")),
         "notes": evaluation.notes,

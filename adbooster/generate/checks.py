@@ -16,6 +16,7 @@ from adbooster.painting.brand_rules import read_brand_rules
 from adbooster.painting.checks import check_models
 from adbooster.painting.targeting import read_targeting
 from adbooster.prompts.checks import check as check_prompts
+from adbooster.seeing.checks import check as check_seeing
 from adbooster.storage import tables
 from adbooster.storage.model_store import local_copy
 from adbooster.storage.objects import Root
@@ -33,6 +34,8 @@ def check(config: GenerateConfig) -> None:
         read_brand_rules(config.brand_rules_uri, config.signing_key_env)
     if config.marks_uri:
         marks.read(config.marks_uri, config.signing_key_env)
+    if config.seeing:
+        check_seeing(config.seeing)
     recipe = config.recipe
     if recipe.keep > recipe.candidates:
         raise ConfigError(f"recipe.keep {recipe.keep} is more than recipe.candidates {recipe.candidates}")

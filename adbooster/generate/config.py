@@ -11,6 +11,7 @@ from adbooster.generate.marks import MarkFigures
 from adbooster.painting.config import BrandFigures, PaintingConfig, Targeting
 from adbooster.prompts.config import PromptFigures, Prompting
 from adbooster.report.uplift import Uplift
+from adbooster.seeing.config import Seeing, SeeingFigures
 
 
 class Value(Config):
@@ -66,6 +67,9 @@ class GenerateConfig(PaintingConfig):
     """Requests whose creatives the page shows; of these small pictures of all candidates are kept."""
     marks_uri: Uri = ""
     """A file of approvals and rejections that the page exported, or a folder of them; empty: only earlier ones."""
+    seeing: Seeing | None = None
+    """A vision model that looks at what would be published; what it rejects is painted again. null: none looks. It is no part of
+    a request's name: nothing that is live is painted anew because of it."""
 
 
 class GenerateReport(BaseModel):
@@ -114,6 +118,8 @@ class GenerateReport(BaseModel):
     prompts: PromptFigures = PromptFigures()
     brand_rules: BrandFigures = BrandFigures()
     marks: MarkFigures = MarkFigures()
+    seeing: SeeingFigures | None = None
+    """null: no vision model was asked"""
     uplift: dict[str, Uplift] = {}
     creatives_version: int | None
     gallery_uri: str | None = None

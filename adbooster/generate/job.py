@@ -14,6 +14,7 @@ from adbooster.generate.suggestions import suggest
 from adbooster.report import gallery
 from adbooster.report.page import write_report
 from adbooster.report.uplift import uplift
+from adbooster.seeing.checks import check_vision
 from adbooster.storage.buckets import Snapshot
 from adbooster.storage.objects import Root
 
@@ -24,9 +25,12 @@ def generate(config: GenerateConfig) -> GenerateReport:
     """Paint what is not painted yet, then publish the night as one commit of tables/creatives.
 
     raises  CoverageTooLow, PublishConflict; nothing of this run is live then, and what was painted is kept
+            ConfigError for a vision model that does not see, before anything is painted
     """
     started = time.monotonic()
     root = Root(config.root_uri)
+    if config.seeing and not config.dry_run:
+        check_vision(config.seeing)
     with NightPlan(config, root) as night:
         planned = _planned(config, night)
         counts = planned.requests, planned.already_live, planned.already_staged, planned.to_paint

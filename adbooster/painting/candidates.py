@@ -7,6 +7,7 @@ changes no request's name and no creative.
 import base64
 import json
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -66,7 +67,7 @@ def write(
         if candidate.number not in winners and candidate.word is None and candidate.score <= best_own:
             candidate.word = "below_original"
     thumbs = {c.seed: _thumb(winners[c.number], WINNER_PX) for c in painted if c.number in winners}
-    kept = {"candidates": [asdict(c) for c in painted], "winners": thumbs}
+    kept = {"candidates": [asdict(c) for c in painted], "winners": thumbs, "again_for": request.get("again_for")}
     name = f"{request['request_id']}-{request['round'] or 0}"
     root.write(f"{_folder(run_id)}/{name}.json", json.dumps(kept).encode())
 
@@ -75,22 +76,25 @@ def read(root: Root, made_by: dict[str, str]) -> dict[str, dict]:
     """What was kept, by request; those of which nothing was kept lack.
 
     made_by  the run that painted each request
-    returns  {"candidates": [as Candidate, by number], "winners": {seed: WebP in base64}}, of all its rounds
+    returns  {"candidates": [as Candidate, by number], "winners": {seed: WebP in base64}, "words": {seed: word}}, of all its
+             rounds; words are those for which winners were painted again
     """
-    files: dict[str, list[str]] = {}
+    files: dict[str, list[tuple[int, str]]] = {}
     for run_id in sorted(set(made_by.values())):
         for name in root.files(_folder(run_id)):
             request_id, _, first_round = name.removesuffix(".json").rpartition("-")
             if made_by.get(request_id) == run_id and first_round.isdigit():
-                files.setdefault(request_id, []).append(f"{_folder(run_id)}/{name}")
-    parts = each(lambda names: [json.loads(root.read(name)) for name in names], files.values())
+                files.setdefault(request_id, []).append((int(first_round), f"{_folder(run_id)}/{name}"))
+    parts = each(lambda names: [json.loads(root.read(name)) for _, name in sorted(names)], files.values())
     return {request_id: _joined(rounds) for request_id, rounds in zip(files, parts, strict=True)}
 
 
 def _joined(rounds: list[dict]) -> dict:
     numbered = {c["number"]: c for r in rounds for c in r["candidates"]}
     winners = {seed: thumb for r in rounds for seed, thumb in r["winners"].items()}
-    return {"candidates": [numbered[n] for n in sorted(numbered)], "winners": winners}
+    again = [(seed, later.get("again_for")) for former, later in pairwise(rounds) for seed in former["winners"]]
+    words = {seed: word for seed, word in again if word}
+    return {"candidates": [numbered[n] for n in sorted(numbered)], "winners": winners, "words": words}
 
 
 def _folder(run_id: str) -> str:

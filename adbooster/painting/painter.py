@@ -231,7 +231,7 @@ class Painter:
         out = []
         for row, text, own in zip(rows, texts, own_vectors, strict=True):
             places = {p.number: p for p in map(Place.read, row["places"])}
-            rejects = ["duplicate_background"] if row["round"] else []
+            rejects = [row["again_for"]] if row["again_for"] else []
             shown = [] if row["request_id"] <= self.shown_up_to else None
             scores = [float(v @ text) for v in own]
             out.append(Request(row, places, text, scores, row["round"] or 0, rejects, shown=shown))

@@ -247,7 +247,7 @@ class Planner:
         parts = [rows[n] for n in ("cohort_id", "placement", "text", "prompt", "negative_prompt")]
         rows["request_id"] = digests(products["made_of"].take(of_product), *parts, self.recipe_id)
         rows["round"] = pa.array(np.zeros(len(each), np.int32))
-        rows["reject"] = pa.nulls(len(each), pa.string())
+        rows["again_for"] = rows["reject"] = pa.nulls(len(each), pa.string())
         sold_out = products["product_id"].filter(pc.equal(products["available"], False)).combine_chunks()
         return Planned(schema.check(pa.table(rows), schema.REQUESTS), forbidden, kept, sold_out)
 

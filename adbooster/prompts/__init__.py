@@ -4,4 +4,4 @@ Enters: pairs of products and cohorts (schema.PAIRS). Leaves: the same rows with
 and scenes kept in tables/prompts. A prompt is part of a request's name: another wording repaints.
 """
 
-__all__ = ["checks", "config", "language_model", "templates", "writer"]
+__all__ = ["checks", "config", "endpoint", "language_model", "templates", "writer"]

@@ -11,8 +11,8 @@ from adbooster.contracts.settings import Config, Pool, Uri
 from adbooster.prompts.templates import NEGATIVE_PROMPT
 
 
-class LanguageModel(Config):
-    """A language model behind an OpenAI-compatible endpoint, or on the cluster's own machines."""
+class Endpoint(Config):
+    """An OpenAI-compatible endpoint, and how it is called."""
 
     base_url: str = ""
     """Address of the endpoint, such as http://vllm:8000/v1."""
@@ -20,22 +20,27 @@ class LanguageModel(Config):
     """Name of the model there."""
     api_key_env: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable that holds the key; not needed for an endpoint without authentication."""
-    local_model: Uri = ""
-    """Instead of an endpoint: a causal model's folder in transformers layout, safetensors only, run on the cluster."""
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """What runs the local model: vLLM through ray.data.llm, or transformers in a pool; auto: vLLM where it is installed."""
-    pool: Pool = Pool()
-    """Actors in which transformers runs the local model; on GPUs if they reserve any."""
     response_format: str = Field(default="json_schema", pattern="^(json_schema|json_object|text)$")
     """How JSON is requested from the endpoint; answers are checked in any case."""
-    temperature: float = Field(default=0.0, ge=0, le=2)
-    """Sampling temperature."""
     timeout_s: float = Field(default=30, gt=0)
     """Seconds for one call."""
     max_retries: int = Field(default=3, ge=0, le=10)
     """Further calls after 408, 409, 429, 5xx and lost connections, with exponential backoff."""
     concurrency: int = Field(default=8, ge=1, le=512)
     """Calls at once."""
+
+
+class LanguageModel(Endpoint):
+    """A language model behind an OpenAI-compatible endpoint, or on the cluster's own machines."""
+
+    local_model: Uri = ""
+    """Instead of an endpoint: a causal model's folder in transformers layout, safetensors only, run on the cluster."""
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """What runs the local model: vLLM through ray.data.llm, or transformers in a pool; auto: vLLM where it is installed."""
+    pool: Pool = Pool()
+    """Actors in which transformers runs the local model; on GPUs if they reserve any."""
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """Sampling temperature."""
     max_calls: int = Field(default=10_000, ge=0)
     """Prompts a run may request; pairs beyond it fall back."""
     max_words: int = Field(default=60, ge=5)

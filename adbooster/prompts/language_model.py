@@ -3,21 +3,17 @@
 import asyncio
 import json
 import logging
-import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest
 from adbooster.contracts.text import clean
+from adbooster.prompts import endpoint
 from adbooster.prompts.config import LanguageModel
-
-if TYPE_CHECKING:
-    import openai
 
 log = logging.getLogger(__name__)
 INSTRUCTIONS = (
@@ -92,9 +88,8 @@ def parse(content: str, request: SceneRequest, max_words: int) -> Scene:
     raises ValueError with the reason why it is not one: not JSON, too long, or with more than a scene (links, markup,
            commands, people, text, the product itself)
     """
-    match = re.search(r"\{.*\}", content or "", re.S)
     try:
-        scene = Scene.model_validate_json(match.group() if match else "")
+        scene = Scene.model_validate_json(endpoint.json_in(content))
     except ValidationError as e:
         raise ValueError(f"no valid JSON: {e.errors()[0]['msg']}") from None
     scene = Scene.model_construct(
@@ -142,9 +137,7 @@ async def _send_some(requests: dict[str, SceneRequest], llm: LanguageModel) -> A
     import openai
 
     answers, gate, in_a_row = Answers(), asyncio.Semaphore(llm.concurrency), 0
-    whole_s = (llm.timeout_s + 10) * (
-        llm.max_retries + 1
-    )  # a server that sends byte after byte restarts the client's own time-out
+    whole_s = endpoint.whole_s(llm)
 
     async def send(client: openai.AsyncOpenAI, key: str, request: SceneRequest) -> None:
         nonlocal in_a_row
@@ -160,18 +153,11 @@ async def _send_some(requests: dict[str, SceneRequest], llm: LanguageModel) -> A
                 answers.refused[key] = str(e)
             except (openai.OpenAIError, TimeoutError, IndexError, AttributeError, TypeError) as e:
                 in_a_row += 1
-                answers.failed[key] = _reason(e)
+                answers.failed[key] = endpoint.reason(e)
 
-    async with _client(llm) as client:
+    async with endpoint.client(llm) as client:
         await asyncio.gather(*(send(client, key, request) for key, request in requests.items()))
     return answers
-
-
-def _client(llm: LanguageModel) -> "openai.AsyncOpenAI":
-    import openai
-
-    key = os.environ.get(llm.api_key_env) or "none"
-    return openai.AsyncOpenAI(base_url=llm.base_url, api_key=key, timeout=llm.timeout_s, max_retries=llm.max_retries)
 
 
 def _body(request: SceneRequest, llm: LanguageModel) -> dict:
@@ -181,29 +167,20 @@ def _body(request: SceneRequest, llm: LanguageModel) -> dict:
         "temperature": llm.temperature,
         "max_tokens": llm.max_tokens,
     }
-    if llm.response_format == "json_object":
-        body["response_format"] = {"type": "json_object"}
-    if llm.response_format == "json_schema":
-        wanted = {"name": "scene", "strict": True, "schema": strict_schema()}
-        body["response_format"] = {"type": "json_schema", "json_schema": wanted}
-    return body
+    return body | endpoint.response_format(llm, "scene", _PROPERTIES)
+
+
+_PROPERTIES = {name: {"type": "string"} for name in Scene.model_fields}
 
 
 def strict_schema() -> dict:
     """JSON schema of an answer."""
-    texts = {name: {"type": "string"} for name in Scene.model_fields}
-    return {"type": "object", "properties": texts, "required": list(texts), "additionalProperties": False}
-
-
-def _reason(e: Exception) -> str:
-    """Kind and status alone: an endpoint's own message may hold a part of the key or of the data."""
-    status = getattr(e, "status_code", None)
-    return f"{type(e).__name__}{f' {status}' if status else ''}"
+    return endpoint.object_schema(_PROPERTIES)
 
 
 def check(llm: LanguageModel) -> None:
     """raises ConfigError for settings that cannot work and, with `fallback` off, for an endpoint that does not answer"""
-    if not (llm.base_url.startswith(("http://", "https://")) and llm.model):
+    if not endpoint.is_address(llm):
         raise ConfigError(
             f"prompts of style llm need llm.base_url (http or https) and llm.model, or llm.local_model; "
             f"base_url is {llm.base_url!r}, model {llm.model!r}"
@@ -216,24 +193,15 @@ async def _probe(llm: LanguageModel) -> None:
     import openai
 
     try:
-        async with _client(llm) as client:
+        async with endpoint.client(llm) as client:
             await asyncio.wait_for(client.with_options(max_retries=0).models.list(), llm.timeout_s + 5)
     except (openai.APIConnectionError, TimeoutError) as e:
         raise ConfigError(
-            f"the endpoint {llm.base_url} does not answer ({_reason(e)}) and llm.fallback is off"
+            f"the endpoint {llm.base_url} does not answer ({endpoint.reason(e)}) and llm.fallback is off"
         ) from None
     except (openai.AuthenticationError, openai.PermissionDeniedError) as e:
         raise ConfigError(
-            f"the endpoint {llm.base_url} refuses the key in {llm.api_key_env} ({_reason(e)}) and llm.fallback is off"
+            f"the endpoint {llm.base_url} refuses the key in {llm.api_key_env} ({endpoint.reason(e)}) and llm.fallback is off"
         ) from None
     except openai.OpenAIError:
         pass  # it answers; some servers list no models
-
-
-def reasons(given: Iterable[str]) -> dict[str, int]:
-    """How often each reason was given, without what it quotes."""
-    counts: dict[str, int] = {}
-    for reason in given:
-        short = reason.split(":")[0]
-        counts[short] = counts.get(short, 0) + 1
-    return dict(sorted(counts.items()))

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError, PublishConflict
 from adbooster.contracts.text import clean
-from adbooster.prompts import language_model, local_model
+from adbooster.prompts import endpoint, language_model, local_model
 from adbooster.prompts.config import Brand, LanguageModel, PromptFigures, Prompting
 from adbooster.prompts.joined import SEPARATOR, Joined, Texts, both, by_value
 from adbooster.prompts.language_model import Answers, Scene, SceneRequest
@@ -183,8 +183,8 @@ def _scenes(
         "cached": len(scenes),
         "called": len(to_send),
         "over_budget": over_budget,
-        "failed": language_model.reasons(answers.failed.values()),
-        "refused": language_model.reasons(answers.refused.values()),
+        "failed": endpoint.reasons(answers.failed.values()),
+        "refused": endpoint.reasons(answers.refused.values()),
     }
 
 

@@ -193,18 +193,17 @@ def _creative(row: dict, kept: dict | None, live: set[str], pictures: Pictures) 
     figures = (row["gates"] or {}) | (row["light"] or {})
     entry["gates"] = {k: _rounded(v) for k, v in figures.items() if v is not None}
     if kept:
-        entry["candidates"] = [
-            _candidate(c, entry["seed"], set(kept["winners"]) - live, pictures) for c in kept["candidates"]
-        ]
+        words = {seed: kept["words"].get(seed, "duplicate_background") for seed in kept["winners"].keys() - live}
+        entry["candidates"] = [_candidate(c, entry["seed"], words, pictures) for c in kept["candidates"]]
     else:
         entry["candidates"] = [{"score": _rounded(s)} for s in row["candidate_scores"] or ()]
     return entry
 
 
-def _candidate(candidate: dict, won: str, stepped_back: set[str], pictures: Pictures) -> dict:
+def _candidate(candidate: dict, won: str, stepped_back: dict[str, str], pictures: Pictures) -> dict:
+    """stepped_back  words of those that won their round and are not live"""
     entry = {name: candidate[name] for name in ("seed", "score", "word")}
-    if candidate["seed"] in stepped_back:  # it won its round and is not live: another winner has its scene
-        entry["word"] = "duplicate_background"
+    entry["word"] = stepped_back.get(candidate["seed"], entry["word"])
     figures = {k: _rounded(v) for k, v in candidate["figures"].items()}
     return entry | {"figures": figures, "thumb": pictures.add(candidate["thumb"]), "won": candidate["seed"] == won}
 

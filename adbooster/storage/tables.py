@@ -34,6 +34,7 @@ TABLES = {
     "marks": schema.MARKS,
     "decisions": schema.DECISIONS,
     "looks": schema.LOOKS,
+    "sightings": schema.SIGHTINGS,
     "deliveries": schema.DELIVERIES,
     "withdrawals": schema.WITHDRAWALS,
     "shown": schema.SHOWN,

@@ -3,6 +3,7 @@ import hashlib
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from adbooster.contracts import schema
 from adbooster.painting import candidates
@@ -73,13 +74,14 @@ def test_the_same_request_keeps_the_same_bytes(stocked):
     assert files() == first
 
 
-def test_a_winner_whose_scene_was_anothers_says_so(stocked):
+@pytest.mark.parametrize("word", ["duplicate_background", "seen_text"])
+def test_a_winner_that_stepped_back_says_why(stocked, word):
     rows = one(stocked)
     painted(stocked, rows=rows)
-    at = rows.schema.get_field_index("round")
-    second = painted(stocked, rows=rows.set_column(at, "round", pa.array([1], pa.int32())))
+    again = rows.to_pylist()[0] | {"round": 1, "again_for": word}
+    second = painted(stocked, rows=pa.Table.from_pylist([again], schema.REQUESTS))
     data = gallery.collect(stocked, "r1", scan(schema.fill(second, schema.CREATIVES)), 9)
     told = data["creatives"][0]["candidates"]
     assert len(told) == 4
     assert [c["won"] for c in told].count(True) == 1
-    assert [c["word"] for c in told].count("duplicate_background") == 1
+    assert [c["word"] for c in told].count(word) == 1

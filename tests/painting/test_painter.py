@@ -68,14 +68,18 @@ def test_what_does_not_fit_is_not_painted_again(stocked):
     assert original["background_phash"] is None
 
 
-def test_a_request_comes_back_for_its_next_round_or_ends_it(stocked):
+@pytest.mark.parametrize("word", ["duplicate_background", "seen_floating"])
+def test_a_request_comes_back_for_its_next_round_or_ends_it(stocked, word):
     rows = one(stocked)
-    at = rows.schema.get_field_index("round")
-    second = staged(stocked, [], rows=rows.set_column(at, "round", pa.array([1], pa.int32())))[0]
-    assert (second["round"], second["fallback"]) == (1, False)
+
+    def again(number):
+        row = rows.to_pylist()[0] | {"round": number, "again_for": word}
+        return staged(stocked, [], rows=pa.Table.from_pylist([row], schema.REQUESTS))[0]
+
+    second, over = again(1), again(2)
+    assert (second["round"], second["fallback"], second["candidate_rejects"]) == (1, False, [word])
     assert second["sha256"] != staged(stocked, [])[0]["sha256"]
-    over = staged(stocked, [], rows=rows.set_column(at, "round", pa.array([2], pa.int32())))[0]
-    assert (over["round"], over["fallback"], over["fallback_reason"]) == (2, True, "duplicate_background")
+    assert (over["round"], over["fallback"], over["fallback_reason"]) == (2, True, word)
 
 
 def test_every_word_is_known(stocked):
