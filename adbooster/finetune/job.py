@@ -59,7 +59,7 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
     reused = root.exists(known)
     if not reused and not config.dry_run:
         _check_cluster(config)
-        rows = _surveyed(config, root, training, held_out)
+        learned = _surveyed(config, root, training, held_out)
         run = TrainingRun(
             config=config,
             name=name,
@@ -70,7 +70,7 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
             architecture=architecture(local_copy(config.base), config.lora.rank, config.lora.targets),
             card=_card(config, version, rows),
         )
-        _train(config, root, rows, run)
+        _train(config, root, learned, run)
     results = _results(config, root, json.loads(root.read(known))) if root.exists(known) else _NO_WEIGHTS
     return FinetuneReport(
         run_id=config.run_id,

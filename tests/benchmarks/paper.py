@@ -1,11 +1,12 @@
-"""The paper's experiment on the tiny world: 15 profiles x 16 products, K = 4, base and fine-tuned weights.
+"""The paper's experiment on the tiny world: 15 profiles x 16 products, K = 4, base, fine-tuned and preference-tuned weights.
 
     python -m tests.benchmarks.paper --work paper-root
     python -m tests.benchmarks.paper --llm-base-url http://localhost:8000/v1 --llm-model some-instruct-model
 
 The 16 products are eight renders in two colours each. No embedded model (captioner, ranker, judge, painter) has seen one of
-the eight, nor has fine-tuning, which has 24 others and a root of its own. A killed run goes on where it was. The last line
-is one JSON object; its interval is over renders as clusters, as the two colours of one are alike.
+the eight, nor has fine-tuning, which has 24 others and a root of its own. Preference tuning starts from the fine-tuned weights,
+with pairs of their own paintings of those 24, ordered by `rank`: `judge` has no part in it. A killed run goes on where it was.
+The last line is one JSON object; its intervals are over renders as clusters, as the two colours of one are alike.
 """
 
 import argparse
@@ -58,8 +59,10 @@ def main() -> None:
     given = parser.parse_args()
     started = time.monotonic()
     panel, others = feeds(given.work.absolute())
-    weights = _weights(given.work.absolute() / "train", others)
-    config = _config(given, panel, weights)
+    train = given.work.absolute() / "train"
+    weights = _weights(train, others)
+    preferring = _preference_tuned(train, weights, given.quick)
+    config = _config(given, panel, weights, preferring)
     report = run(config, "adbooster.evaluate.job:evaluate")
     found = Evaluation.model_validate(json.loads(Path(report.evaluation_uri).read_text()))
     ray.shutdown()
@@ -131,7 +134,27 @@ def _weights(root: Path, feed: Path) -> str:
     return job(FinetuneConfig, root, "finetune").weights
 
 
-def _config(given: argparse.Namespace, feed: Path, weights: str) -> EvaluateConfig:
+def preferences(recipe: Recipe, products: int, cohorts: int) -> dict:
+    """Settings of finetune that learn from pairs of the base's own paintings on a root's products, ordered by `rank`."""
+    painting = {"dtype": "bfloat16", "paint": {"batch": 4}, "recipe": recipe.model_dump()}
+    panel = {"products": products, "cohorts": cohorts}
+    cold = {"by": "rank", "rank_model": str(TINY / "models" / "rank"), "panel": panel, **painting}
+    off = {"keep_base": 0.0, "prior": 0.0, "latents": {}, "border_weight": 1.0}
+    return off | {"batch": 8, "learning_rate": 5e-5, "preference": {"beta": 2000.0, "cold_start": cold}}
+
+
+def _preference_tuned(root: Path, weights: str, quick: bool) -> str:
+    """The fine-tuned weights after preference tuning; what they are measured on, products and judge, is not in it."""
+    flags = ["--config", str(TINY / "paper.yaml"), "--root-uri", str(root), "--run-id", "preference"]
+    recipe = load(EvaluateConfig, flags).recipe
+    changes = preferences(recipe, 4 if quick else 24, 4 if quick else 8) | {"base": weights}
+    if quick:
+        changes |= {"steps": 4, "preference": changes["preference"] | {"min_pairs": 2}}
+    config = FinetuneConfig.model_validate(load(FinetuneConfig, flags).model_dump() | changes)
+    return run(config, "adbooster.finetune.job:finetune").weights
+
+
+def _config(given: argparse.Namespace, feed: Path, weights: str, preferring: str) -> EvaluateConfig:
     root = given.work.absolute() / "panel"
     job(PrepareConfig, root, "prepare", feed_uri=feed, allowed_file_root="/")
     job(CohortsConfig, root, "cohorts")
@@ -142,7 +165,7 @@ def _config(given: argparse.Namespace, feed: Path, weights: str) -> EvaluateConf
     if given.llm_base_url:
         model = {"base_url": given.llm_base_url, "model": given.llm_model, "max_calls": 10_000}
         styles["llm"] = {"style": "llm", "llm": model}
-    kinds = {"base": str(TINY / "models" / "outpaint"), "fine-tuned": weights}
+    kinds = {"base": str(TINY / "models" / "outpaint"), "fine-tuned": weights, "preference-tuned": preferring}
     trials = [
         {"name": f"{kind}, {style}", "weights": uri, "prompts": prompts}
         for style, prompts in styles.items()
@@ -171,7 +194,7 @@ def _split(panel: Path, train: Path) -> str:
 
 def _result(given: argparse.Namespace, config: EvaluateConfig, found: Evaluation, weights: str) -> dict:
     """The last line: what the targets are about."""
-    root, names = Root(config.root_uri), ("base, qc", "fine-tuned, qc")
+    root, names = Root(config.root_uri), ("base, qc", "fine-tuned, qc", "preference-tuned, qc")
     products, cohorts = subjects.own_pictures(root), subjects.cohort_texts(root)
     render = {row["id"]: Path(row["image_link"]).stem for row in _rows(given.work.absolute() / "panel.tsv")}
     scores = []
@@ -180,14 +203,16 @@ def _result(given: argparse.Namespace, config: EvaluateConfig, found: Evaluation
         measured = measure_trial(root, config, trial, requests)  # of which all is known by now
         keys = zip(measured["product_id"].to_pylist(), measured["cohort_id"].to_pylist(), strict=True)
         scores.append(dict(zip(keys, statistics.values(measured)["judge_score"], strict=True)))
-    pairs = [key for key in scores[0] if key in scores[1]]
-    apart = np.array([scores[1][k] - scores[0][k] for k in pairs])
-    spread = intervals.mean(apart, [render[p].removesuffix(OTHER_COLOUR) for p, _ in pairs])
-    assert spread is not None
+    pairs = [key for key in scores[0] if all(key in some for some in scores)]
+    clusters = [render[p].removesuffix(OTHER_COLOUR) for p, _ in pairs]
     figures = {f.name: f.value for f in found.figures}
     result = {"pairs": len(pairs), "products": len({p for p, _ in pairs})}
-    result |= {f"judge_{s}": np.mean([x[k] for k in pairs]) for s, x in zip(("base", "tuned"), scores, strict=True)}
-    result |= {"judge_difference": spread.mean, "judge_difference_interval": [spread.low, spread.high]}
+    kinds = ("base", "tuned", "preference")
+    result |= {f"judge_{s}": np.mean([x[k] for k in pairs]) for s, x in zip(kinds, scores, strict=True)}
+    for name, after, before in (("judge", scores[1], scores[0]), ("judge_preference", scores[2], scores[1])):
+        spread = intervals.mean(np.array([after[k] - before[k] for k in pairs]), clusters)
+        assert spread is not None
+        result |= {f"{name}_difference": spread.mean, f"{name}_difference_interval": [spread.low, spread.high]}
     for short, kind in {
         "expansion": "expansion_share",
         "diversity": "diversity_of_cohort",

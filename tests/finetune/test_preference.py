@@ -11,6 +11,7 @@ import torch
 
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError, SchemaError
+from adbooster.contracts.settings import completed
 from adbooster.finetune import examples, preference
 from adbooster.finetune.checks import check as check_finetune
 from adbooster.finetune.config import ColdStart, FinetuneConfig, LatentCache, Lora, Preference
@@ -67,7 +68,8 @@ def tuning(root, pairs, tmp_path):
     def settings(**changes) -> FinetuneConfig:
         pap.write_table(pairs, tmp_path / "pairs.parquet")
         how = Preference(beta=BETA, pairs_uri=str(tmp_path / "pairs.parquet"), min_pairs=2)
-        return learning(root, **{"preference": how, "learning_rate": 1e-4} | changes)
+        small = {"threads": 1, "panel": {"pictures": 2, "paintings": 1, "num_inference_steps": 1}}
+        return learning(root, **{"preference": how, "learning_rate": 1e-4} | small | changes)
 
     return settings
 
@@ -158,7 +160,7 @@ def test_held_out_winners_are_preferred_after_training(root, tuning, pairs):
     after = panel.figures()
     assert after["accuracy"] == 1.0
     assert after["loss"] < before["loss"]
-    assert panel.grid().shape == (2 * 64, 3 * 64, 3)
+    assert panel.grid().shape == (64, 3 * 64, 3)
 
 
 def test_a_pair_that_cannot_be_read_counts_for_nothing(root, tuning, pairs):
@@ -246,6 +248,21 @@ def cold_start(**changes) -> Preference:
     recipe = {"candidates": 4, "num_inference_steps": 2, "size_px": 96, "paint_px": 64, "guidance_scale": 1.0}
     cold = {"by": "rank", "rank_model": str(MODELS / "rank"), "dtype": "float32", "paint_batch": 4, "recipe": recipe}
     return Preference.model_validate({"beta": BETA, "min_margin": 0.0, "cold_start": cold} | changes)
+
+
+def test_a_cold_start_paints_as_the_nights_file_says():
+    """Recipe and models come from the sections of the jobs that have them, where the cold start gives none of its own."""
+    sections = {
+        "generate": {"rank_model": "/rank", "recipe": {"num_inference_steps": 7}, "paint_batch": 3, "weights": "/w"},
+        "evaluate": {"judge_model": "/judge"},
+    }
+    own = {"root_uri": "/r", "base": "/w", "preference": {"beta": 9, "cold_start": {"by": "rank", "paint_batch": 5}}}
+    cold = FinetuneConfig.model_validate(completed(FinetuneConfig, own, sections)).preference.cold_start
+    assert (cold.rank_model, cold.judge_model) == ("/rank", "/judge")
+    assert (cold.recipe.num_inference_steps, cold.paint_batch) == (7, 5)
+    own["preference"] = {"beta": 9}
+    cold = FinetuneConfig.model_validate(completed(FinetuneConfig, own, sections)).preference.cold_start
+    assert cold == ColdStart()
 
 
 def test_runs_on_scenes_keep_their_names_and_pairs_decide_theirs(scenes, pairs, tuning):
