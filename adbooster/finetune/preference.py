@@ -122,7 +122,7 @@ def _from_file(uri: str, signing_key_env: str) -> pa.Table:
     except pa.ArrowInvalid as e:
         raise ConfigError(f"the pairs file {uri} is no Parquet file: {e}") from e
     rows = schema.check(rows, schema.PREFERENCES, f"the pairs file {uri}")
-    for name in ("pair_id", "prompt", "winner_uri", "loser_uri", "winner_layout", "loser_layout"):
+    for name in (n for n in schema.PREFERENCES.names if n not in ("cohort_id", "placement")):
         if rows[name].null_count:
             raise ConfigError(f"the pairs file {uri} has {rows[name].null_count} rows without {name}")
     return united([rows])

@@ -68,7 +68,7 @@ def main() -> None:
         paper.job(PrepareConfig, root, "prepare", feed_uri=feed, allowed_file_root="/")
         paper.job(CohortsConfig, root, "cohorts")
     trials, trained = [{"name": "base", "weights": str(paper.TINY / "models" / "outpaint")}], {}
-    ways = WAYS | {"preference": paper.preferences(_recipe(given, train), 24, 6)}
+    ways = WAYS | {"preference": paper.preferences(_recipe(given, train), 24, 4)}
     for name, values in ({n: ways[n] for n in given.only if n in ways} | given.also).items():
         flags = ["--config", str(paper.TINY / "paper.yaml"), "--root-uri", str(train), "--run-id", "finetune"]
         config = load(FinetuneConfig, flags)

@@ -147,7 +147,7 @@ def _preference_tuned(root: Path, weights: str, quick: bool) -> str:
     """The fine-tuned weights after preference tuning; what they are measured on, products and judge, is not in it."""
     flags = ["--config", str(TINY / "paper.yaml"), "--root-uri", str(root), "--run-id", "preference"]
     recipe = load(EvaluateConfig, flags).recipe
-    changes = preferences(recipe, 4 if quick else 24, 4 if quick else 8) | {"base": weights}
+    changes = preferences(recipe, 4 if quick else 24, 4) | {"base": weights, "steps": 80}
     if quick:
         changes |= {"steps": 4, "preference": changes["preference"] | {"min_pairs": 2}}
     config = FinetuneConfig.model_validate(load(FinetuneConfig, flags).model_dump() | changes)

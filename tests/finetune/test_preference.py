@@ -399,7 +399,7 @@ def test_a_rejected_creative_is_found_where_the_table_last_had_it(stocked, packs
         check_finetune(config)
 
 
-def test_settings_and_files_that_cannot_work(root, scenes, tuning, tmp_path):
+def test_settings_and_files_that_cannot_work(pairs, tuning, tmp_path):
     check_finetune(tuning())
     for changes, said in (
         ({"keep_base": 4.0}, "keep_base 4 is of learning from scenes"),
@@ -419,3 +419,6 @@ def test_settings_and_files_that_cannot_work(root, scenes, tuning, tmp_path):
     pap.write_table(pa.table({"pair_id": ["x"]}), tmp_path / "short")
     with pytest.raises(SchemaError, match="lacks the column 'product_id'"):
         check_finetune(tuning(preference=Preference(beta=1, pairs_uri=str(tmp_path / "short"))))
+    pap.write_table(schema.fill(pairs.drop_columns("mask_uri"), schema.PREFERENCES), tmp_path / "nulls")
+    with pytest.raises(ConfigError, match="has 6 rows without mask_uri"):
+        check_finetune(tuning(preference=Preference(beta=1, pairs_uri=str(tmp_path / "nulls"))))
