@@ -488,6 +488,42 @@ SIGHTINGS = _schema(
     run_id=pa.string(),
 )
 
+# A candidate of a trial's request that was kept as a finished picture.
+CANDIDATES = _schema(
+    request_id=pa.string(),
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    placement=pa.string(),
+    prompt=pa.string(),
+    photo_uri=pa.string(),
+    mask_uri=pa.string(),
+    uri=pa.string(),
+    layout=LAYOUT,
+    width_px=pa.int32(),
+    height_px=pa.int32(),
+    score=pa.float32(),  # CLIP cosine with the cohort's text
+    reject=pa.string(),
+)
+
+# Two pictures of one product, prompt and size, of which one is preferred; addresses are relative to the root.
+PREFERENCES = _schema(
+    pair_id=pa.string(),
+    product_id=pa.string(),
+    cohort_id=pa.string(),
+    prompt=pa.string(),
+    placement=pa.string(),
+    photo_uri=pa.string(),
+    mask_uri=pa.string(),
+    winner_uri=pa.string(),
+    loser_uri=pa.string(),
+    winner_layout=LAYOUT,
+    loser_layout=LAYOUT,
+    width_px=pa.int32(),  # of both pictures
+    height_px=pa.int32(),
+    source=pa.string(),  # approved (over rejected, by people), clicks, rank or judge
+    weight=pa.float32(),  # in the loss, 0-1
+)
+
 # A creative to be extended: the frame reaches beyond it.
 EXTENSION_REQUESTS = _schema(
     extension_id=pa.string(),

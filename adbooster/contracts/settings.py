@@ -94,13 +94,13 @@ def inherited(config_class: type[Config], sections: dict[str, Any]) -> dict[str,
 
 
 def completed(config_class: type[Config], own: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
-    """A job's own section with what it and the groups that are given in it take from other jobs' sections."""
+    """A job's own section with what it and the groups that are given in it, at any depth, take from other jobs' sections."""
     values = inherited(config_class, sections) | own
     for name, field in config_class.model_fields.items():
         groups = [k for k in (field.annotation, *get_args(field.annotation)) if isinstance(k, type)]
         for group in groups:
-            if issubclass(group, Config) and group.inherits and isinstance(values.get(name), dict):
-                values[name] = inherited(group, sections) | values[name]
+            if issubclass(group, Config) and isinstance(values.get(name), dict):
+                values[name] = completed(group, values[name], sections)
     return values
 
 

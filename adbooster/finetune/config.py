@@ -1,11 +1,14 @@
 """Settings and report of `jobs.finetune`, and what each training worker is given."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
+from adbooster.contracts.recipe import Recipe
 from adbooster.contracts.settings import Config, JobConfig, Pool, Uri
+from adbooster.measure.config import ComparisonPanel
+from adbooster.prompts.config import Prompting
 
 ADAPTER_FILE = "adapter.safetensors"  # of a LoRA run, beside the merged weights
 
@@ -45,6 +48,52 @@ class Panel(Config):
     """Sampler steps of these paintings."""
     guidance_scale: float = Field(default=5.0, ge=1)
     """Classifier-free guidance of these paintings."""
+
+
+class ColdStart(Config):
+    """Pairs from paintings of the base itself, for a shop that has neither marks nor outcomes yet: a CLIP orders them."""
+
+    inherits: ClassVar = {
+        "generate": {n: n for n in ("rank_model", "recipe", "prompts", "dtype", "paint", "paint_batch")},
+        "evaluate": {"judge_model": "judge_model"},
+    }
+    by: Literal["", "rank", "judge"] = ""
+    """Whose scores order the candidates of a request. The judge is no independent measure any more of weights that were
+    tuned on its own choices. Empty: no cold start."""
+    rank_model: Uri = ""
+    """The CLIP that ranks, a folder that open_clip saved; for `by: rank`."""
+    judge_model: Uri = ""
+    """The CLIP that judges; for `by: judge`."""
+    panel: ComparisonPanel = ComparisonPanel()
+    """The products and cohorts that are painted."""
+    recipe: Recipe = Recipe()
+    """How they are painted; all candidates of a request stand in one place, so that the scene is what differs."""
+    prompts: Prompting = Prompting()
+    """How a product and a cohort become text."""
+    dtype: str = Field(default="float16", pattern="^(float32|float16|bfloat16)$")
+    """Number format of the outpainter."""
+    paint: Pool = Pool(batch=8)
+    """Actors that paint and score."""
+    paint_batch: int = Field(default=16, ge=1)
+    """Paintings in one pass of the network."""
+
+
+class Preference(Config):
+    """Learn from pairs of pictures of which one is preferred, in place of the catalog's scenes (Diffusion-DPO)."""
+
+    beta: float = Field(default=0.0, ge=0)
+    """How dear it is to leave the base's predictions, which the loss is against; 2000 to 5000 are usual. 0: learn from scenes."""
+    pairs_uri: Uri = ""
+    """A Parquet file of pairs (schema.PREFERENCES); empty: approved over rejected creatives and surely higher over lower
+    click rates, as the root's tables have them."""
+    sure: float = Field(default=0.95, gt=0.5, lt=1)
+    """Probability that one click rate is above the other, from which on two creatives are a pair."""
+    min_pairs: int = Field(default=50, ge=2)
+    """Fewer pairs are not learned from."""
+    min_margin: float = Field(default=0.01, ge=0)
+    """Least difference between the scores of two candidates of the cold start that are a pair."""
+    cold_start: ColdStart = ColdStart()
+    """Pairs from paintings of the base, besides those of the tables."""
 
 
 class TrainingConfig(JobConfig):
@@ -102,6 +151,8 @@ class TrainingConfig(JobConfig):
     """Those texts, put after the product's words; empty: query and context of the cohorts in the tables, 256 at most."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """The published weights are this moving average, (1+n)/(10+n) at step n while that is less; 0: the last weights."""
+    preference: Preference = Preference()
+    """Learn from preferred pictures."""
     lora: Lora = Lora()
     """Train an adapter instead of the UNet."""
     empty_text_share: float = Field(default=0.1, ge=0, le=1)
@@ -143,7 +194,7 @@ NOT_DECIDING = {
     *("gradient_checkpointing", "max_failures", "samples_version", "keep_checkpoint"),
 }
 """Settings that leave the weights as they are: another value is the same run."""
-OF_THE_LOSS = ("border_weight", "border_share", "product_weight", "keep_base", "prior", "prior_texts")
+OF_THE_LOSS = ("border_weight", "border_share", "product_weight", "keep_base", "prior", "prior_texts", "preference")
 """Settings that came later: at their defaults a run has the name that it had without them."""
 
 
@@ -198,7 +249,10 @@ class FinetuneReport(BaseModel):
     reused: bool
     """These settings and data were trained before: the weights are those."""
     samples: int
+    """Pictures to learn from, or pairs of them."""
     held_out: int
+    pairs: dict[str, int] = {}
+    """Pairs by where they come from, held-out ones too; empty: scenes are learned from."""
     unreadable: int = 0
     """Pictures left out because their photo or mask could not be read."""
     samples_version: int | None = None
@@ -207,8 +261,11 @@ class FinetuneReport(BaseModel):
     loss_before: float | None
     """On held-out pictures, with the same noise and timesteps as `loss_after`."""
     loss_after: float | None
+    accuracy_before: float | None = None
+    """Of preference tuning: share of held-out pairs whose winner the weights prefer more than the base does; half of equals."""
+    accuracy_after: float | None = None
     images_per_s: float | None = None
-    """Of all workers together, without start, validation and checkpoints."""
+    """Pictures, or pairs, of all workers together, without start, validation and checkpoints."""
     run_uri: str | None = None
     """Where curves (tensorboard/), paintings (panel/) and checkpoints are."""
     seconds: float

@@ -1,4 +1,4 @@
-"""Training examples: pictures with a scene, their order, and where the window lies each time.
+"""Training examples: pictures with a scene or pairs of them, their order, and where the window lies each time.
 
 All of it follows from (seed, epoch, sample), so that any worker can make any example at any time, and a run that starts
 again at step n goes on with the examples it would have seen.
@@ -17,11 +17,16 @@ from adbooster.contracts.naming import digest
 from adbooster.contracts.settings import Pool
 from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import dataset, through
-from adbooster.finetune.config import TrainingConfig
-from adbooster.finetune.rows import PLANNED, SCENIC, SURVEYED
+from adbooster.finetune.config import FinetuneConfig, TrainingConfig
+from adbooster.finetune.preference import better_over_worse, scorer
+from adbooster.finetune.rows import PAIRS, PLANNED, PLANNED_PAIRS, SCENIC, SURVEYED
 from adbooster.finetune.stages import Surveyor
+from adbooster.measure import subjects, trials
+from adbooster.measure.config import Trial, TrialsConfig
+from adbooster.measure.run import keep_candidates
 from adbooster.pictures import layout
 from adbooster.storage import tables
+from adbooster.storage.model_store import content_hash, local_copy
 from adbooster.storage.objects import Root
 
 FEW = 1000  # pictures whose masks are read faster than actors start
@@ -65,10 +70,11 @@ class Plan:
 
     rows: pa.Table
     config: TrainingConfig
+    key = "sample_id"  # the column that names an example
 
     def batches(self) -> Iterator[Batch]:
         """Every epoch in another order; pictures wait until a batch of their aspect is full, into the next epoch if need be."""
-        keys = np.array([int(digest(s)[:16], 16) for s in self.rows["sample_id"].to_pylist()], np.uint64)
+        keys = np.array([int(digest(s)[:16], 16) for s in self.rows[self.key].to_pylist()], np.uint64)
         fits, waiting = self._fits(), [([], []) for _ in self.config.aspects]
         epoch = 0
         while True:
@@ -122,6 +128,49 @@ class Plan:
         wide, high, longest = (self.rows[n].to_numpy()[:, None] for n in ("width_px", "height_px", "longest_px"))
         share = longest / layout.widest(wide, high, np.array(self.config.aspects)[None])
         return (share <= self.config.product_scale[1]) | (share == share.min(1, keepdims=True))
+
+
+class PairPlan(Plan):
+    """The same over a table of PAIRS; each pair has the aspect of its pictures."""
+
+    key = "pair_id"
+
+    def __init__(self, rows: pa.Table, config: TrainingConfig):
+        aspects = tuple(sorted(set(rows["aspect"].to_pylist())))
+        super().__init__(rows, config.model_copy(update={"aspects": aspects}))
+
+    def planned(self, batches: list[Batch]) -> pa.Table:
+        rows = self.rows.select(PAIRS.names).take([r for b in batches for r in b.rows])
+        return schema.extend(rows, PLANNED_PAIRS, epoch=[e for b in batches for e in b.epochs])
+
+    def once(self) -> pa.Table:
+        """PLANNED_PAIRS rows of every pair, in the order of the table."""
+        return schema.extend(self.rows.select(PAIRS.names), PLANNED_PAIRS, epoch=[0] * self.rows.num_rows)
+
+    def _fits(self) -> np.ndarray:
+        return self.rows["aspect"].to_numpy()[:, None] == np.array(self.config.aspects)[None]
+
+
+def cold_start_pairs(root: Root, config: FinetuneConfig) -> pa.Table:
+    """Pairs of candidates that the base has painted, now or for an earlier run of the same settings."""
+    cold = config.preference.cold_start
+    shared = {name: getattr(cold, name) for name in ("dtype", "paint", "paint_batch", "panel")}
+    shared |= {name: getattr(config, name) for name in ("root_uri", "catalog", "run_id", "device", "threads")}
+    recipe = cold.recipe.model_copy(update={"layouts": 1})
+    # The CLIP that orders the candidates is the only one that is asked.
+    painting = TrialsConfig(**shared, recipe=recipe, rank_model=scorer(cold), judge_model="")
+    trial = Trial(name="cold start", weights=config.base, prompts=cold.prompts)
+    products, cohorts = subjects.own_pictures(root), subjects.cohort_texts(root)
+    rows, _ = trials.trial_requests(root, painting, trial, products, cohorts)
+    name = digest(content_hash(local_copy(painting.rank_model)), *sorted(rows["look_id"].to_pylist()))[:16]
+    candidates = keep_candidates(root, painting, trial, rows, f"runs/candidates-{name}")
+    return better_over_worse(candidates, cold.by, config.preference.min_margin)
+
+
+def pairs_to_place(pairs: pa.Table) -> pa.Table:
+    """schema.PREFERENCES as PAIRS."""
+    aspects = pc.divide(pairs["width_px"].cast(pa.float64()), pairs["height_px"].cast(pa.float64()))
+    return schema.fill(pairs.append_column("aspect", aspects), PAIRS)
 
 
 def planned_rows(plan: Plan, chosen: list[tuple[int, int]]) -> pa.Table:

@@ -55,10 +55,20 @@ class Aims(NamedTuple):
     product_weight: float = 1.0
     keep_base: float = 0.0
     prior: float = 0.0
+    beta: float = 0.0  # of preferences: batches hold pairs, all winners first, then their losers
 
     @property
     def need_base(self) -> bool:
-        return bool(self.keep_base or self.prior)
+        return bool(self.keep_base or self.prior or self.beta)
+
+
+class Asked(NamedTuple):
+    """What the UNet is asked about a batch: its input [N,9,h,w], timesteps [N], text states [N,T,D], other conditions."""
+
+    seen: torch.Tensor
+    t_N: torch.Tensor
+    states: torch.Tensor
+    more: dict
 
 
 PLAIN = Aims()  # the mean squared error of every picture
@@ -147,44 +157,74 @@ class InpaintingModel:
         unet    self.unet, or what wraps it for several workers
         source  of the weights by timestep: Hang et al., 2023 (arXiv 2303.09556), equation 5 and, for v, section 3.4
         """
+        asked, target = self._asked(batch)
+        predicted, near = self._predicted(unet, asked), _near(batch.mask, aims)
+        losses = ((predicted - target).square() * _weights(batch.mask, near, aims)).mean((1, 2, 3))
+        if aims.need_base:
+            from_base = (predicted - self._of_base(asked)).square()
+            losses = losses + aims.keep_base * (from_base * (1 - near)).mean((1, 2, 3))
+            losses = torch.where(batch.prior > 0, from_base.mean((1, 2, 3)), losses)
+        return self._by_timestep(losses, asked.t_N, aims)
+
+    def preferences(self, unet: torch.nn.Module, batch: Encoded, aims: Aims) -> torch.Tensor:
+        """float [N/2]: of each pair the logit that its winner is preferred, under weights whose reference is the base.
+
+        The winners are the first half of the batch, and a loser has its winner's noise and timestep. What counts is the
+        painted part alone, each picture's own.
+        """
+        asked, target = self._asked(batch)
+        where = _weights(batch.mask, _near(batch.mask, aims), aims._replace(product_weight=0.0))
+        own, base = (
+            self._by_timestep(((predicted - target).square() * where).mean((1, 2, 3)), asked.t_N, aims)
+            for predicted in (self._predicted(unet, asked), self._of_base(asked))
+        )
+        return preference_logits(own, base, aims.beta)
+
+    def _asked(self, batch: Encoded) -> tuple[Asked, torch.Tensor]:
+        """The batch with its noise, and what the UNet should predict of it, [N,4,h,w]."""
         x, steps = batch.x, self.noising.config.num_train_timesteps
         generators = [torch.Generator().manual_seed(s) for s in batch.noise_seed]  # on the CPU: the device is no matter
         t_N = torch.cat([torch.randint(steps, (1,), generator=g) for g in generators]).to(self.device)
         noise = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(self.device)
         noisy = self.noising.add_noise(x, noise, t_N)  # pyright: ignore[reportArgumentType]  # diffusers means int64
         more = {"added_cond_kwargs": self._added(batch)} if self.sdxl else {}
-        seen = torch.cat([noisy, batch.mask, batch.masked], 1)
+        asked = Asked(torch.cat([noisy, batch.mask, batch.masked], 1), t_N, batch.states, more)
+        return asked, self.noising.get_velocity(x, noise, t_N) if self.velocity else noise  # pyright: ignore[reportArgumentType]
+
+    @property
+    def velocity(self) -> bool:
+        """Whether the UNet predicts v rather than the noise."""
+        return self.noising.config.prediction_type == "v_prediction"
+
+    def _predicted(self, unet: torch.nn.Module, asked: Asked) -> torch.Tensor:
         with self.autocast():
-            predicted = unet(seen, t_N, batch.states, return_dict=False, **more)[0].float()
-        velocity = self.noising.config.prediction_type == "v_prediction"
-        target = self.noising.get_velocity(x, noise, t_N) if velocity else noise  # pyright: ignore[reportArgumentType]
-        near = _near(batch.mask, aims)
-        losses = ((predicted - target).square() * _weights(batch.mask, near, aims)).mean((1, 2, 3))
-        if aims.need_base:
-            from_base = (predicted - self._of_base(seen, t_N, batch.states, more)).square()
-            losses = losses + aims.keep_base * (from_base * (1 - near)).mean((1, 2, 3))
-            losses = torch.where(batch.prior > 0, from_base.mean((1, 2, 3)), losses)
-        if aims.min_snr_gamma:
-            snr = compute_snr(self.noising, t_N)
-            losses = losses * snr.clamp(max=aims.min_snr_gamma) / (snr + 1 if velocity else snr.clamp(min=1e-8))
-        return losses
+            return unet(asked.seen, asked.t_N, asked.states, return_dict=False, **asked.more)[0].float()
+
+    def _by_timestep(self, losses: torch.Tensor, t_N: torch.Tensor, aims: Aims) -> torch.Tensor:
+        if not aims.min_snr_gamma:
+            return losses
+        snr = compute_snr(self.noising, t_N)
+        return losses * snr.clamp(max=aims.min_snr_gamma) / (snr + 1 if self.velocity else snr.clamp(min=1e-8))
 
     @torch.no_grad()
-    def _of_base(self, seen: torch.Tensor, t_N: torch.Tensor, states: torch.Tensor, more: dict) -> torch.Tensor:
+    def _of_base(self, asked: Asked) -> torch.Tensor:
         """What the base predicts for the same input."""
-        asked: Any = self.base_unet or self.unet
+        base: Any = self.base_unet or self.unet
         if self.lora:
-            asked.disable_adapters()
+            base.disable_adapters()
         try:
-            with self.autocast():
-                return asked(seen, t_N, states, return_dict=False, **more)[0].float()
+            return self._predicted(base, asked)
         finally:
             if self.lora:
-                asked.enable_adapters()
+                base.enable_adapters()
 
     def loss(self, unet: torch.nn.Module, batch: Encoded, aims: Aims = PLAIN) -> torch.Tensor:
-        """Mean of `losses` over the pictures that count."""
-        return (self.losses(unet, batch, aims) * batch.weight).sum() / batch.weight.sum().clamp(min=1)
+        """Mean over the pictures that count of their `losses`, or over the pairs of -log of their `preferences`' sigmoid."""
+        if aims.beta:
+            losses, weight = -F.logsigmoid(self.preferences(unet, batch, aims)), batch.weight.chunk(2)[0]
+        else:
+            losses, weight = self.losses(unet, batch, aims), batch.weight
+        return (losses * weight).sum() / weight.sum().clamp(min=1)
 
     @torch.no_grad()
     def text(self, words: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -251,6 +291,16 @@ class InpaintingModel:
             weight_name=ADAPTER_FILE,
             safe_serialization=True,
         )
+
+
+def preference_logits(own: torch.Tensor, base: torch.Tensor, beta: float) -> torch.Tensor:
+    """float [N/2]: beta/2 times how much more the winner's error fell against the base than the loser's did.
+
+    own, base  float [N], mean squared errors of the weights and of their frozen base, all winners first
+    source     Wallace et al., 2023 (arXiv 2311.12908), equation 14; beta stands for its beta T w, halved as in their code
+    """
+    winner, loser = (own - base).chunk(2)
+    return -beta / 2 * (winner - loser)
 
 
 def _near(mask: torch.Tensor, aims: Aims) -> torch.Tensor:

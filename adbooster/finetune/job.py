@@ -1,4 +1,4 @@
-"""Samples with a scene -> weights: Ray Train teaches an inpainting UNet to leave the product alone and paint the rest."""
+"""Samples with a scene, or pairs of which one is preferred -> weights: Ray Train teaches an inpainting UNet to paint round products."""
 
 import json
 import logging
@@ -13,12 +13,13 @@ import pyarrow.parquet as pap
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest
 from adbooster.contracts.settings import Pool, code_commit
 from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import preflight
-from adbooster.finetune import examples, latent_cache
+from adbooster.finetune import examples, latent_cache, preference
 from adbooster.finetune.checkpoints import open_at
 from adbooster.finetune.config import (
     ADAPTER_FILE,
@@ -26,6 +27,7 @@ from adbooster.finetune.config import (
     OF_THE_LOSS,
     FinetuneConfig,
     FinetuneReport,
+    Preference,
     TrainingRun,
 )
 from adbooster.models.files import architecture
@@ -40,16 +42,16 @@ _NO_WEIGHTS: dict[str, Any] = dict.fromkeys(("weights", "weights_revision", "los
 
 
 def finetune(config: FinetuneConfig) -> FinetuneReport:
-    """Train on the scenes of tables/samples; the same data and settings give back the weights they gave before."""
+    """Train on the scenes of tables/samples, or on preferences; the same data and settings give back the weights they gave before."""
     started = time.monotonic()
     root = Root(config.root_uri)
-    version = tables.version(root, "samples") if config.samples_version is None else config.samples_version
-    rows = examples.scenic_samples(root, config.samples_version)
+    version, rows = _preferences(config, root) if config.preference.beta else _scenes(config, root)
     training, held_out = examples.split(rows, config.held_out_share)
     if not training.num_rows or not held_out.num_rows:
+        what = "pairs" if config.preference.beta else "pictures with a scene"
         raise ConfigError(
-            f"tables/samples has {training.num_rows} pictures with a scene to train on and {held_out.num_rows} to validate; "
-            "both need at least one (lifestyle pictures in the feed give them)"
+            f"{root.uri} has {training.num_rows} {what} to train on and {held_out.num_rows} to validate, of other products; "
+            "both need at least one"
         )
     config = _with_prior_texts(config, root)
     name = run_name(config, rows)
@@ -57,7 +59,7 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
     reused = root.exists(known)
     if not reused and not config.dry_run:
         _check_cluster(config)
-        rows = _surveyed(config, root, training, held_out)
+        learned = _surveyed(config, root, training, held_out)
         run = TrainingRun(
             config=config,
             name=name,
@@ -66,21 +68,47 @@ def finetune(config: FinetuneConfig) -> FinetuneReport:
             resume_from=config.resume_from,
             keep_checkpoint=config.keep_checkpoint,
             architecture=architecture(local_copy(config.base), config.lora.rank, config.lora.targets),
-            card=_card(config, version),
+            card=_card(config, version, rows),
         )
-        _train(config, root, rows, run)
+        _train(config, root, learned, run)
     results = _results(config, root, json.loads(root.read(known))) if root.exists(known) else _NO_WEIGHTS
     return FinetuneReport(
         run_id=config.run_id,
         reused=reused,
         samples=training.num_rows,
         held_out=held_out.num_rows,
+        pairs=_sources(rows),
         samples_version=version,
         steps=config.steps,
         run_uri=f"{root.uri}/{folder}",
         seconds=round(time.monotonic() - started, 1),
         **results,
     )
+
+
+def _scenes(config: FinetuneConfig, root: Root) -> tuple[int | None, pa.Table]:
+    """The pictures with a scene, and the version of tables/samples that they are of."""
+    version = tables.version(root, "samples") if config.samples_version is None else config.samples_version
+    return version, examples.scenic_samples(root, config.samples_version)
+
+
+def _preferences(config: FinetuneConfig, root: Root) -> tuple[None, pa.Table]:
+    """All pairs by their ids; a dry run paints none for a cold start.
+
+    raises ConfigError if there are fewer than are learned from
+    """
+    pairs = preference.known_pairs(root, config)
+    if config.preference.cold_start.by:
+        if config.dry_run:
+            return None, pairs
+        pairs = preference.united([pairs, examples.cold_start_pairs(root, config)])
+    preference.check_enough(pairs, config.preference)
+    return None, pairs
+
+
+def _sources(rows: pa.Table) -> dict[str, int]:
+    """Pairs by where they come from; none of pictures."""
+    return dict(sorted(schema.counted(rows["source"]).items())) if "source" in rows.column_names else {}
 
 
 def _results(config: FinetuneConfig, root: Root, figures: dict[str, Any]) -> dict[str, Any]:
@@ -92,12 +120,15 @@ def _results(config: FinetuneConfig, root: Root, figures: dict[str, Any]) -> dic
         "adapter": f"{weights}/{ADAPTER_FILE}" if config.lora.rank else None,
         "loss_before": round(figures["loss_before"], 5),
         "loss_after": round(figures["loss_after"], 5),
+        **{n: round(figures[n], 4) for n in ("accuracy_before", "accuracy_after") if n in figures},
         **{name: figures[name] for name in ("resumed_from_step", "unreadable", "images_per_s")},
     }
 
 
 def run_name(config: FinetuneConfig, rows: pa.Table) -> str:
     """Hash of all that decides the weights, so that a finished run of this name is truly the same."""
+    # How pairs are made shows in the pairs.
+    config = config.model_copy(update={"preference": Preference(beta=config.preference.beta)})
     settings = config.model_dump(mode="json", exclude=NOT_DECIDING)
     settings["latents"].pop("encode")
     for later in OF_THE_LOSS:
@@ -122,8 +153,9 @@ def _with_prior_texts(config: FinetuneConfig, root: Root) -> FinetuneConfig:
     return config.model_copy(update={"prior_texts": tuple(sorted(texts, key=digest)[:PRIOR_TEXTS])})
 
 
-def _card(config: FinetuneConfig, version: int | None) -> dict:
-    return {
+def _card(config: FinetuneConfig, version: int | None, rows: pa.Table) -> dict:
+    learned = {"kind": "preference", "pairs": _sources(rows)} if config.preference.beta else {"kind": "scenes"}
+    return learned | {
         "parent": content_hash(local_copy(config.base)),
         "samples_version": version,
         "settings": config.model_dump(mode="json", exclude={"run_id", "dry_run"}),
@@ -132,7 +164,13 @@ def _card(config: FinetuneConfig, version: int | None) -> dict:
 
 
 def _surveyed(config: FinetuneConfig, root: Root, training: pa.Table, held_out: pa.Table) -> pa.Table:
-    """Both parts with the sizes of their photos, marked `held_out`; what cannot be read is left out."""
+    """Both parts marked `held_out`: pairs as PAIRS, pictures with the sizes of their photos and without what cannot be read."""
+    if config.preference.beta:
+        pairs = [examples.pairs_to_place(part) for part in (training, held_out)]
+        return pa.concat_tables(
+            part.append_column("held_out", pa.array([held] * part.num_rows, pa.bool_()))
+            for part, held in zip(pairs, (False, True), strict=True)
+        )
     parts = []
     for part, held in ((training, False), (held_out, True)):
         failures = Failures(root, config.run_id, "failed_placing")

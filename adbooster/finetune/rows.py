@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adbooster.contracts import schema
 from adbooster.contracts.naming import digest, seed_of
 from adbooster.finetune.config import TrainingConfig
 from adbooster.prompts.templates import product_words, prompt_qc
@@ -66,6 +67,32 @@ READ = pa.schema(
 )
 
 
+OF_PAIR = ("pair_id", "product_id", "prompt", "photo_uri", "mask_uri", "winner_uri", "loser_uri")
+
+
+PAIRS = pa.schema(
+    [
+        *(schema.PREFERENCES.field(n) for n in (*OF_PAIR, "winner_layout", "loser_layout", "weight")),
+        ("aspect", pa.float64()),
+        ("reject", pa.string()),
+    ]
+)
+
+
+PLANNED_PAIRS = pa.schema([*PAIRS, ("epoch", pa.int64())])
+
+
+PLACED_PAIRS = pa.schema(
+    [
+        *((n, pa.string()) for n in ("pair_id", "prompt", "reject")),
+        ("noise_seed", pa.int64()),
+        ("weight", pa.float32()),
+        *((n, pa.int32()) for n in ("width_px", "height_px")),
+        *((n, pa.binary()) for n in ("winner", "winner_mask", "loser", "loser_mask")),
+    ]
+)
+
+
 LEAST_PX = 64  # a side of latents that every VAE and UNet takes
 NO_TEXT = ""  # the sample_id of the row that holds the states of the empty text
 
@@ -108,3 +135,18 @@ def arrays(rows: pa.Table) -> dict:
         "weight": pc.is_null(rows["reject"]).to_numpy(zero_copy_only=False).astype(np.float32),
         "prior": pc.fill_null(rows["prior"], False).to_numpy(zero_copy_only=False).astype(np.float32),
     }
+
+
+def pair_arrays(rows: pa.Table) -> dict:
+    """One batch of PLACED_PAIRS as `arrays` gives pictures: all winners first, then their losers in the same order."""
+    sides = []
+    for side in ("winner", "loser"):
+        names = {side: "image", f"{side}_mask": "mask", "prompt": "caption"}
+        same = {name: rows[name] for name in ("reject", "noise_seed", "width_px", "height_px")}
+        prior = pa.nulls(rows.num_rows, pa.bool_())
+        sides.append(arrays(pa.table(same | {ours: rows[name] for name, ours in names.items()} | {"prior": prior})))
+    both = {
+        k: v + sides[1][k] if isinstance(v, list) else np.concatenate([v, sides[1][k]]) for k, v in sides[0].items()
+    }
+    weight = pc.fill_null(rows["weight"], 0.0).to_numpy(zero_copy_only=False)
+    return both | {"weight": (both["weight"] * np.tile(weight, 2)).astype(np.float32)}

@@ -1,4 +1,4 @@
-"""The stages of fine-tuning: survey masks, place training pictures, encode them for the latent cache, read it back."""
+"""The stages of fine-tuning: survey masks, place training pictures and pairs, encode for the latent cache, read it back."""
 
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from adbooster.finetune.rows import (
     INDEX,
     NO_TEXT,
     PLACED,
+    PLACED_PAIRS,
     READ,
     SCENIC,
     SURVEYED,
@@ -93,6 +94,55 @@ class Placer:
         box = layout.training_crop(mask, seed, self.config.product_scale, row["aspect"])
         photo, mask = (images.resize(np.ascontiguousarray(a[box.slices]), wide, high) for a in (photo, mask))
         return out | {"reject": None, "image": photo.tobytes(), "mask": mask.tobytes()}
+
+
+class PairPlacer:
+    """Both pictures of each PLANNED_PAIRS row at training size, each with the mask of the product where it stands there.
+
+    A pair of which anything cannot be read any more is `unreadable`: it keeps its place and counts for nothing.
+    """
+
+    def __init__(self, root: Root, config: TrainingConfig):
+        self.root, self.config = root, config
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return pa.Table.from_pylist([self._place(row) for row in rows.to_pylist()], PLACED_PAIRS)
+
+    def _place(self, row: dict) -> dict:
+        wide, high = layout.canvas(self.config.size_px, row["aspect"])
+        name, epoch = row["pair_id"], row["epoch"]
+        out = {
+            "pair_id": name,
+            "prompt": "" if drops_text(name, epoch, self.config) else row["prompt"],
+            "noise_seed": noise_seed(name, epoch, self.config),
+            "weight": row["weight"],
+            "width_px": wide,
+            "height_px": high,
+        }
+        try:
+            product = images.decode_mask(self.root.read(row["mask_uri"]))
+            for side in ("winner", "loser"):
+                picture = images.decode(self.root.read(row[f"{side}_uri"]))
+                mask = _standing(product, layout.Box(**row[f"{side}_layout"]), picture.shape[:2])
+                picture, mask = (images.resize(a, wide, high) for a in (picture, mask))
+                out |= {side: picture.tobytes(), f"{side}_mask": mask.tobytes()}
+        except (OSError, ValueError, SyntaxError):
+            return out | {"reject": "unreadable"} | dict.fromkeys(("winner", "winner_mask", "loser", "loser_mask"))
+        return out | {"reject": None}
+
+
+def _standing(mask_u8: np.ndarray, box: layout.Box, shape: tuple[int, int]) -> np.ndarray:
+    """The photo's product mask where the product stands in a picture of `shape` (H, W), uint8 [H,W].
+
+    raises ValueError if the mask is empty or the box reaches out of the picture
+    """
+    ys, xs = np.nonzero(mask_u8 > cutouts.ON)
+    if not len(ys) or box.y_px + box.height_px > shape[0] or box.x_px + box.width_px > shape[1]:
+        raise ValueError(f"{box} holds no product of a picture of {shape}")
+    product = np.ascontiguousarray(mask_u8[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
+    out = np.zeros(shape, np.uint8)
+    out[box.slices] = images.resize(product, box.width_px, box.height_px)
+    return out
 
 
 class PlacingForCache(Placer):

@@ -25,7 +25,8 @@ class Trainer:
 
     def __init__(self, model: InpaintingModel, config: TrainingConfig, workers: int = 1):
         self.model, self.config, self.steps_done = model, config, 0
-        self.aims = Aims(*(getattr(config, name) for name in Aims._fields))
+        shared = {name: getattr(config, name) for name in Aims._fields if name != "beta"}
+        self.aims = Aims(**shared, beta=config.preference.beta)
         if self.aims.need_base:
             model.keep_base()
         if config.gradient_checkpointing:

@@ -22,11 +22,10 @@ from adbooster.finetune import examples, latent_cache
 from adbooster.finetune.checkpoints import Checkpoints, Mark, open_at
 from adbooster.finetune.config import TrainingRun
 from adbooster.finetune.inpainting import Encoded, InpaintingModel
-from adbooster.finetune.rows import PLACED, READ, arrays
-from adbooster.finetune.stages import LatentReader, Placer
-from adbooster.finetune.tracking import Curves
+from adbooster.finetune.rows import PLACED, PLACED_PAIRS, READ, arrays, pair_arrays
+from adbooster.finetune.stages import LatentReader, PairPlacer, Placer
 from adbooster.finetune.trainer import Trainer
-from adbooster.finetune.validation import Panel
+from adbooster.finetune.validation import Curves, PairPanel, Panel
 from adbooster.pictures import images
 from adbooster.storage.model_store import content_hash, local_copy
 from adbooster.storage.objects import Root
@@ -53,7 +52,9 @@ class Training:
         if config.device == "cuda":
             torch.cuda.set_device(ray.train.torch.get_device())
         rows = pap.read_table(pa.BufferReader(self.root.read(f"{self.folder}/data.parquet")))
-        self.plan = examples.Plan(rows.filter(pc.invert(rows["held_out"])), config)
+        training, held_out = (rows.filter(m) for m in (pc.invert(rows["held_out"]), rows["held_out"]))
+        plan, panel = (examples.PairPlan, PairPanel) if config.preference.beta else (examples.Plan, Panel)
+        self.plan = plan(training, config)
         base = local_copy(config.base)
         self.model = InpaintingModel(base, config.device, config.threads, config.precision, config.lora)
         self.trainer = Trainer(self.model, config, workers)
@@ -63,7 +64,7 @@ class Training:
         self._restore()
         # Sharded weights take every worker to validate; else rank 0 does it while the others wait.
         self.validates = rank == 0 or self.trainer.sharded
-        self.panel = Panel(self.model, config, self.root, rows.filter(rows["held_out"])) if self.validates else None
+        self.panel = panel(self.model, config, self.root, held_out) if self.validates else None
         if run.latents:
             self._encoders_to("cpu")
         self.curves = None
@@ -76,7 +77,7 @@ class Training:
         first, config = self.trainer.steps_done, self.config
         self.figures["resumed_from_step"] = first
         if "loss_before" not in self.figures:
-            self.figures["loss_before"] = self._validate()
+            self._keep("before", self._validate())
         batches, started, aside, counted = self._batches(first), time.perf_counter(), 0.0, first
         for step in range(first, config.steps):
             measured = self.trainer.step([next(batches) for _ in range(config.accumulate)])
@@ -92,11 +93,14 @@ class Training:
                 started, aside, counted = self._now(), 0.0, done
         pace = (config.steps - counted) / max(self._now() - started - aside, 1e-9)
         self.figures["images_per_s"] = round(pace * config.batch * config.passes, 3)
-        self.figures["loss_after"] = self._validate()
+        self._keep("after", self._validate())
         if self.facts.keep_checkpoint and config.steps % config.checkpoint_every:
             self._checkpoint()
         self._finish()
         return {k: v for k, v in self.figures.items() if k != "curve"}
+
+    def _keep(self, when: str, found: dict[str, float]) -> None:
+        self.figures |= {f"{name}_{when}": value for name, value in found.items()}
 
     def _batches(self, first: int) -> Iterator[Encoded]:
         """This worker's batches from step `first` on, made by Ray Data actors ahead of the steps.
@@ -107,7 +111,9 @@ class Training:
         config, rows = self.config, self.plan.of_worker(self.rank, first, self.config.steps)
         whole = max(1, config.place.batch // config.batch) * config.batch
         pool = config.place.model_copy(update={"batch": whole})
-        if self.facts.latents:
+        if config.preference.beta:
+            stage, out, encoded = PairPlacer, PLACED_PAIRS, self._encoded_pairs
+        elif self.facts.latents:
             rows = latent_cache.located(self.root, self.facts.latents, rows)
             stage, out, encoded = LatentReader, READ, self._from_cache
         else:
@@ -124,27 +130,30 @@ class Training:
     def _encoded(self, rows: pa.Table) -> Encoded:
         return self.model.encode(arrays(rows))
 
-    def _validate(self) -> float | None:
-        """Loss on held-out pictures, and paintings of them, with the weights that would be published now."""
+    def _encoded_pairs(self, rows: pa.Table) -> Encoded:
+        return self.model.encode(pair_arrays(rows))
+
+    def _validate(self) -> dict[str, float]:
+        """The panel's figures, and its paintings, with the weights that would be published now; none where there is no panel."""
         if not self.panel:
-            return None
+            return {}
         step, wanted = self.trainer.steps_done, self.config.panel.paintings
         with self.trainer.averaged():
-            loss = self.panel.loss()
+            found = self.panel.figures()
             if wanted and self.facts.latents:
                 self._encoders_to(self.config.device)
             grid = self.panel.grid() if wanted else None
             if wanted and self.facts.latents:
                 self._encoders_to("cpu")
-        self.trainer.check_finite(loss)
+        self.trainer.check_finite(found["loss"])
         if self.curves:
-            self.curves.add(step, {"validation/loss": loss})
+            self.curves.add(step, {f"validation/{name}": value for name, value in found.items()})
             if grid is not None:
                 self.root.write(f"{self.folder}/panel/step-{step:09d}.png", images.encode(grid, "png", 0)[0])
                 self.curves.add_picture(step, "validation/paintings", grid)
             self.curves.flush()
-            log.info("step %d: loss on held-out pictures %.4f", step, loss)
-        return loss
+            log.info("step %d: on held-out pictures %s", step, ", ".join(f"{n} {v:.4f}" for n, v in found.items()))
+        return found
 
     def _encoders_to(self, device: str) -> None:
         """With a cache they are in the way, but for the text encoders where the prior has texts of its own."""

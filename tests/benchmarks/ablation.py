@@ -1,12 +1,14 @@
-"""What each remedy against forgetting does alone, and all of them: fine-tuned on one catalog, asked about products unseen.
+"""What each remedy against forgetting does alone, and all of them, and what preferences teach: asked about products unseen.
 
     python -m tests.benchmarks.ablation --work ablation-root
     python -m tests.benchmarks.ablation --work ablation-root --only plain keep_base
+    python -m tests.benchmarks.ablation --work ablation-root --only preference --paint-px 128
     python -m tests.benchmarks.ablation --work ablation-root --also '{"mine": {"keep_base": 4, "border_weight": 8}}'
 
-Every way starts from the embedded base and sees the same 48 scenes of 24 products in the same order. The panel: the eight
-products that no embedded model has seen, with some cohorts. Differences are paired, base subtracted, with 95 % bootstrap
-intervals over products. A killed run goes on where it was.
+Every way starts from the embedded base and sees the same 48 scenes of 24 products in the same order; `preference` instead
+paints those products itself and learns which paintings `rank` prefers. The panel: the eight products that no embedded model
+has seen, with some cohorts. Differences are paired, base subtracted, with 95 % bootstrap intervals over products. A killed
+run goes on where it was.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from adbooster.cli.load import load
 from adbooster.cli.run import run
 from adbooster.cohorts.config import CohortsConfig
 from adbooster.contracts.evaluation import Evaluation
+from adbooster.contracts.recipe import Recipe
 from adbooster.evaluate.config import EvaluateConfig
 from adbooster.finetune.config import FinetuneConfig
 from adbooster.prepare.config import PrepareConfig
@@ -49,10 +52,14 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("ablation-root"), help="where roots are made, and found again"
     )
-    parser.add_argument("--only", nargs="*", default=list(WAYS), help="some of the ways")
+    parser.add_argument("--only", nargs="*", default=[*WAYS, "preference"], help="some of the ways")
     parser.add_argument("--also", type=json.loads, default={}, help="JSON: further ways, settings of finetune by name")
     parser.add_argument("--cohorts", type=int, default=8)
     parser.add_argument("--candidates", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of training")
+    parser.add_argument(
+        "--paint-px", type=int, default=256, help="of training and painting; 128 takes a quarter of the time"
+    )
     given = parser.parse_args()
     work = given.work.absolute()
     panel, others = paper.feeds(work)
@@ -61,11 +68,13 @@ def main() -> None:
         paper.job(PrepareConfig, root, "prepare", feed_uri=feed, allowed_file_root="/")
         paper.job(CohortsConfig, root, "cohorts")
     trials, trained = [{"name": "base", "weights": str(paper.TINY / "models" / "outpaint")}], {}
-    for name, values in ({n: WAYS[n] for n in given.only if n in WAYS} | given.also).items():
+    ways = WAYS | {"preference": paper.preferences(_recipe(given, train), 24, 4)}
+    for name, values in ({n: ways[n] for n in given.only if n in ways} | given.also).items():
         flags = ["--config", str(paper.TINY / "paper.yaml"), "--root-uri", str(train), "--run-id", "finetune"]
         config = load(FinetuneConfig, flags)
         plain = {
-            "steps": STEPS,
+            "steps": given.steps,
+            "size_px": given.paint_px,
             "latents": {"placements": 6, "encode": {"batch": 32}},
             "ema_decay": 0.95,
             "aspects": (1.0,),
@@ -78,10 +87,16 @@ def main() -> None:
         config = FinetuneConfig.model_validate(config.model_dump() | plain | values)
         report = trained[name] = run(config, "adbooster.finetune.job:finetune")
         trials.append({"name": name, "weights": report.weights})
-        print(f"{name}: {report.seconds} s, loss {report.loss_before} to {report.loss_after}", flush=True)
+        accuracy = f", accuracy {report.accuracy_before} to {report.accuracy_after}" if report.pairs else ""
+        print(f"{name}: {report.seconds} s, loss {report.loss_before} to {report.loss_after}{accuracy}", flush=True)
     found = _evaluated(work / "panel", panel, trials, given)
     ray.shutdown()
     print(_table(found, trained))
+
+
+def _recipe(given: argparse.Namespace, root: Path) -> Recipe:
+    flags = ["--config", str(paper.TINY / "paper.yaml"), "--root-uri", str(root)]
+    return load(EvaluateConfig, flags).recipe.model_copy(update={"paint_px": given.paint_px})
 
 
 def _evaluated(root: Path, feed: Path, trials: list[dict], given: argparse.Namespace) -> Evaluation:
@@ -89,7 +104,7 @@ def _evaluated(root: Path, feed: Path, trials: list[dict], given: argparse.Names
     flags = ["--config", str(paper.TINY / "paper.yaml"), "--root-uri", str(root), "--run-id", "evaluate"]
     values = load(EvaluateConfig, flags).model_dump()
     values |= {"trials": trials, "panel": {"product_ids": [ids[p] for p in world.HELD_OUT], "cohorts": given.cohorts}}
-    values["recipe"] |= {"candidates": given.candidates}
+    values["recipe"] |= {"candidates": given.candidates, "paint_px": given.paint_px}
     report = run(EvaluateConfig.model_validate(values), "adbooster.evaluate.job:evaluate")
     return Evaluation.model_validate(json.loads(Path(report.evaluation_uri).read_text()))
 

@@ -1,11 +1,13 @@
-"""The paper's experiment on the tiny world: 15 profiles x 16 products, K = 4, base and fine-tuned weights, z_QC and z_P.
+"""The paper's experiment on the tiny world: 15 profiles x 16 products, K = 4, three kinds of weights, z_QC and z_P.
 
     python -m tests.benchmarks.paper --work paper-root
     python -m tests.benchmarks.paper --llm-base-url http://localhost:8000/v1 --llm-model some-instruct-model
 
-z_P is written by the tiny language model, or by that of an endpoint. The 16 products are eight renders in two colours each. No embedded model (captioner, ranker, judge, painter) has seen one of
-the eight, nor has fine-tuning, which has 24 others and a root of its own. A killed run goes on where it was. The last line
-is one JSON object; its interval is over renders as clusters, as the two colours of one are alike.
+z_P is written by the tiny language model, or by that of an endpoint. The 16 products are eight renders in two colours
+each. No embedded model (captioner, ranker, judge, painter) has seen one of the eight, nor has fine-tuning, which has 24 others
+and a root of its own. Preference tuning starts from the fine-tuned weights, with pairs of their own paintings of those 24,
+ordered by `rank`: `judge` has no part in it. A killed run goes on where it was. The last line is one JSON object; its intervals
+are over renders as clusters, as the two colours of one are alike.
 """
 
 import argparse
@@ -39,7 +41,8 @@ from adbooster.tiny import check, world
 TINY = Path(world.__file__).parent
 SIDE_PX, FIRST_SEED, TURN, OTHER_COLOUR = 512, 7 * 10**6, 128, "-2"
 MORE = ("backpack", "coat", "watch", "womans-hat")  # besides the eight that no embedded model has seen
-KINDS = {"base": "base", "fine-tuned": "tuned"}  # of weights, as trials and as the last line call them
+# Of weights, as trials and as the last line call them.
+KINDS = {"base": "base", "fine-tuned": "tuned", "preference-tuned": "preference"}
 HEAD = ("weights, prompt", "scored by", "pick", "family", "pairs", "creative", "on white", "own scene")
 HEAD = (*HEAD, "minus white", "minus scene", "over white", "over scene")
 
@@ -59,8 +62,11 @@ def main() -> None:
     given = parser.parse_args()
     started = time.monotonic()
     panel, others = feeds(given.work.absolute())
-    weights = _weights(given.work.absolute() / "train", others)
-    config = _config(given, panel, {"base": str(TINY / "models" / "outpaint"), "fine-tuned": weights})
+    train = given.work.absolute() / "train"
+    weights = _weights(train, others)
+    preferring = _preference_tuned(train, weights, given.quick)
+    kinds = {"base": str(TINY / "models" / "outpaint"), "fine-tuned": weights, "preference-tuned": preferring}
+    config = _config(given, panel, kinds)
     report = run(config, "adbooster.evaluate.job:evaluate")
     found = Evaluation.model_validate(json.loads(Path(report.evaluation_uri).read_text()))
     ray.shutdown()
@@ -132,6 +138,26 @@ def _weights(root: Path, feed: Path) -> str:
     return job(FinetuneConfig, root, "finetune").weights
 
 
+def preferences(recipe: Recipe, products: int, cohorts: int) -> dict:
+    """Settings of finetune that learn from pairs of the base's own paintings on a root's products, ordered by `rank`."""
+    painting = {"dtype": "bfloat16", "paint": {"batch": 4}, "recipe": recipe.model_dump()}
+    panel = {"products": products, "cohorts": cohorts}
+    cold = {"by": "rank", "rank_model": str(TINY / "models" / "rank"), "panel": panel, **painting}
+    off = {"keep_base": 0.0, "prior": 0.0, "latents": {}, "border_weight": 1.0}
+    return off | {"batch": 8, "learning_rate": 5e-5, "preference": {"beta": 2000.0, "cold_start": cold}}
+
+
+def _preference_tuned(root: Path, weights: str, quick: bool) -> str:
+    """The fine-tuned weights after preference tuning; what they are measured on, products and judge, is not in it."""
+    flags = ["--config", str(TINY / "paper.yaml"), "--root-uri", str(root), "--run-id", "preference"]
+    recipe = load(EvaluateConfig, flags).recipe
+    changes = preferences(recipe, 4 if quick else 24, 4) | {"base": weights, "steps": 80}
+    if quick:
+        changes |= {"steps": 4, "preference": changes["preference"] | {"min_pairs": 2}}
+    config = FinetuneConfig.model_validate(load(FinetuneConfig, flags).model_dump() | changes)
+    return run(config, "adbooster.finetune.job:finetune").weights
+
+
 def _config(given: argparse.Namespace, feed: Path, kinds: dict[str, str]) -> EvaluateConfig:
     """kinds  weights by the name of their kind; each is tried with every style of prompt"""
     root = given.work.absolute() / "panel"
@@ -193,6 +219,7 @@ def _result(given: argparse.Namespace, config: EvaluateConfig, found: Evaluation
     for kind, short in KINDS.items():
         result[f"judge_{short}"] = np.mean([judged[f"{kind}, qc"][k] for k in pairs])
     result |= compared(names[1], names[0], "judge_difference")
+    result |= compared("preference-tuned, qc", names[1], "judge_preference_difference")
     for short, kind in {
         "expansion": "expansion_share",
         "diversity": "diversity_of_cohort",
