@@ -5,14 +5,16 @@ from collections import Counter
 from adbooster.contracts.errors import ConfigError
 from adbooster.experiments import outcomes
 from adbooster.learn.config import LearnConfig
+from adbooster.reward.checks import check as check_heads
 from adbooster.storage.objects import Root
 
 
 def check(config: LearnConfig) -> None:
-    """raises ConfigError if the outcomes file, the experiments or the root cannot be used"""
+    """raises ConfigError if the outcomes file, the experiments, the CLIP of heads or the root cannot be used"""
     names = Counter(e.name for e in config.experiments)
     if twice := [name for name, n in names.items() if n > 1]:
         raise ConfigError(f"two experiments are called {twice[0]!r}; give each its own name")
     if config.outcomes_uri:
         outcomes.read(config.outcomes_uri, config.signing_key_env)
+    check_heads(config.heads)
     Root(config.root_uri).check_writable()

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from adbooster.contracts.evaluation import Lift
 from adbooster.contracts.settings import JobConfig, Uri
 from adbooster.experiments.config import Allocation, Experiment, Holdout, Retirement
+from adbooster.reward.config import Heads, Trained
 
 
 class LearnConfig(JobConfig):
@@ -27,10 +28,13 @@ class LearnConfig(JobConfig):
     """How shares follow from outcomes."""
     retirement: Retirement = Retirement()
     """Which variants are replaced."""
+    heads: Heads = Heads()
+    """What is learned of pictures from outcomes and marks."""
 
     @property
     def needs_ray(self) -> bool:
-        return False
+        """Whether pictures are embedded."""
+        return not self.dry_run and (self.heads.reward.on or self.heads.usability.on)
 
 
 class AllocationSummary(BaseModel):
@@ -107,9 +111,9 @@ class Learning(BaseModel):
     retired: list[RetiredVariant] = []
     """the 100 that lose most clicks"""
     retired_count: int = 0
-    reward: dict | None = None
+    reward: Trained | None = None
     """the learned score; null: none was trained"""
-    usability: dict | None = None
+    usability: Trained | None = None
     """the usability gate; null: none was trained"""
     notes: list[str] = []
 
@@ -141,6 +145,10 @@ class LearnReport(BaseModel):
     allocations_changed: bool = False
     """Whether tables/allocations was written; not where nothing new is known."""
     retired: int = 0
+    reward_uri: str | None = None
+    """The learned score, as `generate.reward` takes it; null: none was trained."""
+    usability_uri: str | None = None
+    """The usability gate, as `generate.usability` takes it; null: none was trained."""
     learning_uri: str | None = None
     notes: list[str] = []
     seconds: float = 0.0

@@ -1,4 +1,4 @@
-"""Outcomes -> what is shown and retired: lift over originals, shares of variants and arms, what is surely worse."""
+"""Outcomes and marks -> what is shown and retired, and what pictures are chosen by: lift, shares, retirements, heads."""
 
 import logging
 import time
@@ -11,8 +11,9 @@ from adbooster.experiments import outcomes
 from adbooster.experiments.allocation import VARIANTS, allocate_arms, posterior, retirements, shares
 from adbooster.experiments.lift import lift
 from adbooster.experiments.outcomes import Merged, Read
-from adbooster.learn import decisions
+from adbooster.learn import decisions, training
 from adbooster.learn.config import AllocationSummary, LearnConfig, Learning, LearnReport, RetiredVariant
+from adbooster.reward.config import HeadsReport
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
 
@@ -30,10 +31,14 @@ def learn(config: LearnConfig) -> LearnReport:
     given, merged = _read(config, root)
     learning, changed, allocated = _decided(config, root, merged.outcomes)
     together = learning.lift.together.lift
-    notes = [*_left_out(given), *learning.notes]
+    heads = HeadsReport()
+    if not config.dry_run:
+        heads = training.train(config.heads, root, config.run_id, config.signing_key_env)
+    notes = [*_left_out(given), *learning.notes, *heads.notes]
     if not config.dry_run:
         at = f"runs/{config.run_id}/learning.json"
-        root.write(at, learning.model_copy(update={"notes": notes}).model_dump_json(indent=2).encode())
+        found = {"notes": notes, "reward": heads.reward, "usability": heads.usability}
+        root.write(at, learning.model_copy(update=found).model_dump_json(indent=2).encode())
     log.info("learn: %s outcomes, %s shares, %s retired", merged.outcomes.num_rows, allocated, learning.retired_count)
     return LearnReport(
         run_id=config.run_id,
@@ -50,6 +55,8 @@ def learn(config: LearnConfig) -> LearnReport:
         allocated=allocated,
         allocations_changed=changed,
         retired=learning.retired_count,
+        reward_uri=heads.reward and heads.reward.uri,
+        usability_uri=heads.usability and heads.usability.uri,
         learning_uri=None if config.dry_run else f"{root.uri}/runs/{config.run_id}/learning.json",
         notes=notes,
         seconds=round(time.monotonic() - started, 1),

@@ -15,9 +15,9 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest, digests
 from adbooster.contracts.recipe import Recipe, recipe_id
 from adbooster.contracts.text import clean, interest
-from adbooster.experiments.arms import ArmPrompter
 from adbooster.experiments.config import Experiment, Holdout
 from adbooster.experiments.holdout import held_out
+from adbooster.experiments.prompter import ArmPrompter
 from adbooster.painting.brand_rules import BrandRules, Judgement
 from adbooster.painting.config import PaintingConfig, Targeting
 from adbooster.painting.targeting import Listed

@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
-from adbooster.experiments.arms import ArmPrompter, arms_of, prompting_of
 from adbooster.experiments.config import Arm, Experiment
+from adbooster.experiments.prompter import ArmPrompter, arms_of, prompting_of
 from adbooster.experiments.variants import draw, period, shares
 from adbooster.generate.checks import check as check_generate
 from adbooster.prompts.config import Prompting

@@ -62,8 +62,7 @@ function running(experiments) {
 
 function learned(r) {
   if (!r) return null;
-  const f = r.figures || r;
-  if (!f.total) return el('div', {}, el('h3', {}, 'Learned score'), el('p', { class: 'muted' }, foreign(r.note || 'Nothing was learned.')));
+  const f = r.figures;
   const groups = [...Object.entries(f.families || {}), ['all', f.total]], weights = Object.entries(f.weights || {}).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, 12);
   return el('div', { id: 'learned' }, el('h3', {}, 'Learned score'),
     el('p', {}, f.surely_better ? 'It orders and predicts surely better than CLIP on products it has not seen.' : 'It is not surely better than CLIP on products it has not seen, so generate refuses it.', r.revision ? [' Revision ', foreign(r.revision), '.'] : null),
@@ -71,7 +70,6 @@ function learned(r) {
     el('div', { class: 'plots two' }, [
       (f.calibration || []).length ? plot('Calibration', 'predicted and observed click-through rate of products held out', (width) => calibration(f.calibration, width)) : null,
       weights.length ? plot('What it likes', 'log odds a standard deviation', (width) => intervalBars(weights.map(([name, value]) => ({ name: words(name), value })), width, 'Weights', 22, (v) => v.toFixed(2), (t) => t.toFixed(2))) : null]),
-    (f.scenes || []).length ? table(['Scene of the cohort', 'Learned score', 'CLIP'], f.scenes.map((s) => [foreign(s.text), score(s.reward), score(s.clip)]), 'By scene') : null,
     (f.values || []).length ? table(['What another ranker would bring', 'By the learned score', 'By CLIP', 'Gain', 'Impressions it rests on'], f.values.map((v) => [words(v.method), rate(v.by_score), rate(v.by_clip), rate(v.gain), count(Math.round(v.effective_impressions))]), 'Off-policy values') : null);
 }
 
@@ -96,8 +94,7 @@ function calibration(bins, width) {
 
 function usability(r) {
   if (!r) return null;
-  const f = r.figures || r;
-  if (!known(f.creatives)) return el('div', {}, el('h3', {}, 'Usability gate'), el('p', { class: 'muted' }, foreign(r.note || 'Nothing was learned.')));
+  const f = r.figures;
   const told = known(f.threshold) ? `It may reject: of what it rejects on products it has not seen, people would have rejected ${share((f.precision || {}).mean)}; it finds ${share((f.recall || {}).mean)} of what they reject.` : `It must not reject anything: ${f.why}.`;
   return el('div', { id: 'usability' }, el('h3', {}, 'Usability gate'), el('p', {}, foreign(told), r.revision ? [' Revision ', foreign(r.revision), '.'] : null),
     (f.calibration || []).length ? el('div', { class: 'plots two' }, plot('Calibration', 'predicted and observed share of unusable pictures', (width) => calibration(f.calibration, width))) : null);
