@@ -6,15 +6,16 @@ import pyarrow as pa
 from adbooster.experiments.groups import codes
 
 _IMPRESSIONS_OF_ALL = 1000.0  # as which the rate of all counts in a family's
-_ROUNDS = 5  # a rate that robots have raised falls with every round in which their clicks are cut
+_ROUNDS = 5  # a rate that robots have raised falls with every round in which their clicks are left out
 
 
 def human_clicks(outcomes: pa.Table, factor: float) -> np.ndarray:
     """Clicks of each row that are counted (int64 [n]).
 
     outcomes  creative_id, family, impressions, clicks; a row a creative, day and channel
-    factor    clicks beyond so many times what the other creatives of the family would have got, and three standard
-              deviations of Poisson and three clicks more, are not counted
+    factor    a row with more than so many times the clicks that the other creatives of the family would have got, and
+              three standard deviations of Poisson and three clicks more, is no people's: it is counted as theirs would be,
+              so that robots neither raise nor lower what they click
     """
     shown = outcomes["impressions"].to_numpy().astype(np.float64)
     clicks = outcomes["clicks"].to_numpy().astype(np.int64)
@@ -28,8 +29,9 @@ def human_clicks(outcomes: pa.Table, factor: float) -> np.ndarray:
     for _ in range(_ROUNDS):
         outside = _without(counted, np.zeros_like(creative), creative) / np.maximum(outside_shown, 1)
         rate = (_without(counted, family, both) + outside * _IMPRESSIONS_OF_ALL) / (others_shown + _IMPRESSIONS_OF_ALL)
-        most = factor * rate * shown
-        after = np.minimum(clicks, np.floor(most + 3 * np.sqrt(most) + 3).astype(np.int64))
+        usual = rate * shown
+        most = factor * usual
+        after = np.where(clicks > most + 3 * np.sqrt(most) + 3, np.round(usual).astype(np.int64), clicks)
         if (after == counted).all():
             break
         counted = after

@@ -163,7 +163,7 @@ def calibrated(
 def relative_losses(logits: np.ndarray, counts: Counts, part: np.ndarray) -> np.ndarray:
     """Of each row, in nats, where the rate of its unit is known and log odds [n] tell rows of the unit apart.
 
-    How much they count is one slope, found for each part on the others (Newton's method).
+    How much they count is one slope, 0 or more, found for each part on the others (Newton's method).
     """
     apart, base = counts.within(logits), _base(counts)
     positive, weight = counts.positive, counts.positive + counts.negative
@@ -176,6 +176,7 @@ def relative_losses(logits: np.ndarray, counts: Counts, part: np.ndarray) -> np.
             if steep <= LEAST:
                 break
             slope += float(((positive[others] - weight[others] * p) * apart[others]).sum() / steep)
+        slope = max(slope, 0.0)  # an order that is wrong elsewhere predicts nothing here
         out[here] = log_losses(expit(base + slope * apart)[here], positive[here], counts.negative[here])
     return out
 

@@ -159,8 +159,7 @@ def test_robots_do_not_win():
     clicks[0] = 1900
     spoiled = rows.set_column(rows.schema.get_field_index("clicks"), "clicks", pa.array(clicks))
     rates = posterior(spoiled, variants, FREE, FIRST)
-    assert rates.counted[0] < 500
-    assert rates.ctr[0] < 0.2
+    assert rates.ctr[0] < 1.5 * np.median(rates.ctr)
 
 
 def test_what_is_surely_worse_is_retired_worst_first_and_never_a_places_best():
