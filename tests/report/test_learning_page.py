@@ -1,10 +1,10 @@
 """The Learning view in a browser: lift by day with its interval, arms, what a reward knows, hostile names."""
 
-import json
 from datetime import date, timedelta
 
 import pytest
 
+from adbooster.learn.config import Learning
 from tests.pages import Visit, chromium, shop, write_page
 
 __all__ = ["chromium"]
@@ -57,7 +57,11 @@ def found(name="seasons"):
         "ctr_high": 0.03,
         "family": name,
     }
-    figures = {
+    counts = {"creatives": 60, "products": 20}
+    figures = counts | {
+        "impressions": 9000,
+        "clicks": 200,
+        "marks": 0,
         "total": compared(0.09),
         "families": {name: compared(0.08)},
         "calibration": [{"predicted": p, "observed": interval(p * 1.1, 0.002), "n": 100} for p in (0.01, 0.02, 0.03)],
@@ -73,7 +77,17 @@ def found(name="seasons"):
         ],
         "surely_better": True,
     }
-    return {
+    trained = {"uri": "rewards/abc", "revision": "ab" * 8, "new": True}
+    no_gate = counts | {
+        "rejected": 3,
+        "threshold": None,
+        "why": "too few were rejected",
+        "precision": None,
+        "recall": None,
+    }
+    no_gate |= {"auc": 0.5, "calibration": [], "weights": {}}
+    learned = {
+        "run_id": "r1",
         "day": "2026-03-30",
         "lift": {
             "together": group("all", 0.12),
@@ -84,19 +98,12 @@ def found(name="seasons"):
             {"name": "wording", "ended": "", "arms": [{"arm": "short", **arm}, {"arm": "long", **arm}]},
             {"name": "old", "ended": "a", "arms": [{"arm": "a", **arm}]},
         ],
-        "reward": {"revision": "ab" * 8, "figures": figures},
-        "usability": {
-            "figures": {
-                "creatives": 60,
-                "threshold": None,
-                "why": "too few were rejected",
-                "precision": None,
-                "recall": None,
-                "calibration": [],
-            }
-        },
+        "reward": trained | {"figures": figures},
+        "usability": trained | {"figures": no_gate},
         "retired": [
             {
+                **dict.fromkeys(("placement", "family", "best_id"), name),
+                **dict.fromkeys(("clicks", "probability", "lost_clicks"), 1),
                 "creative_id": "0" * 16,
                 "product_id": name,
                 "cohort_id": "c1",
@@ -107,6 +114,7 @@ def found(name="seasons"):
         ],
         "notes": [f"a note of {name}"],
     }
+    return Learning.model_validate(learned).model_dump(mode="json")
 
 
 def page_of(root, learned):
@@ -143,7 +151,7 @@ def test_a_run_that_learned_nothing_has_no_such_view(root, chromium):
 
 @pytest.mark.parametrize("width", [390, 1440])
 def test_hostile_names_are_text_and_nothing_sticks_out(root, chromium, width):
-    visit = Visit(chromium, page_of(root, json.loads(json.dumps(found(HOSTILE)))))
+    visit = Visit(chromium, page_of(root, found(HOSTILE)))
     visit.page.set_viewport_size({"width": width, "height": 844})
     with visit as page:
         assert HOSTILE in page.locator("#learning").text_content()
