@@ -5,8 +5,10 @@
 
 Thirty nights a month. Everything but people, pictures' delivery and the clock is the library's: allocation, retirement, reward,
 blend, lift. Audiences share a part of their tastes (so what one month teaches can help the next) and have a part of their
-own; tastes change at half-time. Candidates come from pools: of each pair some paintings by the base and, without --quick, some
-by weights that were preference-tuned on the clicks of another month. The last line is one JSON object: `lift` is that of
+own; tastes change at half-time, and say on average nothing of what CLIP would choose. Candidates come from pools: of each pair
+paintings by the base and, without --quick, by weights that were preference-tuned on the clicks of a month before another
+audience. A reward is trained on that month too, and anew each week; it is used only where it is surely better than CLIP.
+The last line is one JSON object: `lift` is that of
 clicks with all that is learned over CLIP alone, paired by audience, with its 95 % interval (Student's t).
 `false_positive_rate` is the share of months without any taste in which the lift over originals was ever said to be sure.
 """
@@ -35,7 +37,8 @@ NIGHTS, TUNED_ON = 30, 1000  # the audience whose month preferences are taken fr
 ORIGINALS = Policy("originals", keep=0)
 CLIP = Policy("CLIP alone")
 BANDIT = Policy("bandit", keep=3, learns=True)
-ALL = Policy("bandit, learned score", keep=3, learns=True, trains=(8, 15, 22))
+ALL = Policy("bandit, learned score", keep=3, learns=True, trains=(0, 8, 15, 22))
+BASE, PRODUCTS = paper.TINY / "models" / "outpaint", 12
 HOLDOUT = Holdout(share=0.2)
 BOT_NIGHTS = (10, 17)
 
@@ -53,18 +56,14 @@ def main() -> None:
     started, work = time.monotonic(), given.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     seeds = range(given.seeds or (4 if given.quick else 10))
-    pools = (
-        [composed(work, 12, 12, 8)]
-        if given.quick
-        else [painted(work, str(paper.TINY / "models" / "outpaint"), "base", 12, 12, 8)]
-    )
-    everything = ALL
+    pools = [composed(work, 24, 12, 8) if given.quick else painted(work, str(BASE), "base", PRODUCTS, 12, 8)]
+    before, everything = audience_tuning.month_before(pools[0], TUNED_ON, BANDIT), ALL
     if not (given.quick or given.no_tuning):
-        weights = audience_tuning.tuned(work, pools[0], TUNED_ON, BANDIT)
-        pools.append(painted(work, weights, "tuned", 12, 12, 8))
-        everything = replace(ALL, name="bandit, learned score, preference tuning", later=1)
+        weights = audience_tuning.tuned(work, pools[0], before)
+        pools.append(painted(work, weights, "tuned", PRODUCTS, 12, 8))
+        everything = replace(ALL, name="bandit, learned score, preference tuning", pool=1)
     policies = (ORIGINALS, CLIP, BANDIT, everything)
-    months = {p.name: [_month(pools, seed, p) for seed in seeds] for p in policies}
+    months = {p.name: [_month(pools, seed, p, before=before.log) for seed in seeds] for p in policies}
     print(_table(months))
     if len(pools) > 1:
         print(_tuning(pools, seeds))
@@ -76,7 +75,7 @@ def main() -> None:
     print(
         f"without taste: {wrong} of {given.months} months in which a lift was ever said to be sure, looking every morning"
     )
-    bots = _bots(pools, everything)
+    bots = _bots(pools, everything, before.log)
     print(f"robots click one creative on nights {BOT_NIGHTS}: {json.dumps(bots)}")
     mean, low, high = compared[everything.name]
     result = {
@@ -94,8 +93,10 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def _month(pools: Sequence[Pool], seed: int, policy: Policy, bots: tuple[int, int] | None = None) -> Month:
-    return month(pools, Audience(list(pools), seed, nights=NIGHTS), policy, Allocation(seed=seed), bots)
+def _month(
+    pools: Sequence[Pool], seed: int, policy: Policy, bots: tuple[int, int] | None = None, before: Log | None = None
+) -> Month:
+    return month(pools, Audience(list(pools), seed, nights=NIGHTS), policy, Allocation(seed=seed), bots, before)
 
 
 def _gain(some: list[Month], base: list[Month]) -> tuple[float, float, float]:
@@ -169,9 +170,9 @@ def _false_positives(pools: list[Pool], months: int) -> int:
     return wrong
 
 
-def _bots(pools: Sequence[Pool], policy: Policy) -> dict:
+def _bots(pools: Sequence[Pool], policy: Policy, before: Log) -> dict:
     """A week in which robots click one creative: its share while they do, and what people's clicks lose by it."""
-    calm, disturbed = (_month(pools, 500, policy, bots) for bots in (None, BOT_NIGHTS))
+    calm, disturbed = (_month(pools, 500, policy, bots, before) for bots in (None, BOT_NIGHTS))
     share, limit = disturbed.shares_of_bots, Allocation()
     return {
         "share_before": round(share[0], 3),

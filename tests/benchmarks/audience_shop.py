@@ -26,9 +26,10 @@ class Policy:
 
     keep      variants live in a place; 0: originals
     learns    outcomes decide shares and retirements
-    trains    nights on which a reward is trained and the catalog painted anew, ranked by the blend
+    trains    nights on which a reward is trained, on the month before and what is known by then; where it is surely better
+              than CLIP, the catalog is painted anew, ranked by the blend
     weight    of the learned part in the blend
-    later     the pool from which candidates come from the second of these nights on
+    pool      that candidates come from
     """
 
     name: str
@@ -36,7 +37,7 @@ class Policy:
     learns: bool = False
     trains: tuple[int, ...] = ()
     weight: float = 0.7
-    later: int = 0
+    pool: int = 0
 
 
 @dataclass
@@ -124,19 +125,26 @@ def month(
     policy: Policy,
     allocation: Allocation,
     bots: tuple[int, int] | None = None,
+    before: "Log | None" = None,
 ) -> Month:
-    """`nights` of one policy; bots: (first, after) nights on which robots click one creative of the pair shown most"""
+    """`nights` of one policy.
+
+    bots    (first, after) nights on which robots click one creative of the pair shown most
+    before  what another audience was shown, and clicked, the month before
+    """
     pairs, log, nights = len(pools[0].products), Log(pools), audience.nights
     everybody, chance = np.arange(pairs), np.random.default_rng([audience.seed, 9])
     scores = [p.clip for p in pools]
-    live = _best(scores[0], policy.keep, 0) if policy.keep else []
+    live = _best(scores[policy.pool], policy.keep, policy.pool) if policy.keep else []
     used = [set(own) for own in live]
     shares = schema.ALLOCATIONS.empty_table()
-    done = Month(*(np.zeros(nights) for _ in range(4)), log)
+    done = Month(np.zeros(nights), np.zeros(nights), np.zeros(nights), np.zeros(nights), log)
     target = int(np.argmax(audience.daily))
     for night in range(nights):
         if night in policy.trains:
-            head, figures = train_reward(_examples(log, night, allocation.half_life_days), _TRAINING)
+            head, figures = train_reward(
+                _examples(pools, _seen(before, log), night, allocation.half_life_days), _TRAINING
+            )
             done.rewards.append(
                 {
                     "night": night,
@@ -147,8 +155,7 @@ def month(
             )
             if figures.surely_better:  # what the canary of rewards asks for
                 scores = [_blend(head, p, policy.weight) for p in pools]
-                of = policy.later if night > policy.trains[0] else 0
-                live = _best(scores[of], policy.keep, of)
+                live = _best(scores[policy.pool], policy.keep, policy.pool)
                 used = [set(own) for own in live]
         weights = [np.full(len(own), 1 / len(own)) for own in live]
         if policy.learns and night:
@@ -250,29 +257,42 @@ def _move(before: pa.Table, after: pa.Table) -> float:
     return max((abs(r["weight"] - known[n]["weight"]) for n, r in now.items() if n[:8] not in new), default=0.0)
 
 
-def _examples(log: Log, night: int, half_life: float) -> Examples:
-    when, pair, pool, number, propensity, shown, clicks = log.columns()
-    some = log.pools[0]
+def _seen(before: Log | None, log: Log) -> list[np.ndarray]:
+    """Columns of both logs, the nights of the first counted back from night 0."""
+    known = []
+    if before:
+        night, *others = before.columns()
+        known.append([night - night.max() - 1, *others])
+    if log.parts:
+        known.append(log.columns())
+    return [np.concatenate(columns) for columns in zip(*known, strict=True)]
+
+
+def _examples(pools: Sequence[Pool], columns: list[np.ndarray], night: int, half_life: float) -> Examples:
+    """One row a variant, its nights together, old ones discounted."""
+    when, pair, pool, number, propensity, shown, clicks = columns
+    name = (pair * len(pools) + pool) * pools[0].clip.shape[1] + number
+    ids, first, at = np.unique(name, return_index=True, return_inverse=True)
     discount = 0.5 ** ((night - when) / half_life)
-    take = [np.stack([p.vectors[i, k] for p, i, k in zip((log.pools[q] for q in pool), pair, number, strict=True)])]
-    figures = {
-        n: np.array([log.pools[q].figures[n][i, k] for q, i, k in zip(pool, pair, number, strict=True)])
-        for n in some.figures
-    }
-    clip = np.array([log.pools[q].clip[i, k] for q, i, k in zip(pool, pair, number, strict=True)])
+    pair, pool, number = pair[first], pool[first], number[first]
+    some = pools[0]
+
+    def of(values: list[np.ndarray]) -> np.ndarray:
+        return np.stack([values[q][i, k] for q, i, k in zip(pool, pair, number, strict=True)])
+
     return Examples(
-        image_vectors=take[0],
+        image_vectors=of([p.vectors for p in pools]),
         text_vectors=some.texts[pair],
-        figures=figures,
-        impressions=discount * shown,
-        clicks=discount * clicks,
-        propensity=propensity,
+        figures={n: of([p.figures[n] for p in pools]) for n in some.figures},
+        impressions=np.bincount(at, discount * shown, len(ids)),
+        clicks=np.bincount(at, discount * clicks, len(ids)),
+        propensity=np.bincount(at, shown, len(ids)) / np.maximum(np.bincount(at, shown / propensity, len(ids)), 1e-9),
         groups=some.products[pair],
         families=some.families[pair],
         cohorts=some.cohorts[pair],
-        clip_scores=clip,
-        places=np.array([f"{i}" for i in pair]),
-        variants=np.array(names(pair, pool, number)),
+        clip_scores=of([p.clip for p in pools]),
+        places=pair.astype(str),
+        variants=ids.astype(str),
     )
 
 

@@ -23,18 +23,19 @@ SURE, DRAWS = 0.9, 2000
 STEPS, BETA, RATE, BATCH = 60, 2000, 5e-5, 8
 
 
-def tuned(work: Path, pool: Pool, seed: int, policy: Policy) -> str:
-    """Address of weights tuned by preference on a month of this policy before another audience; trained once.
-
-    The month ends before tastes change, so that the weights know nothing of what comes after it.
-    """
-    people = Audience([pool], seed, nights=60)
-    people.nights = 30
+def month_before(pool: Pool, seed: int, policy: Policy) -> Month:
+    """A month of this policy before another audience, whose tastes do not change: what comes after is not known in it."""
+    people = Audience([pool], seed)
     people.true = [people.true[0], people.true[0]]
+    return month([pool], people, policy, Allocation(seed=seed))
+
+
+def tuned(work: Path, pool: Pool, seen: Month) -> str:
+    """Address of weights tuned by preference on what a month has shown; trained once."""
     root, config = stocked(work, str(paper.TINY / "models" / "outpaint"), pool.clip.shape[1])
     file = work / "preferences.parquet"
     if not file.exists():
-        pap.write_table(_pairs(work, root, config, pool, month([pool], people, policy, Allocation(seed=seed))), file)
+        pap.write_table(_pairs(work, root, config, pool, seen), file)
     preference = {"beta": BETA, "pairs_uri": str(file), "min_pairs": 20}
     flags = {"preference": preference, "steps": STEPS, "learning_rate": RATE, "batch": BATCH, "checkpoint_every": 20}
     return _finetune(Path(root.uri), flags)

@@ -7,6 +7,7 @@ of the scene, brightness and the product's size, none of which a learner is give
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,8 +56,8 @@ class Pool:
     views: np.ndarray
 
     def save(self, path: Path) -> None:
-        plain = {k: v for k, v in vars(self).items() if k != "figures"}
-        np.savez(path, **plain, **{f"figure {k}": v for k, v in self.figures.items()})
+        plain: dict[str, Any] = {k: v for k, v in vars(self).items() if k != "figures"}
+        np.savez(path, allow_pickle=False, **plain | {f"figure {k}": v for k, v in self.figures.items()})
 
     @staticmethod
     def load(path: Path) -> "Pool":
