@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from adbooster.contracts.evaluation import Interval
 from adbooster.experiments.config import Allocation, Holdout
 from adbooster.experiments.holdout import held_out
 from adbooster.experiments.lift import lift
@@ -166,8 +167,12 @@ def _false_positives(pools: list[Pool], months: int) -> int:
             shown, clicks = people.click(rates)
             log.add(night, np.where(control, -1, 0), np.zeros(len(rates), int), np.ones(len(rates)), shown, clicks)
         path = lift(log.outcomes()).together.path
-        wrong += any(d.lift and d.lift.low is not None and not d.lift.low <= 0 <= d.lift.high for d in path)
+        wrong += any(d.lift and _sure(d.lift) for d in path)
     return wrong
+
+
+def _sure(of: Interval) -> bool:
+    return of.low is not None and of.high is not None and not of.low <= 0 <= of.high
 
 
 def _bots(pools: Sequence[Pool], policy: Policy, before: Log) -> dict:

@@ -300,4 +300,4 @@ def _blend(head, pool: Pool, weight: float) -> np.ndarray:
     pairs, k = pool.clip.shape
     flat = {name: values.ravel() for name, values in pool.figures.items()}
     seen = features(pool.vectors.reshape(pairs * k, -1), np.repeat(pool.texts, k, axis=0), flat)
-    return head.blend(pool.clip.ravel(), seen, weight).reshape(pairs, k)
+    return head.blend(pool.clip.ravel(), head.logits(seen), weight).reshape(pairs, k)

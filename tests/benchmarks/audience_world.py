@@ -22,7 +22,7 @@ from adbooster.painting.placing import Placer
 from adbooster.painting.requests import Planner
 from adbooster.pictures import images
 from adbooster.prepare.config import PrepareConfig
-from adbooster.reward.features import LAYOUT, LIGHT, columns, layout_shares
+from adbooster.reward.features import LAYOUT, LIGHT, columns, figures_of
 from adbooster.storage.buckets import WHOLE
 from adbooster.storage.objects import Root
 from adbooster.tiny import world
@@ -198,7 +198,7 @@ def _boxes(alphas: list[np.ndarray]) -> dict[str, np.ndarray]:
             "width_px": int(np.ptp(xs)) + 1,
             "height_px": int(np.ptp(ys)) + 1,
         }
-        told.append(layout_shares(box, wide, high))
+        told.append(figures_of(box, (wide, high), {}))
     return columns(told, LAYOUT)
 
 
