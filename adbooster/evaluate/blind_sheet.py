@@ -12,12 +12,11 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel
 from scipy import stats
 
-from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.evaluation import Interval
 from adbooster.contracts.naming import digest
 from adbooster.evaluate.config import Sheet
 from adbooster.measure import intervals
-from adbooster.measure.sheets import CHOICES, Pair, answers_of, read_key
+from adbooster.measure.sheets import CHOICES, Pair, answered
 from adbooster.pictures import images
 from adbooster.storage.objects import Root
 
@@ -142,23 +141,15 @@ def score(sheets: dict[str, str], key_json: str) -> Score:
     raises ConfigError for a key or sheet that cannot be read, a pair that the key does not have, another choice than
     left, right or same, and a rater who answers a pair twice
     """
-    answers = [a for name, text in sheets.items() for a in answers_of(name, text)]
-    key = {pair.pair: pair for pair in read_key(key_json)}
-    seen: set[tuple[str, int]] = set()
-    for rater, pair, _ in answers:
-        if pair not in key:
-            raise ConfigError(f"the sheet answers pair {pair}, which the key does not have; give the key of this sheet")
-        if (rater, pair) in seen:
-            raise ConfigError(f"rater {rater!r} answers pair {pair} twice; give each answer once")
-        seen.add((rater, pair))
-    liked = [(key[p], float(choice == key[p].creative_side)) for _, p, choice in answers if choice != "same"]
+    answers = answered(sheets, key_json)
+    liked = [(pair, float(choice == pair.creative_side)) for _, pair, choice in answers if choice != "same"]
     lefts = [choice == "left" for *_, choice in answers if choice != "same"]
     raters = len({rater for rater, *_ in answers})
     majority = _majority(liked)
     return Score(
         answers=len(answers),
         raters=raters,
-        pairs=len({p for _, p, _ in answers}),
+        pairs=len({pair.pair for _, pair, _ in answers}),
         creative=int(sum(v for _, v in liked)),
         baseline=int(sum(1 - v for _, v in liked)),
         same=len(answers) - len(liked),

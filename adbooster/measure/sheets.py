@@ -64,23 +64,31 @@ def read_key(text: str) -> list[Pair]:
         raise ConfigError(f"the key cannot be read: {str(e).splitlines()[0]}") from e
 
 
-def preferred(sheets: dict[str, str], key_json: str) -> dict[str, tuple[int, int]]:
-    """By creative, how many answers preferred it and how many the product's own picture; `sheets` by name.
+def answered(sheets: dict[str, str], key_json: str) -> list[tuple[str, Pair, str]]:
+    """(rater, pair, choice) of every answer in filled sheets (name to CSV text) under their key.
 
-    raises  ConfigError for a key or sheet that cannot be read, and a pair that the key does not have
+    raises  ConfigError for a key or sheet that cannot be read, a pair that the key does not have, another choice than
+            left, right or same, and a rater who answers a pair twice
     """
-    pairs = {pair.pair: pair for pair in read_key(key_json)}
-    found: dict[str, tuple[int, int]] = {}
-    for name, text in sheets.items():
-        for _, number, choice in answers_of(name, text):
-            if number not in pairs:
-                raise ConfigError(
-                    f"the sheet {name} answers pair {number}, which the key does not have; give the key of this sheet"
-                )
-            won, lost = found.get(pairs[number].creative_id, (0, 0))
-            liked = choice == pairs[number].creative_side
-            found[pairs[number].creative_id] = (
-                won + liked,
-                lost + (choice not in ("same", pairs[number].creative_side)),
+    key = {pair.pair: pair for pair in read_key(key_json)}
+    found: dict[tuple[str, int], tuple[str, Pair, str]] = {}
+    for rater, number, choice in (a for name, text in sheets.items() for a in answers_of(name, text)):
+        if number not in key:
+            raise ConfigError(
+                f"the sheet answers pair {number}, which the key does not have; give the key of this sheet"
             )
+        if (rater, number) in found:
+            raise ConfigError(f"rater {rater!r} answers pair {number} twice; give each answer once")
+        found[rater, number] = rater, key[number], choice
+    return list(found.values())
+
+
+def preferred(sheets: dict[str, str], key_json: str) -> dict[str, tuple[int, int]]:
+    """By creative, how many answers preferred it and how many the product's own picture; arguments and errors as for
+    `answered`."""
+    found: dict[str, tuple[int, int]] = {}
+    for _, pair, choice in answered(sheets, key_json):
+        won, lost = found.get(pair.creative_id, (0, 0))
+        liked = choice == pair.creative_side
+        found[pair.creative_id] = (won + liked, lost + (choice != "same" and not liked))
     return found

@@ -53,21 +53,23 @@ class Embedder:
             return shared | {"vector": self.ranker.embed_texts([row["text"]])[0].tolist()}
         try:
             picture = images.decode(self.root.read(row["uri"]))
-            pictures = [picture, *self._scenes(row, picture)]
         except FileNotFoundError:
             return shared | {"reject": "missing_image"}
         except images.UnreadableImage:
             return shared | {"reject": "unreadable_image"}
-        vector, *of_scene = self.ranker.embed_images(pictures).tolist()
+        vector, *of_scene = self.ranker.embed_images([picture, *self._scenes(row, picture)]).tolist()
         return shared | {"vector": vector, "scene_vector": of_scene[0] if of_scene else None}
 
     def _scenes(self, row: dict, picture_u8: np.ndarray) -> list[np.ndarray]:
-        """The picture without its product, where the photo that it was cut from is known."""
+        """The picture without its product, where the photo that it was cut from is known and can be read."""
         if row["photo_uri"] is None or row["mask_uri"] is None or row["layout"] is None:
             return []
         box = layout.Box(**row["layout"])
         alpha = np.zeros(picture_u8.shape[:2], np.uint8)
-        product = self.cutout(row["photo_uri"], row["mask_uri"])
+        try:
+            product = self.cutout(row["photo_uri"], row["mask_uri"])
+        except (FileNotFoundError, images.UnreadableImage):
+            return []
         alpha[box.slices] = product.scaled(box.width_px, box.height_px).alpha
         return [scenes.scene_only(picture_u8, alpha)]
 

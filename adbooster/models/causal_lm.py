@@ -29,9 +29,10 @@ class CausalLM:
 
     def __init__(self, path: Path, device: str, schema: dict, threads: int = 1):
         torch.set_num_threads(threads)
-        self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, padding_side="left")
+        how = {"local_files_only": True, "trust_remote_code": False}
+        self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **how)
         dtype = torch.float32 if device == "cpu" else "auto"
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **how)
         self.model = model.to(device).eval()  # pyright: ignore[reportArgumentType]  # its `to` is untyped
         ends = _ends(self.tokenizer.eos_token_id, self.model.generation_config.eos_token_id)
         if self.tokenizer.pad_token_id is None:

@@ -43,6 +43,8 @@ def check_heads(config: PaintingConfig) -> None:
                 f"the reward {config.reward} is not surely better than CLIP on products held out and is not used: "
                 f"{card.gains()}"
             )
+    elif config.reward:
+        raise ConfigError(f"`reward` names {config.reward} and candidates are chosen by CLIP alone; set score: blend")
     if config.usability:
         card = read_card(local_copy(config.usability), "usability", content_hash(local_copy(config.rank_model)))
         if card.threshold is None:

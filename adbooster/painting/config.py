@@ -51,8 +51,8 @@ class PaintingConfig(JobConfig):
     product's own pictures by CLIP either way."""
     reward: Uri = ""
     """Folder of the learned score (`rewards/<revision>` below the root), for `score: blend`."""
-    reward_weight: float = Field(default=0.5, ge=0, le=1)
-    """Its weight: 0 is CLIP alone, 1 the learned score alone; at 0.5 a standard deviation of either counts the same."""
+    reward_weight: float = Field(default=0.5, gt=0, le=1)
+    """Its weight: 1 is the learned score alone; at 0.5 a standard deviation of either counts the same."""
     usability: Uri = ""
     """Folder of a usability gate that people's verdicts have trained; empty: it is not asked."""
 

@@ -36,7 +36,7 @@ from adbooster.reward.features import figures_of
 from adbooster.reward.heads import Head
 from adbooster.reward.judging import Choice, UsabilityGate, Verdict
 from adbooster.storage.mask_models import mask_model
-from adbooster.storage.model_store import local_copy
+from adbooster.storage.model_store import content_hash, local_copy
 
 _LIGHT_SHOWN = ("colour_distance", "light_opposition", "ground_line", "contact_share")  # on the page
 
@@ -155,12 +155,19 @@ def load_choice(config: PaintingConfig) -> Choice | None:
     """The learned score of the config; null: CLIP alone decides."""
     if config.score == "clip":
         return None
-    return Choice(Head.load(local_copy(config.reward), "reward"), config.reward_weight)
+    return Choice(
+        Head.load(local_copy(config.reward), "reward", content_hash(local_copy(config.rank_model))),
+        config.reward_weight,
+    )
 
 
 def load_usability(config: PaintingConfig) -> UsabilityGate | None:
     """The usability gate of the config; null: there is none."""
-    return UsabilityGate(Head.load(local_copy(config.usability), "usability")) if config.usability else None
+    if not config.usability:
+        return None
+    return UsabilityGate(
+        Head.load(local_copy(config.usability), "usability", content_hash(local_copy(config.rank_model)))
+    )
 
 
 def load_inspector(config: PaintingConfig, ranker: Clip) -> Inspector:

@@ -131,7 +131,8 @@ def revisions(config: PaintingConfig) -> tuple[str, str]:
     models.append(mask_model(config.mask_model, config.mask_network).revision if config.mask_model else "")
     models.append(content_hash(local_copy(config.safety_model)) if config.safety_model else "")
     models += [content_hash(local_copy(config.preview_model))] if config.preview_model else []
-    models += [f"reward {content_hash(local_copy(config.reward))} x {config.reward_weight}"] * (config.score == "blend")
+    if config.score == "blend":
+        models.append(f"reward {content_hash(local_copy(config.reward))} x {config.reward_weight}")
     models += [f"usability {content_hash(local_copy(config.usability))}"] if config.usability else []
     return weights, recipe_id(config.recipe, [weights, *models])
 

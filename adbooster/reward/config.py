@@ -134,7 +134,7 @@ class UsabilityFigures(BaseModel):
     creatives: int
     products: int
     rejected: int
-    threshold: float | None
+    threshold: float | None = Field(gt=0, le=1)
     """probability from which a picture is rejected; null: it must not be used"""
     why: str
     """why there is no threshold; empty where there is one"""

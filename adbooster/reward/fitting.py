@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy import optimize
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
@@ -51,6 +52,8 @@ def fit(features: np.ndarray, counts: Counts, vectors: int, kinds: int, componen
 
     vectors     how many of the first features are vectors, of `kinds` kinds side by side
     components  dimensions that each kind is projected onto, at most
+
+    Where rows are compared within units, the regression has no base rate of its own (an intercept of 0).
     """
     shape = _shape(features, vectors, kinds, components)
     inputs = np.concatenate([counts.within(shape.inputs(features)), counts.apart[:, None]], axis=1)
@@ -63,7 +66,8 @@ def fit(features: np.ndarray, counts: Counts, vectors: int, kinds: int, componen
             weights, intercept = _logistic(inputs[train], some, penalty)
             losses[i] += log_losses(expit(inputs[test] @ weights + intercept), left.positive, left.negative).sum()
     weights, intercept = _logistic(inputs, counts, PENALTIES[int(losses.argmin())])
-    return Regression(shape.mean, shape.scale, shape.projection, shape.spread, weights[:-1], intercept)
+    base = intercept if counts.units is None else 0.0
+    return Regression(shape.mean, shape.scale, shape.projection, shape.spread, weights[:-1], base)
 
 
 def _shape(features: np.ndarray, vectors: int, kinds: int, components: int) -> Regression:
@@ -144,6 +148,8 @@ def calibrate(method: Literal["platt", "isotonic"], logits: np.ndarray, counts: 
     model = LogisticRegression(C=1e6, max_iter=2000)
     model.fit(((twice[used] - middle) / spread)[:, None], y[used], weights[used] / weights[used].mean())
     slope, offset = float(np.ravel(model.coef_)[0]) / spread, float(np.ravel(model.intercept_)[0])
+    if slope < 0:  # what orders the wrong way says nothing: everything has the rate of all
+        slope, offset = 0.0, float(np.log(counts.positive.sum() / counts.negative.sum()))
     return Calibration("platt", np.array([slope, offset - slope * middle]))
 
 
@@ -163,21 +169,20 @@ def calibrated(
 def relative_losses(logits: np.ndarray, counts: Counts, part: np.ndarray) -> np.ndarray:
     """Of each row, in nats, where the rate of its unit is known and log odds [n] tell rows of the unit apart.
 
-    How much they count is one slope, 0 or more, found for each part on the others (Newton's method).
+    How much they count is one slope, 0 or more (an order that is wrong elsewhere predicts nothing here), found for each part
+    on the others.
     """
     apart, base = counts.within(logits), _base(counts)
-    positive, weight = counts.positive, counts.positive + counts.negative
+    most = 20 / max(float(np.abs(apart).max(initial=0)), LEAST)
     out = np.zeros(len(logits))
     for number in np.unique(part):
-        here, others, slope = part == number, part != number, 0.0
-        for _ in range(20):
-            p = expit(base[others] + slope * apart[others])
-            steep = (weight[others] * p * (1 - p) * apart[others] ** 2).sum()
-            if steep <= LEAST:
-                break
-            slope += float(((positive[others] - weight[others] * p) * apart[others]).sum() / steep)
-        slope = max(slope, 0.0)  # an order that is wrong elsewhere predicts nothing here
-        out[here] = log_losses(expit(base + slope * apart)[here], positive[here], counts.negative[here])
+        here, others = part == number, part != number
+
+        def losses(slope: float, rows: np.ndarray) -> np.ndarray:
+            return log_losses(expit(base + slope * apart)[rows], counts.positive[rows], counts.negative[rows])
+
+        found = optimize.minimize_scalar(lambda slope: losses(slope, others).sum(), bounds=(0, most), method="bounded")  # noqa: B023
+        out[here] = losses(found.x if losses(found.x, others).sum() < losses(0.0, others).sum() else 0.0, here)
     return out
 
 

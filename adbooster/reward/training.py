@@ -192,7 +192,7 @@ class _HeldOut:
     def _compared(self, rows: np.ndarray) -> Comparison:
         positive, negative = self.counts.positive[rows], self.counts.negative[rows]
         clusters = Clusters(self.counts.groups[rows])
-        units = self.examples.units[self.at][rows]
+        units = np.zeros(int(rows.sum())) if self.counts.units is None else self.counts.units[rows]
         ours, theirs = Order(self.logits[rows], units), Order(self.clip[rows], units)
 
         def gain(drawn: np.ndarray) -> float:

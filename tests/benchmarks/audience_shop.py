@@ -139,6 +139,7 @@ def month(
     used = [set(own) for own in live]
     shares = schema.ALLOCATIONS.empty_table()
     done = Month(np.zeros(nights), np.zeros(nights), np.zeros(nights), np.zeros(nights), log)
+    clicked: tuple[int, int] | None = None
     target = int(np.argmax(audience.daily))
     for night in range(nights):
         if night in policy.trains:
@@ -161,8 +162,8 @@ def month(
         if policy.learns and night:
             variants = _variants(pools, live)
             known = posterior(log.outcomes(), variants, allocation, FIRST_DAY + timedelta(night))
-            before, shares = shares, shares_of(known, shares, allocation)
-            done.largest_moves.append(_move(before, shares))
+            former, shares = shares, shares_of(known, shares, allocation)
+            done.largest_moves.append(_move(former, shares))
             gone = set(retirements(known, RETIREMENT)["creative_id"].to_pylist())
             done.retired += len(gone)
             weights = _replaced(live, used, scores, _of(shares, live), gone)
@@ -181,13 +182,14 @@ def month(
             )
         shown, clicks = audience.click(rates)
         done.clicks[night], done.impressions[night] = clicks.sum(), shown.sum()
-        best = np.max([t.max(1) for t in audience.rates(night)], axis=0)
+        best = audience.rates(night)[policy.pool].max(1)
         done.expected[night] = (audience.daily * rates).sum() / audience.daily.sum()
         done.regret[night] = (audience.daily * (best - rates)).sum()
         if bots and bots[0] <= night < bots[1]:
-            first = live[target][-1]
-            done.shares_of_bots.append(float(weights[target][-1] / weights[target].sum()))
-            if (pool[target], number[target]) == first:
+            clicked = clicked or live[target][-1]
+            there = [w for variant, w in zip(live[target], weights[target], strict=True) if variant == clicked]
+            done.shares_of_bots.append(float(sum(there) / weights[target].sum()))
+            if (pool[target], number[target]) == clicked:
                 shown[target] += 2000
                 clicks[target] += 1900
         log.add(night, pool, number, propensity, shown, clicks)

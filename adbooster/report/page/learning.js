@@ -14,7 +14,7 @@ function learning() {
     ]),
     families.length ? table(['Family', 'Pairs', 'Held out', 'Impressions', 'of originals', 'Clicks', 'of originals', 'Lift', 'Remark'], [...families, together].map((g) => [
       foreign(g.family || '(none)'), count(g.pairs), count(g.control_pairs), count(g.impressions), count(g.control_impressions), count(g.clicks), count(g.control_clicks), interval(g.lift, null), foreign(g.note || (g.sure ? 'sure' : ''), 'span', { class: 'meaning' })]), 'Lift by family') : null,
-    allocated(found.allocation || {}), running(found.experiments || []), learned(found.reward), usability(found.usability), retired(found.retired || []),
+    allocated(found.allocation || {}), running(found.experiments || []), learned(found.reward), usability(found.usability), retired(found.retired || [], found.retired_count),
     (found.notes || []).length ? el('ul', { class: 'notes' }, found.notes.map((note) => foreign(note, 'li'))) : null);
 }
 
@@ -68,7 +68,7 @@ function learned(r) {
     el('p', {}, f.surely_better ? 'It orders and predicts surely better than CLIP on products it has not seen.' : 'It is not surely better than CLIP on products it has not seen, so generate refuses it.', r.revision ? [' Revision ', foreign(r.revision), '.'] : null),
     table(['Family', 'Creatives', 'Clicks', 'AUC', 'CLIP', 'Gain', 'Log-loss', 'CLIP', 'Gain'], groups.map(([name, c]) => [foreign(name || '(none)'), count(c.creatives), count(c.clicks), score(c.auc), score(c.clip_auc), difference(c.auc_gain, 3), precise(c.log_loss), precise(c.clip_log_loss), difference(c.log_loss_gain, 5)]), 'Learned score against CLIP'),
     el('div', { class: 'plots two' }, [
-      (f.calibration || []).length ? plot('Calibration', 'predicted and observed click-through rate of products held out', (width) => calibration(f.calibration, width)) : null,
+      (f.calibration || []).length ? plot('Calibration', f.clicks ? 'predicted and observed click-through rate of products held out' : 'predicted and observed share of approvals, products held out', (width) => calibration(f.calibration, width)) : null,
       weights.length ? plot('What it likes', 'log odds a standard deviation', (width) => intervalBars(weights.map(([name, value]) => ({ name: words(name), value })), width, 'Weights', 22, (v) => v.toFixed(2), (t) => t.toFixed(2))) : null]),
     (f.values || []).length ? table(['What another ranker would bring', 'By the learned score', 'By CLIP', 'Gain', 'Impressions it rests on'], f.values.map((v) => [words(v.method), rate(v.by_score), rate(v.by_clip), rate(v.gain), count(Math.round(v.effective_impressions))]), 'Off-policy values') : null);
 }
@@ -100,8 +100,8 @@ function usability(r) {
     (f.calibration || []).length ? el('div', { class: 'plots two' }, plot('Calibration', 'predicted and observed share of unusable pictures', (width) => calibration(f.calibration, width))) : null);
 }
 
-function retired(rows) {
+function retired(rows, all) {
   if (!rows.length) return null;
-  return el('details', { id: 'retired' }, el('summary', {}, `${many(rows.length, 'variant')} retired, surely worse than another of its place`),
+  return el('details', { id: 'retired' }, el('summary', {}, `${many(all, 'variant')} retired, surely worse than another of its place${all > rows.length ? `; the ${count(rows.length)} that lose most clicks` : ''}`),
     table(['Creative', 'Product', 'Cohort', 'Impressions', 'Click-through rate', 'of the best'], rows.map((r) => [foreign(r.creative_id), foreign(r.product_id), foreign(r.cohort_id), count(r.impressions), share(r.ctr, 2), share(r.best_ctr, 2)]), 'Retired variants'));
 }
