@@ -16,8 +16,8 @@ from adbooster.contracts.evaluation import Interval
 from adbooster.contracts.naming import digest
 from adbooster.evaluate.config import Sheet
 from adbooster.measure import intervals
-from adbooster.measure.sheets import CHOICES, Pair, answered
 from adbooster.pictures import images
+from adbooster.reward.sheets import CHOICES, Pair, answered
 from adbooster.storage.objects import Root
 
 GREY = (200, 200, 200)

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest
-from adbooster.measure import sheets, vectors
+from adbooster.measure import vectors
+from adbooster.reward import sheets
 from adbooster.reward.config import Heads, HeadsReport, Trained, UsabilityTraining
 from adbooster.reward.features import REWARD_FIGURES, USABILITY_FIGURES, columns, figures_of
 from adbooster.reward.heads import CARD, Card, Head

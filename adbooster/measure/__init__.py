@@ -10,7 +10,6 @@ __all__ = [
     "intervals",
     "measurements",
     "run",
-    "sheets",
     "stages",
     "statistics",
     "subjects",

@@ -4,4 +4,4 @@ Enters: vectors and figures of creatives, with clicks, impressions and verdicts.
 that a picture is unusable, both calibrated on products that were held out.
 """
 
-__all__ = ["checks", "config", "features", "heads", "judging", "off_policy", "training", "usability"]
+__all__ = ["checks", "config", "features", "heads", "judging", "off_policy", "sheets", "training", "usability"]
