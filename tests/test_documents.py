@@ -87,7 +87,7 @@ def shop(tmp_path, monkeypatch):
     (tmp_path / "blind.key.json").write_text(json.dumps(key))
     for rater in ("anna", "ben"):
         (tmp_path / f"{rater}.csv").write_text(f"pair,rater,choice\n1,{rater},left\n")
-    day = f"{live['creative_id'][1].as_py()},2026-11-24,100,3,0,1"
+    day = f"{live['creative_id'][1].as_py()},2024-11-24,100,3,0,1"
     (tmp_path / "outcomes.csv").write_text(f"creative_id,day,impressions,clicks,conversions,propensity\n{day}\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path

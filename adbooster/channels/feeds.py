@@ -250,7 +250,7 @@ def _manifest(settings: FeedSettings, usable: dict[str, list[dict]], products: M
         left_out["too_many_images"] += max(0, len(pictures) - most)
         for row in pictures[:most]:
             facts = {name: row[name] for name in ("width_px", "height_px", "creative_id")}
-            chance = 1.0 if row["propensity"] is None else round(row["propensity"], 6)
+            chance = 1.0 if row["propensity"] is None else max(round(row["propensity"], 6), 1e-6)  # never 0
             facts |= {"propensity": chance} if chance < 1 else {}
             cohorts[row["cohort_id"]][row["slot"]] = {"url": url(settings, row["uri"])} | facts
         for row in held_out:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Set
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,42 +14,17 @@ from adbooster.channels.feeds import CATALOG, NEEDED, Feed, FeedSettings
 from adbooster.channels.presets import Channel
 from adbooster.contracts.errors import AdboosterError, ConfigError
 from adbooster.contracts.text import clean
+from adbooster.experiments.withdrawn import KINDS as KINDS
+from adbooster.experiments.withdrawn import Kind as Kind
+from adbooster.experiments.withdrawn import Withdrawn as Withdrawn
+from adbooster.experiments.withdrawn import read_withdrawn
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
-Kind = Literal["product", "cohort", "creative"]
-KINDS: tuple[Kind, ...] = ("product", "cohort", "creative")
 COLUMNS = ["product_id", "cohort_id", "creative_id", "slot", "uri", "sha256", "width_px", "height_px"]
 COLUMNS += ["size_bytes", "format", "propensity", "reason"]
 MAX_TEXT = 10_000  # characters of a description that channels take
-
-
-class Withdrawn(NamedTuple):
-    """Ids that were withdrawn, by kind."""
-
-    product: frozenset[str]
-    cohort: frozenset[str]
-    creative: frozenset[str]
-
-    def covers(self, row: dict) -> bool:
-        """Whether a row with product_id, cohort_id and creative_id is withdrawn."""
-        return any(row[f"{kind}_id"] in getattr(self, kind) for kind in KINDS)
-
-    def among(self, rows: pa.Table) -> pa.ChunkedArray:
-        """Whether each of the rows (schema.DELIVERIES) is withdrawn."""
-        product, cohort, creative = (
-            pc.is_in(rows[f"{kind}_id"], pa.array(sorted(getattr(self, kind)), pa.string())) for kind in KINDS
-        )
-        return pc.or_(pc.or_(product, cohort), creative)
-
-    def add(self, kind: Kind, values: list[str]) -> "Withdrawn":
-        return self._replace(**{kind: getattr(self, kind) | set(values)})
-
-
-def read_withdrawn(root: Root) -> Withdrawn:
-    rows = tables.read(root, "withdrawals", ["kind", "value"]).to_pylist()
-    return Withdrawn(*(frozenset(r["value"] for r in rows if r["kind"] == kind) for kind in KINDS))
 
 
 class State(NamedTuple):

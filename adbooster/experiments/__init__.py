@@ -4,4 +4,17 @@ Enters: outcomes of people as aggregates (tables/outcomes). Leaves: probabilitie
 (tables/allocations), and intervals that hold however often they are looked at.
 """
 
-__all__ = ["allocation", "arms", "config", "groups", "holdout", "lift", "outcomes", "prompter", "shown", "variants"]
+__all__ = [
+    "allocation",
+    "arms",
+    "config",
+    "groups",
+    "holdout",
+    "lift",
+    "outcomes",
+    "prompter",
+    "robots",
+    "shown",
+    "variants",
+    "withdrawn",
+]

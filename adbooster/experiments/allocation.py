@@ -22,6 +22,7 @@ from adbooster.contracts.naming import digests
 from adbooster.experiments.config import Allocation, Experiment, Retirement
 from adbooster.experiments.groups import codes, parents
 from adbooster.experiments.holdout import positions
+from adbooster.experiments.outcomes import of_creatives
 from adbooster.experiments.robots import human_clicks
 
 VARIANTS = pa.schema(
@@ -79,7 +80,7 @@ class Posterior:
 def posterior(outcomes: pa.Table, variants: pa.Table, settings: Allocation, day: date) -> Posterior:
     """The rates of variants on a day.
 
-    outcomes  rows of schema.OUTCOMES; originals of held-out pairs are left out, those of former variants teach their place
+    outcomes  rows of schema.OUTCOMES; originals are left out, those of former variants teach their place
     variants  VARIANTS, each creative once; a null margin is that of its place
     """
     outcomes, clicks, weight = _counted(outcomes, settings, day)
@@ -119,8 +120,7 @@ def posterior(outcomes: pa.Table, variants: pa.Table, settings: Allocation, day:
 
 def _counted(outcomes: pa.Table, settings: Allocation, day: date) -> tuple[pa.Table, np.ndarray, np.ndarray]:
     """Outcomes of creatives that were shown, their clicks without those of robots, and what each row counts (0-1)."""
-    painted = pc.and_kleene(pc.greater(outcomes["impressions"], 0), pc.equal(outcomes["control"], False))
-    outcomes = outcomes.filter(painted)
+    outcomes = of_creatives(outcomes.filter(pc.greater(outcomes["impressions"], 0)))
     age = (np.datetime64(day) - outcomes["day"].to_numpy().astype("datetime64[D]")).astype(np.float64)
     return (
         outcomes,

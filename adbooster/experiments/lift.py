@@ -1,6 +1,7 @@
 """What creatives add over the original pictures of held-out pairs, with intervals that hold on every day they are looked at."""
 
 from datetime import date
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from adbooster.experiments.robots import human_clicks
 ALPHA = 0.05
 MIN_PAIRS = 8  # on a side, below which no interval is given
 MIN_CLICKS = 10  # on a side, as before
+_SUMS = 9  # of `_running`
 EXPECTED = 0.2  # standard deviation of the lifts that intervals are narrowest for: 20 %
 
 
@@ -25,28 +27,43 @@ def lift(outcomes: pa.Table, max_ctr_factor: float = Allocation().max_ctr_factor
     max_ctr_factor  as Allocation.max_ctr_factor
 
     What was divided at random are pairs, so they are the clusters: a rate is a ratio estimator over pairs and its variance
-    the delta method's (Cochran, 1977, 6), a click-through rate that differs by pair included. Intervals are normal-mixture
-    confidence sequences (Robbins, 1970; Howard et al., 2021; Johari et al., 2017) in information 1 / variance, widened by
-    Student's t for the number of pairs.
+    the delta method's (Cochran, 1977, 6), a click-through rate that differs by pair included. Both sides count a day alike,
+    with the weight of Mantel and Haenszel (1959), n1 n0 / (n1 + n0) impressions: days on which one side was not shown count
+    for nothing, and a share of held-out pairs that changes is no lift. A pair that changed sides counts from then on.
+    Intervals are normal-mixture confidence sequences (Robbins, 1970; Howard et al., 2021; Johari et al., 2017) in information
+    1 / variance, widened by Student's t for the number of pairs.
     """
     counted = outcomes.filter(pc.and_kleene(pc.greater(outcomes["impressions"], 0), pc.is_valid(outcomes["control"])))
     clicks = human_clicks(counted, max_ctr_factor)
     lost = int(pc.sum(counted["clicks"]).as_py() or 0) - int(clicks.sum())
-    families, days, sums = _running(counted, clicks)
+    families, days, rows = _pair_days(counted, clicks)
     if not days:
-        return Lift(together=_group("all", days, np.zeros((6, 2, 0))))
+        return Lift(together=_group("all", days, np.zeros((_SUMS, 2, 0)), np.zeros((3, 2))))
+    alone, every = np.zeros(len(rows.day), np.int64), len(families)
+    together, of_family = _running(rows, alone, 1, len(days)), _running(rows, rows.family, every, len(days))
+    all_of, of_each = _totals(rows, alone, 1), _totals(rows, rows.family, every)
     return Lift(
-        together=_group("all", days, sums.sum(axis=1)),
-        families=[_group(name, days, sums[:, at]) for at, name in enumerate(families)],
+        together=_group("all", days, together[:, 0], all_of[:, 0]),
+        families=[_group(name, days, of_family[:, i], of_each[:, i]) for i, name in enumerate(families)],
         robot_clicks=lost,
     )
 
 
-def _running(rows: pa.Table, clicks: np.ndarray) -> tuple[list[str], list[date], np.ndarray]:
-    """Families, days, and sums over pairs of all outcomes up to each day, float64 [6,families,2,days].
+class _PairDays(NamedTuple):
+    """What each pair brought on each of its days, in the order of pairs and days; arrays are [n]."""
 
-    The six: pairs, impressions n, clicks c, n^2, nc, c^2; of two sides, creatives and originals.
-    """
+    pair: np.ndarray
+    """number of product, cohort and family"""
+    family: np.ndarray
+    side: np.ndarray
+    """0 creatives, 1 originals"""
+    day: np.ndarray
+    impressions: np.ndarray
+    clicks: np.ndarray
+
+
+def _pair_days(rows: pa.Table, clicks: np.ndarray) -> tuple[list[str], list[date], _PairDays]:
+    """Families, days in order, and what counts of each pair: all since it is on the side that it was on last."""
     family_names = pc.fill_null(rows["family"], "").combine_chunks().dictionary_encode()
     day_names = rows["day"].combine_chunks().dictionary_encode()
     ordered = sorted(range(len(day_names.dictionary)), key=lambda i: day_names.dictionary[i].as_py())
@@ -54,33 +71,62 @@ def _running(rows: pa.Table, clicks: np.ndarray) -> tuple[list[str], list[date],
     rank[ordered] = np.arange(len(ordered))
     family, day = family_names.indices.to_numpy().astype(np.int64), rank[day_names.indices.to_numpy()]
     side = rows["control"].combine_chunks().cast(pa.int64()).to_numpy()
-    pair = codes(rows["product_id"], rows["cohort_id"], family_names.indices, rows["control"])
-    pair_day, at = np.unique(pair * max(1, len(ordered)) + day, return_inverse=True)
+    both = codes(rows["product_id"], rows["cohort_id"])
+    last = np.full((int(both.max(initial=-1)) + 1, 2), -1)
+    np.maximum.at(last, (both, side), day)
+    kept = np.flatnonzero(day > last[both, 1 - side])
+    pair = codes(rows["product_id"], rows["cohort_id"], family_names.indices)
+    pair_day, at = np.unique(pair[kept] * max(1, len(ordered)) + day[kept], return_inverse=True)
     first = np.zeros(len(pair_day), np.int64)
-    first[at] = np.arange(len(at))
-    n = _within(np.bincount(at, rows["impressions"].to_numpy()), pair[first])
-    c = _within(np.bincount(at, clicks), pair[first])
-    new = np.r_[True, pair[first][1:] != pair[first][:-1]][: len(first)]
-    shape = (len(family_names.dictionary), 2, len(ordered))
-    cell = np.ravel_multi_index((family[first], side[first], day[first]), shape)
-    sums = [np.bincount(cell, new, np.prod(shape))]
+    first[at] = kept
+    counts = (np.bincount(at, values[kept], len(first)) for values in (rows["impressions"].to_numpy(), clicks))
+    found = _PairDays(pair[first], family[first], side[first], day[first], *counts)
+    return family_names.dictionary.to_pylist(), [day_names.dictionary[i].as_py() for i in ordered], found
+
+
+def _totals(rows: _PairDays, group: np.ndarray, groups: int) -> np.ndarray:
+    """Pairs, impressions and clicks of both sides on all days, float64 [3,groups,2]."""
+    cell = group * 2 + rows.side
+    counts = (_first(rows.pair), rows.impressions, rows.clicks)
+    return np.array([np.bincount(cell, values, groups * 2).reshape(groups, 2) for values in counts])
+
+
+def _running(rows: _PairDays, group: np.ndarray, groups: int, days: int) -> np.ndarray:
+    """Sums over pairs of all compared outcomes up to each day, float64 [_SUMS,groups,2,days].
+
+    Weighted: n, c, n^2, nc, c^2 of impressions n and clicks c, and the weights' squares times impressions; then as they
+    are: pairs, impressions, clicks.
+    """
+    shape = (groups, 2, days)
+    cell = np.ravel_multi_index((group, rows.side, rows.day), shape)
+    shown = np.bincount(cell, rows.impressions, np.prod(shape)).reshape(shape)
+    weight = (shown[:, ::-1] / np.maximum(shown.sum(axis=1, keepdims=True), 1)).ravel()[cell]
+    some = weight > 0
+    weight, cell, pair = weight[some], cell[some], rows.pair[some]
+    impressions, clicks, new = rows.impressions[some], rows.clicks[some], _first(pair)
+    n, c = _within(weight * impressions, pair), _within(weight * clicks, pair)
+    grown = []
     for total in (n, c, n * n, n * c, c * c):  # what each sum grows by on the day, as the pair goes on
-        before = np.where(new, 0, np.r_[0, total[:-1]][: len(total)])
-        sums.append(np.bincount(cell, total - before, np.prod(shape)))
-    running = np.cumsum(np.array(sums).reshape(6, *shape), axis=-1)
-    return family_names.dictionary.to_pylist(), [day_names.dictionary[i].as_py() for i in ordered], running
+        grown.append(total - np.where(new, 0, np.r_[0, total[:-1]][: len(total)]))
+    sums = [np.bincount(cell, v, np.prod(shape)) for v in (*grown, weight**2 * impressions, new, impressions, clicks)]
+    return np.cumsum(np.array(sums).reshape(_SUMS, *shape), axis=-1)
+
+
+def _first(group: np.ndarray) -> np.ndarray:
+    """Whether a row is the first of its group; equal groups stand side by side."""
+    return np.r_[True, group[1:] != group[:-1]][: len(group)]
 
 
 def _within(values: np.ndarray, group: np.ndarray) -> np.ndarray:
     """Running sums within each group; equal groups stand side by side."""
     total = np.cumsum(values)
-    start = np.r_[True, group[1:] != group[:-1]][: len(group)]
-    return total - np.maximum.accumulate(np.where(start, total - values, 0))
+    return total - np.maximum.accumulate(np.where(_first(group), total - values, 0))
 
 
-def _group(family: str, days: list[date], sums: np.ndarray) -> GroupLift:
-    """One group from its running sums, float64 [6,2,days]."""
-    last = sums[:, :, -1] if days else np.zeros((6, 2))
+def _group(family: str, days: list[date], sums: np.ndarray, totals: np.ndarray) -> GroupLift:
+    """One group from its running sums, float64 [_SUMS,2,days]; where nothing is compared, it has its `totals` [3,2]."""
+    compared = np.flatnonzero((sums[0] > 0).all(axis=0))
+    last = sums[6:, :, -1] if len(compared) else totals
     group = GroupLift(
         family=family,
         pairs=int(last[0, 0]),
@@ -90,11 +136,12 @@ def _group(family: str, days: list[date], sums: np.ndarray) -> GroupLift:
         clicks=int(last[2, 0]),
         control_clicks=int(last[2, 1]),
     )
-    if not (last[1] > 0).all():
-        side = "no original of a held-out pair" if group.impressions else "no creative"
-        return group.model_copy(update={"note": f"{side} has been shown: there is nothing to compare with"})
+    if not len(compared):
+        both = "creatives and originals of held-out pairs have not been shown on one day"
+        side = "no original of a held-out pair has been shown" if group.impressions else "no creative has been shown"
+        note = f"{both if (last[1] > 0).all() else side}: there is nothing to compare with"
+        return group.model_copy(update={"note": note})
     lifts, differences, told = _intervals(sums)
-    compared = np.flatnonzero((sums[1] > 0).all(axis=0))
     path = [LiftDay(day=days[i], lift=lifts[i], difference=differences[i]) for i in compared]
     result, note = path[-1].lift, ""
     if not told[-1]:
@@ -109,13 +156,15 @@ def _group(family: str, days: list[date], sums: np.ndarray) -> GroupLift:
 
 def _intervals(sums: np.ndarray) -> tuple[list[Interval | None], list[Interval], np.ndarray]:
     """Of every day the relative lift, the difference, and whether there are intervals."""
-    k, n, c, nn, nc, cc = sums
+    n, c, nn, nc, cc, squared, k, _, clicks = sums
     with np.errstate(divide="ignore", invalid="ignore"):
         rate = c / n
         spread = (cc - 2 * rate * nc + rate * rate * nn) / n**2 * k / np.maximum(k - 1, 1)
-        variance = np.maximum(spread, rate * (1 - rate) / n)  # never less than clicks of people who know no pairs
+        variance = np.maximum(
+            spread, rate * (1 - rate) * squared / n**2
+        )  # never less than clicks of people who know no pairs
         freedom = np.maximum(n * n / nn - 1, 1)  # of pairs as if all were shown alike
-        told = (k >= MIN_PAIRS).all(axis=0) & (c >= MIN_CLICKS).all(axis=0)
+        told = (k >= MIN_PAIRS).all(axis=0) & (clicks >= MIN_CLICKS).all(axis=0)
         difference, ratio = rate[0] - rate[1], np.log(rate[0] / rate[1])
         base = rate[1][told][0] if told.any() else 1.0  # of the first day that is told: known before all later ones
         half = _half_width(variance, freedom, EXPECTED * base)

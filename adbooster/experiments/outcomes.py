@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ MAX_BYTES = 1 << 30  # some twenty million rows
 MAX_COUNT = 10**12  # impressions of one creative and day; more is an error of the file
 NEEDED = pa.schema([("creative_id", pa.string()), ("day", pa.string()), *((c, pa.int64()) for c in COUNTS)])
 COLUMNS = pa.schema([*NEEDED, pa.field("channel", pa.string()), pa.field("propensity", pa.float64())])
+FIRST_DAY = date(2000, 1, 1)  # what is older is an error of the file
 FEW = 10  # rows below which a file may name mostly creatives that are not known
 _FACTS = ("product_id", "cohort_id", "family", "placement", "control", "arm", "margin")
 # Columns that are of one person, without what is between words: user_id, e-mail, IP address, hashedEmail, GCLID...
@@ -95,37 +97,43 @@ class Read:
     rows: int = 0
     """of the file"""
     broken: int = 0
-    """rows left out: no id or day, or counts that cannot be"""
+    """rows left out: no id or day, or counts or propensities that cannot be"""
     unknown: int = 0
     """rows left out: of creatives that are not known here"""
 
 
-def join(table: pa.Table, known: pa.Table, uri: str, max_broken_share: float) -> Read:
+def last_day(today: date | None = None) -> date:
+    """The last day that outcomes can be of: tomorrow, as it is another day elsewhere. today  null: that of UTC"""
+    return (today or datetime.now(UTC).date()) + timedelta(days=1)
+
+
+def join(table: pa.Table, known: pa.Table, uri: str, max_broken_share: float, today: date | None = None) -> Read:
     """The rows of an outcomes file (COLUMNS) with what is known of their creatives (schema.SHOWN, each creative once).
 
-    max_broken_share  share of rows that may be impossible; they are left out
-    raises            ConfigError for more of them, propensities that are missing or impossible, a creative that has two rows
-                      of one day and channel, and the outcomes of another root
+    max_broken_share  share of rows that may be impossible, by their counts, day or propensity; they are left out
+    today             null: that of UTC
+    raises            ConfigError for more of them, a file without propensities, a creative that has two rows of one day and
+                      channel, and the outcomes of another root
     """
     if not table.num_rows:
         return Read(schema.OUTCOMES.empty_table())
-    days = _days(table["day"])
-    good = possible(table) & days.is_valid().to_numpy(zero_copy_only=False)
-    broken = int((~good).sum())
-    if broken > max_broken_share * table.num_rows:
-        raise ConfigError(_impossible(table, int(np.flatnonzero(~good)[0]), broken, uri))
+    days, last = _days(table["day"]), last_day(today)
     chances = table["propensity"].combine_chunks()
     if chances.null_count == len(chances):
         raise ConfigError(
             f"the outcomes table {uri} lacks the column 'propensity', the probability with which each creative was shown; "
             "tables/deliveries has it for what was delivered"
         )
-    sure = pc.fill_null(pc.and_(pc.greater(chances, 0), pc.less_equal(chances, 1)), False)
-    if not pc.all(sure).as_py():
-        at = int(np.flatnonzero(~sure.to_numpy(zero_copy_only=False))[0])
-        raise ConfigError(
-            f"the outcomes table {uri}, row {at + 1}: propensity {shown(chances[at].as_py())} should be above 0 and at most 1"
-        )
+    can_be = (
+        pc.greater_equal(days, pa.scalar(FIRST_DAY)),
+        pc.less_equal(days, pa.scalar(last)),
+        pc.greater(chances, 0),
+        pc.less_equal(chances, 1),
+    )
+    good = np.logical_and.reduce([possible(table), *(pc.fill_null(c, False).to_numpy(False) for c in can_be)])
+    broken = int((~good).sum())
+    if broken > max_broken_share * table.num_rows:
+        raise ConfigError(_impossible(table, int(np.flatnonzero(~good)[0]), broken, last, uri))
     channel = pc.fill_null(table["channel"], "").combine_chunks()
     table = table.set_column(table.schema.get_field_index("channel"), "channel", channel)
     table = table.set_column(table.schema.get_field_index("day"), "day", days).filter(pa.array(good))
@@ -143,12 +151,13 @@ def _days(texts: pa.ChunkedArray) -> pa.Array:
     return pc.if_else(pc.fill_null(right, False), found, pa.scalar(None, pa.date32()))
 
 
-def _impossible(table: pa.Table, at: int, broken: int, uri: str) -> str:
+def _impossible(table: pa.Table, at: int, broken: int, last: date, uri: str) -> str:
     row = table.slice(at, 1).to_pylist()[0]
-    values = ", ".join(f"{name} {shown(row[name], 40)}" for name in NEEDED.names)
+    values = ", ".join(f"{name} {shown(row[name], 40)}" for name in (*NEEDED.names, "propensity"))
     return (
         f"the outcomes table {uri} has {broken} of {table.num_rows} rows that cannot be, the first is row {at + 1}: {values}; "
-        f"counts are 0 to {MAX_COUNT}, clicks no more than impressions, days as 2026-11-30"
+        f"counts are 0 to {MAX_COUNT}, clicks no more than impressions, days as 2026-11-30, from {FIRST_DAY} to {last}, and "
+        "a propensity is above 0 and at most 1"
     )
 
 
@@ -214,14 +223,19 @@ class Merged:
     changes: pa.Table
     """rows that are new, or have other counts"""
     new: int
+    replaced: list[str]
+    """outcome ids that were held: totals of which the file has channels, and channels of which it has totals"""
 
 
 def merged(held: pa.Table, given: pa.Table, run_id: str) -> Merged:
     """Outcomes of a file (`given`) over those that are held; what is held in the same words is unchanged.
 
-    A row that is corrected keeps what was known of its creative when it was first read: arms may have changed since.
+    A row that is corrected keeps what was known of its creative when it was first read: arms may have changed since. What
+    a creative brought on a day is counted once: its total (channel "") and its channels replace each other.
     """
-    at = pc.index_in(given["outcome_id"].combine_chunks(), held["outcome_id"].combine_chunks())
+    replaced = _replaced(held, given)
+    held = held.filter(pc.invert(pc.is_in(held["outcome_id"], replaced)))
+    at = pc.index_in(given["outcome_id"], held["outcome_id"]).combine_chunks()
     there = held.take(at.drop_null())
     again = given.filter(at.is_valid())
     counts = (*COUNTS, "propensity")
@@ -234,11 +248,39 @@ def merged(held: pa.Table, given: pa.Table, run_id: str) -> Merged:
     changes = pa.concat_tables([new, corrected])
     runs = pa.array([run_id] * changes.num_rows, pa.string())
     changes = changes.set_column(changes.schema.get_field_index("run_id"), "run_id", runs)
-    stays = held.filter(pc.invert(pc.is_in(held["outcome_id"], changes["outcome_id"].combine_chunks())))
-    return Merged(pa.concat_tables([stays, changes]).combine_chunks(), changes, new.num_rows)
+    stays = held.filter(pc.invert(pc.is_in(held["outcome_id"], changes["outcome_id"])))
+    return Merged(
+        pa.concat_tables([stays, changes]).combine_chunks(), changes, new.num_rows, sorted(replaced.to_pylist())
+    )
 
 
-def store(root: Root, changes: pa.Table, base: int | None, run_id: str) -> None:
+def _replaced(held: pa.Table, given: pa.Table) -> pa.ChunkedArray:
+    """Ids of held rows that are totals of creatives and days of which only channels are given, or the other way round."""
+    both = [pa.chunked_array([*held[n].chunks, *given[n].chunks]) for n in ("creative_id", "day", "channel")]
+    key = codes(*both[:2])
+    total = pc.equal(both[2], "").to_numpy()
+    ours, groups = key[held.num_rows :], int(key.max(initial=-1)) + 1
+    totals, channels = (
+        np.bincount(ours[given_total], minlength=groups) > 0
+        for given_total in (total[held.num_rows :], ~total[held.num_rows :])
+    )
+    of = key[: held.num_rows]
+    other = np.where(total[: held.num_rows], channels[of] & ~totals[of], totals[of] & ~channels[of])
+    return held["outcome_id"].filter(pa.array(other, pa.bool_()))
+
+
+def store(root: Root, found: Merged, base: int | None, run_id: str) -> None:
     """Put changed rows into tables/outcomes in one commit, on top of the version they were compared with."""
-    if changes.num_rows:
-        tables.merge(root, "outcomes", changes, "outcome_id", base, {"run_id": run_id})
+    if found.changes.num_rows or found.replaced:
+        tables.merge(root, "outcomes", found.changes, "outcome_id", base, {"run_id": run_id}, found.replaced)
+
+
+def of_creatives(outcomes: pa.Table) -> pa.Table:
+    """Outcomes (schema.OUTCOMES) of painted creatives: without the originals of held-out pairs and of pairs without a creative."""
+    outcomes = outcomes.filter(pc.invert(pc.fill_null(outcomes["control"], False)))
+    bare = np.flatnonzero(outcomes["margin"].is_null().to_numpy())  # originals have none; the others need no name
+    pairs = (pc.fill_null(outcomes[name].take(pa.array(bare)), "") for name in ("product_id", "cohort_id"))
+    names = pc.utf8_slice_codeunits(digests("original", *pairs), 0, 16)
+    kept = np.ones(outcomes.num_rows, bool)
+    kept[bare] = pc.not_equal(outcomes["creative_id"].take(pa.array(bare)), names).fill_null(True).to_numpy()
+    return outcomes.filter(pa.array(kept))

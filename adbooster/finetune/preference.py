@@ -13,13 +13,15 @@ from scipy import stats
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digests, row_keys
+from adbooster.experiments.config import Allocation
+from adbooster.experiments.outcomes import of_creatives
+from adbooster.experiments.robots import human_clicks
 from adbooster.finetune.config import ColdStart, FinetuneConfig, Preference
 from adbooster.storage import tables
 from adbooster.storage.inputs import read_input
 from adbooster.storage.objects import Root
 
 MAX_BYTES = 1 << 30  # of a file of pairs: some millions
-VERSIONS = 60  # of tables/creatives in which a creative that is live no more is looked for
 QUANTILES = 200  # of a click rate's posterior, over which another's is averaged
 _ONE_PLACE = ("product_id", "cohort_id", "placement", "prompt", "width", "height")
 _OF_CREATIVE: tuple[str, ...] = ("creative_id", *_ONE_PLACE, "photo_sha256", "layout", "fallback", "uri")
@@ -79,10 +81,13 @@ def approved_over_rejected(marks: pa.Table, creatives: pa.Table, products: pa.Ta
 def clicked_over_ignored(outcomes: pa.Table, creatives: pa.Table, products: pa.Table, sure: float) -> pa.Table:
     """Creatives over others of the same place whose click rate is lower with a probability of `sure` at least.
 
-    outcomes   schema.OUTCOMES; rates are Beta posteriors, with a prior worth one click at the rate of all
+    outcomes   schema.OUTCOMES; rates are Beta posteriors, with a prior worth one click at the rate of all; clicks of robots
+               count as usual ones
     creatives, products  as in `approved_over_rejected`
     """
-    counts = outcomes.filter(pc.invert(pc.fill_null(outcomes["control"], False)))
+    counts = of_creatives(outcomes)
+    clicks = pa.array(human_clicks(counts, Allocation().max_ctr_factor))
+    counts = counts.set_column(counts.schema.get_field_index("clicks"), "clicks", clicks)
     counts = counts.group_by("creative_id").aggregate([("impressions", "sum"), ("clicks", "sum")])
     at = pc.index_in(creatives["creative_id"], counts["creative_id"].combine_chunks())
     creatives, at = creatives.filter(pc.is_valid(at)), pc.drop_null(at)
@@ -142,19 +147,7 @@ def _from_tables(root: Root, sure: float) -> pa.Table:
 
 def _creatives(root: Root, wanted: pa.Array) -> pa.Table:
     """Creatives by id: live ones, and others as the newest versions of the table that are still there had them."""
-    found, columns = [tables.read(root, "creatives", list(_OF_CREATIVE)).slice(0, 0)], list(_OF_CREATIVE)
-    newest = tables.version(root, "creatives")
-    versions = range(newest, max(-1, newest - VERSIONS), -1) if newest is not None else ()
-    for version in versions:
-        if not len(wanted):
-            break
-        try:
-            rows = tables.read(root, "creatives", columns, version, pc.is_in(pc.field("creative_id"), wanted))
-        except FileNotFoundError:  # past the retention of a vacuum, as all that is older
-            break
-        found.append(rows)
-        wanted = wanted.filter(pc.invert(pc.is_in(wanted, rows["creative_id"].combine_chunks())))
-    rows = pa.concat_tables(found)
+    rows = tables.ever(root, "creatives", wanted, list(_OF_CREATIVE))
     return rows.filter(pc.and_(pc.invert(pc.fill_null(rows["fallback"], True)), pc.is_valid(rows["layout"])))
 
 

@@ -10,11 +10,17 @@ from adbooster.storage.objects import Root
 
 
 def check(config: LearnConfig) -> None:
-    """raises ConfigError if the outcomes file, the experiments, the CLIP of heads or the root cannot be used"""
+    """raises ConfigError if the outcomes file, the experiments, the CLIP of heads or the root cannot be used
+
+    A file that the job would refuse is refused here, before anything else of a night has begun.
+    """
     names = Counter(e.name for e in config.experiments)
     if twice := [name for name, n in names.items() if n > 1]:
         raise ConfigError(f"two experiments are called {twice[0]!r}; give each its own name")
     if config.outcomes_uri:
-        outcomes.read(config.outcomes_uri, config.signing_key_env)
+        table = outcomes.read(config.outcomes_uri, config.signing_key_env)
+        known = outcomes.known_creatives(Root(config.root_uri))
+        if known.num_rows:
+            outcomes.join(table, known, config.outcomes_uri, config.max_broken_share, config.day)
     check_heads(config.heads)
     Root(config.root_uri).check_writable()

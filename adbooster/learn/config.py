@@ -19,7 +19,10 @@ class LearnConfig(JobConfig):
     """CSV or Parquet, one file, with creative_id, day, impressions, clicks, conversions, propensity and perhaps channel; one row
     a creative, day and channel. Empty: what earlier runs have read is learned from."""
     max_broken_share: float = Field(default=0.01, ge=0, le=1)
-    """Rows with counts that cannot be, as a share of the file, above which it is refused; below, they are left out."""
+    """Rows with counts, days or propensities that cannot be, as a share of the file, above which it is refused; below, they are
+    left out."""
+    day: date | None = None
+    """The day (2026-12-27) that it is: outcomes of later days than the next one cannot be. null: today"""
     holdout: Holdout = Holdout()
     """The pairs that keep the original picture: nothing is divided among their variants."""
     experiments: tuple[Experiment, ...] = ()
@@ -131,7 +134,7 @@ class LearnReport(BaseModel):
     """Of them known with other counts."""
     unchanged: int = 0
     broken: int = 0
-    """Left out: counts that cannot be."""
+    """Left out: counts, days or propensities that cannot be."""
     unknown: int = 0
     """Left out: of creatives that are not known here."""
     outcomes: int = 0

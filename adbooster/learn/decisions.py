@@ -9,13 +9,15 @@ import pyarrow.compute as pc
 from adbooster.contracts import schema
 from adbooster.contracts.naming import digest, row_keys
 from adbooster.experiments import outcomes
-from adbooster.experiments.allocation import VARIANTS, Posterior
+from adbooster.experiments.allocation import RETIREMENTS, VARIANTS, Posterior
 from adbooster.experiments.groups import codes
 from adbooster.experiments.holdout import held_out
+from adbooster.experiments.withdrawn import read_withdrawn
 from adbooster.learn.config import AllocationSummary, ArmShare, ExperimentShares, LearnConfig
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
 
+_RETIRED = "runs/{}/retired.json"
 DECIDED = 0.8  # share above which a place has decided
 _PLACE = ("product_id", "cohort_id", "placement")
 _MARKED = (*_PLACE, "request_id", "sha256")
@@ -24,11 +26,12 @@ _MARKED = (*_PLACE, "request_id", "sha256")
 def live_variants(root: Root, config: LearnConfig, marks: pa.Table) -> pa.Table:
     """Live creatives of places that have several, of pairs that are not held out: VARIANTS, request_id and sha256.
 
-    marks  schema.MARKS: what is rejected or retired already is on its way out
+    marks  schema.MARKS: what is rejected or retired already is on its way out, as is what was withdrawn
     """
     live = tables.read(root, "creatives", ["creative_id", "margin", *_MARKED])
     leaving = marks.filter(pc.is_in(marks["mark"], pa.array(["rejected", "retired"])))["creative_id"].combine_chunks()
-    stays = pc.invert(pc.is_in(live["creative_id"], leaving))
+    gone = pc.or_(pc.is_in(live["creative_id"], leaving), read_withdrawn(root).among(live))
+    stays = pc.invert(gone)
     live = live.filter(pc.and_(stays, pc.invert(held_out(live["product_id"], live["cohort_id"], config.holdout))))
     keys = row_keys(live, _PLACE)
     counts = pc.value_counts(keys)
@@ -58,10 +61,23 @@ def publish_shares(root: Root, rows: pa.Table, inputs: str, run_id: str) -> bool
     return True
 
 
-def publish_retired(root: Root, retired: pa.Table, variants: pa.Table, base: int | None, run_id: str) -> None:
-    """Mark creatives (allocation.RETIREMENTS) as retired, on top of the marks that they were chosen by."""
+def retired_before(root: Root, marks: pa.Table, run_id: str) -> pa.Table:
+    """What this run has marked as retired before it was killed (RETIREMENTS)."""
+    own = pc.and_(pc.equal(marks["mark"], "retired"), pc.equal(marks["run_id"], run_id))
+    own = marks.filter(pc.fill_null(own, False))["creative_id"].combine_chunks()
+    if not len(own):
+        return RETIREMENTS.empty_table()
+    listed = pa.Table.from_pylist(json.loads(root.read(_RETIRED.format(run_id))), RETIREMENTS)
+    return listed.filter(pc.is_in(listed["creative_id"], own))
+
+
+def publish_retired(
+    root: Root, retired: pa.Table, before: pa.Table, variants: pa.Table, base: int | None, run_id: str
+) -> None:
+    """List creatives (RETIREMENTS) after those of `before`, and mark them as retired on top of the marks that they were chosen by."""
     if not retired.num_rows:
         return
+    root.write_json(_RETIRED.format(run_id), pa.concat_tables([before, retired]).to_pylist())
     rows = variants.filter(pc.is_in(variants["creative_id"], retired["creative_id"].combine_chunks()))
     marks = rows.select(["creative_id", *_MARKED])
     for name, value in (("mark", "retired"), ("run_id", run_id)):

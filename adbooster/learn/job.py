@@ -31,14 +31,15 @@ def learn(config: LearnConfig) -> LearnReport:
     given, merged = _read(config, root)
     learning, changed, allocated = _decided(config, root, merged.outcomes)
     together = learning.lift.together.lift
-    heads = HeadsReport()
+    heads, factor = HeadsReport(), config.allocation.max_ctr_factor
+    learning = learning.model_copy(update={"notes": [*_notes(given, merged), *learning.notes]})
     if not config.dry_run:
-        heads = training.train(config.heads, root, config.run_id, config.signing_key_env)
-    notes = [*_left_out(given), *learning.notes, *heads.notes]
+        _write(root, learning)  # decided, whatever becomes of the heads
+        heads = training.train(config.heads, root, config.run_id, config.signing_key_env, factor)
+    notes = [*learning.notes, *heads.notes]
     if not config.dry_run:
-        at = f"runs/{config.run_id}/learning.json"
         found = {"notes": notes, "reward": heads.reward, "usability": heads.usability}
-        root.write(at, learning.model_copy(update=found).model_dump_json(indent=2).encode())
+        _write(root, learning.model_copy(update=found))
     log.info("learn: %s outcomes, %s shares, %s retired", merged.outcomes.num_rows, allocated, learning.retired_count)
     return LearnReport(
         run_id=config.run_id,
@@ -63,6 +64,10 @@ def learn(config: LearnConfig) -> LearnReport:
     )
 
 
+def _write(root: Root, learning: Learning) -> None:
+    root.write(f"runs/{learning.run_id}/learning.json", learning.model_dump_json(indent=2).encode())
+
+
 def _read(config: LearnConfig, root: Root) -> tuple[Read, Merged]:
     """The file's outcomes, and all outcomes with them; unless this is a dry run they are stored."""
     base = tables.version(root, "outcomes")
@@ -71,22 +76,24 @@ def _read(config: LearnConfig, root: Root) -> tuple[Read, Merged]:
     if config.outcomes_uri:
         table = outcomes.read(config.outcomes_uri, config.signing_key_env)
         known = outcomes.known_creatives(root)
-        given = outcomes.join(table, known, config.outcomes_uri, config.max_broken_share)
+        given = outcomes.join(table, known, config.outcomes_uri, config.max_broken_share, config.day)
     merged = outcomes.merged(held, given.outcomes, config.run_id)
     if not config.dry_run:
-        outcomes.store(root, merged.changes, base, config.run_id)
+        outcomes.store(root, merged, base, config.run_id)
     return given, merged
 
 
 def _decided(config: LearnConfig, root: Root, rows: pa.Table) -> tuple[Learning, bool, int]:
     """What outcomes (schema.OUTCOMES) decide; whether shares changed, and how many there are.
 
-    Retired variants give their share up on the same night. The day is the outcomes' last, so that a run without new ones
-    decides the same.
+    Retired variants give their share up on the same night, and are marked first: what is marked is shown no more. A run that
+    goes on after it was killed retires no more than it would have. The day is the outcomes' last that can be, so that a run
+    without new ones decides the same.
     """
+    sound = rows.filter(pc.less_equal(rows["day"], pa.scalar(outcomes.last_day(config.day))))
     learning = Learning(
         run_id=config.run_id,
-        day=pc.max(rows["day"]).as_py(),
+        day=pc.max(sound["day"]).as_py(),
         outcomes=rows.num_rows,
         lift=lift(rows, config.allocation.max_ctr_factor),
     )
@@ -98,7 +105,9 @@ def _decided(config: LearnConfig, root: Root, rows: pa.Table) -> tuple[Learning,
     approved = marks.filter(pc.equal(marks["mark"], "approved"))["creative_id"].combine_chunks()
     day, settings = learning.day, config.allocation
     rates = posterior(rows, variants.select(VARIANTS.names), settings, day)
-    retired = retirements(rates, config.retirement, approved)
+    before = decisions.retired_before(root, marks, config.run_id)
+    left = {"most": max(0, config.retirement.most - before.num_rows)}
+    retired = retirements(rates, config.retirement.model_copy(update=left), approved)
     stays = variants.filter(pc.invert(pc.is_in(variants["creative_id"], retired["creative_id"].combine_chunks())))
     rates = posterior(rows, stays.select(VARIANTS.names), settings, day)
     families = sorted({f for f in tables.read(root, "cohorts", ["family"])["family"].to_pylist() if f is not None})
@@ -108,12 +117,11 @@ def _decided(config: LearnConfig, root: Root, rows: pa.Table) -> tuple[Learning,
     )
     changed = False
     if not config.dry_run:
+        decisions.publish_retired(root, retired, before, variants, marks_version, config.run_id)
         inputs = decisions.inputs_of(root, config, stays, families)
         changed = decisions.publish_shares(root, allocated, inputs, config.run_id)
         allocated = allocated if changed else held
-        decisions.publish_retired(root, retired, variants, marks_version, config.run_id)
-        if retired.num_rows:
-            root.write_json(f"runs/{config.run_id}/retired.json", retired.to_pylist())
+    retired = pa.concat_tables([before, retired])
     found = {
         "allocation": decisions.summary(allocated, rates) if stays.num_rows else AllocationSummary(),
         "experiments": decisions.experiment_shares(allocated, config),
@@ -123,6 +131,15 @@ def _decided(config: LearnConfig, root: Root, rows: pa.Table) -> tuple[Learning,
     return learning.model_copy(update=found), changed, allocated.num_rows
 
 
-def _left_out(given: Read) -> list[str]:
-    left_out = {"of creatives that are not known here": given.unknown, "with counts that cannot be": given.broken}
-    return [f"{n} of {given.rows} outcomes are left out: {why}." for why, n in left_out.items() if n]
+def _notes(given: Read, merged: Merged) -> list[str]:
+    """What became of rows that one would not expect."""
+    left_out = {
+        "of creatives that are not known here": given.unknown,
+        "with counts, days or propensities that cannot be": given.broken,
+    }
+    notes = [f"{n} of {given.rows} outcomes are left out: {why}." for why, n in left_out.items() if n]
+    if merged.replaced:
+        notes.append(
+            f"{len(merged.replaced)} outcomes are replaced: of their creatives and days it was by channel, or in all."
+        )
+    return notes

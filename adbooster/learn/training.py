@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake.exceptions import DeltaError
 from pydantic import ValidationError
 
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest
+from adbooster.experiments.config import Allocation
+from adbooster.experiments.outcomes import of_creatives
+from adbooster.experiments.robots import human_clicks
 from adbooster.measure import vectors
 from adbooster.reward import sheets
 from adbooster.reward.config import Heads, HeadsReport, Trained, UsabilityTraining
@@ -29,7 +31,6 @@ from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
 FOLDER = "rewards"
-VERSIONS = 60  # of tables/creatives that are searched for creatives that are no longer live, newest first
 MAX_SHEET_BYTES = 16 << 20
 
 
@@ -49,15 +50,22 @@ class Judged(NamedTuple):
     weight: float
 
 
-def train(config: Heads, root: Root, run_id: str, signing_key_env: str = "") -> HeadsReport:
+def train(
+    config: Heads,
+    root: Root,
+    run_id: str,
+    signing_key_env: str = "",
+    max_ctr_factor: float = Allocation().max_ctr_factor,
+) -> HeadsReport:
     """Train the heads that are switched on; what there is too little of for one is said in the notes.
 
-    raises  ConfigError for sheets or a key that cannot be read
+    max_ctr_factor  as Allocation.max_ctr_factor
+    raises          ConfigError for sheets or a key that cannot be read
     """
     if not (config.reward.on or config.usability.on):
         return HeadsReport()
     model = content_hash(local_copy(config.rank_model))
-    shown = _shown(root) if config.reward.on else {}
+    shown = _shown(root, max_ctr_factor) if config.reward.on else {}
     marks = _marks(root)
     judged = _judged(config.usability, marks, signing_key_env) if config.usability.on else {}
     wanted = {*shown, *marks, *judged}
@@ -119,11 +127,23 @@ def _trained(root: Root, revision: str, card: Card, new: bool) -> Trained:
     return Trained(uri=root.address(f"{FOLDER}/{revision}"), revision=revision, new=new, figures=figures)
 
 
-def _shown(root: Root) -> dict[str, Shown]:
-    """By creative what it brought; original pictures of held-out pairs are left out."""
-    names = ["creative_id", "control", "impressions", "clicks", "propensity", "family"]
-    rows = tables.read(root, "outcomes", names)
-    rows = rows.filter(pc.and_(pc.greater(rows["impressions"], 0), pc.invert(pc.fill_null(rows["control"], False))))
+def _shown(root: Root, max_ctr_factor: float) -> dict[str, Shown]:
+    """By creative what it brought, without the clicks of robots; original pictures are left out."""
+    names = [
+        "creative_id",
+        "product_id",
+        "cohort_id",
+        "control",
+        "margin",
+        "impressions",
+        "clicks",
+        "propensity",
+        "family",
+    ]
+    rows = of_creatives(tables.read(root, "outcomes", names))
+    rows = rows.filter(pc.greater(rows["impressions"], 0))
+    clicks = pa.array(human_clicks(rows, max_ctr_factor))
+    rows = rows.set_column(rows.schema.get_field_index("clicks"), "clicks", clicks)
     known = pc.greater(rows["propensity"], 0)
     seen = pc.if_else(pc.fill_null(known, False), rows["impressions"], 0)
     weighed = pc.fill_null(pc.divide(pc.cast(seen, pa.float64()), pc.if_else(known, rows["propensity"], None)), 0.0)
@@ -189,20 +209,7 @@ def _embedded(config: Heads, root: Root, run_id: str, model: str, wanted: list[s
 def _facts(root: Root, wanted: pa.Array) -> pa.Table:
     """Painted creatives (columns of schema.CREATIVES) of these ids: live ones, and others from earlier versions of the table."""
     names = [*vectors.FACTS, "photo_sha256", "sha256", "fallback"]
-    newest, found = tables.version(root, "creatives"), []
-    for version in range(newest, max(newest - VERSIONS, -1), -1) if newest is not None else ():
-        if not len(wanted):
-            break
-        try:
-            there = pc.is_in(pc.field("creative_id"), wanted)
-            rows = tables.read(root, "creatives", names, version=version, where=there)
-        except (DeltaError, OSError):
-            if version == newest:
-                raise
-            break  # a vacuum has removed what is older
-        found.append(rows)
-        wanted = pc.filter(wanted, pc.invert(pc.is_in(wanted, rows["creative_id"].combine_chunks())))
-    rows = pa.concat_tables(found) if found else schema.CREATIVES.empty_table().select(names)
+    rows = tables.ever(root, "creatives", wanted, sorted(names, key=lambda name: name != "creative_id"))
     return rows.filter(pc.invert(pc.fill_null(rows["fallback"], True)))
 
 

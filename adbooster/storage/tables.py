@@ -88,6 +88,26 @@ def read(
         return schema.fill(schema.check(stored_rows, known, f"tables/{name}"), wanted)
 
 
+def ever(root: Root, name: str, ids: pa.Array, columns: list[str], versions: int = 60) -> pa.Table:
+    """The newest row of each of these ids (of the first of `columns`): live ones, and others from earlier versions of the table.
+
+    versions  that are searched at most, newest first; what a vacuum has removed is not there
+    """
+    newest, found = version(root, name), [_columns(name, columns).empty_table()]
+    for number in range(newest, max(newest - versions, -1), -1) if newest is not None else ():
+        if not len(ids):
+            break
+        try:
+            rows = read(root, name, columns, number, pc.is_in(pc.field(columns[0]), ids))
+        except (DeltaError, FileNotFoundError):
+            if number == newest:
+                raise
+            break
+        found.append(rows)
+        ids = pc.filter(ids, pc.invert(pc.is_in(ids, rows[columns[0]].combine_chunks())))
+    return pa.concat_tables(found)
+
+
 def batches(root: Root, name: str, columns: list[str] | None = None, version: int | None = None) -> Iterator[pa.Table]:
     """The rows that `read` gives, a part at a time: a table of any size in the memory of some parts."""
     wanted, table = _columns(name, columns), open_table(root, name, version)

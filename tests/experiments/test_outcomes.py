@@ -3,6 +3,7 @@ from datetime import date
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pap
 import pytest
 
@@ -11,9 +12,12 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digest
 from adbooster.experiments import outcomes
 from adbooster.experiments.outcomes import COLUMNS, NEEDED
+from adbooster.storage import tables
 from tests.conftest import row
 
+TODAY = date(2026, 11, 30)
 HEAD = "creative_id,day,impressions,clicks,conversions,propensity\n"
+NO_CHANCE = ("", "0", "-0.5", "1.5", "nan")
 GOOD = "a,2026-11-01,100,5,1,0.5\nb,2026-11-01,80,2,0,1\n"
 
 
@@ -30,7 +34,7 @@ def read(tmp_path, text, name="o.csv"):
 
 
 def joined(tmp_path, text, *names, share=0.01):
-    return outcomes.join(read(tmp_path, text), known(*(names or ("a", "b"))), "o.csv", share)
+    return outcomes.join(read(tmp_path, text), known(*(names or ("a", "b"))), "o.csv", share, TODAY)
 
 
 def test_csv_and_parquet_are_read_alike(tmp_path):
@@ -119,6 +123,10 @@ def test_several_rows_of_a_creative_and_day_are_no_aggregate(tmp_path):
         ("b,2026-11-02,-1,0,0,1", "impressions -1"),
         ("b,2026-11-02,1000000000001,0,0,1", "impressions 1000000000001"),
         ("b,2026-02-31,10,1,0,1", "day '2026-02-31'"),
+        ("b,2062-11-02,10,1,0,1", "day '2062-11-02'.*from 2000-01-01 to 2026-12-01"),
+        ("b,2026-12-02,10,1,0,1", "day '2026-12-02'"),
+        ("b,1970-01-01,10,1,0,1", "day '1970-01-01'"),
+        *((f"b,2026-11-02,10,1,0,{value}", "row 3: .*propensity .*above 0 and at most 1") for value in NO_CHANCE),
         (",2026-11-02,10,1,0,1", "1 of 3 rows that cannot be"),
     ],
 )
@@ -129,10 +137,49 @@ def test_more_than_a_few_impossible_rows_are_refused_and_a_few_left_out(tmp_path
     assert (found.rows, found.broken, found.outcomes.num_rows) == (3, 1, 2)
 
 
-@pytest.mark.parametrize("value", ["", "0", "-0.5", "1.5", "nan"])
-def test_a_propensity_that_cannot_be_is_refused(tmp_path, value):
-    with pytest.raises(ConfigError, match="row 3: propensity .* above 0 and at most 1"):
-        joined(tmp_path, HEAD + GOOD + f"b,2026-11-02,10,1,0,{value}\n")
+def test_outcomes_of_tomorrow_are_taken(tmp_path):
+    """It is another day elsewhere."""
+    assert joined(tmp_path, HEAD + GOOD + "b,2026-12-01,10,1,0,1\n").broken == 0
+
+
+@pytest.mark.parametrize("first", ["", "meta"])
+def test_totals_and_channels_of_a_day_replace_each_other(tmp_path, first):
+    """Nothing is counted twice, and what was counted twice before is put right by the next file."""
+    head = HEAD.strip() + ",channel\n"
+    total = joined(tmp_path, HEAD + GOOD).outcomes
+    parts = joined(tmp_path, head + "a,2026-11-01,60,3,1,0.5,meta\na,2026-11-01,40,2,0,0.5,google\n").outcomes
+    held, given = (parts, total) if first else (total, parts)
+    once = outcomes.merged(schema.OUTCOMES.empty_table(), held, "r1").outcomes
+    found = outcomes.merged(once, given, "r2")
+    of_a = found.outcomes.filter(pc.equal(found.outcomes["creative_id"], "a"))
+    assert (pc.sum(of_a["impressions"]).as_py(), pc.sum(of_a["clicks"]).as_py()) == (100, 5)
+    assert len(found.replaced) == (2 if first else 1)
+    twice = outcomes.merged(pa.concat_tables([total, parts]), given, "r3")
+    assert sorted(twice.outcomes["outcome_id"].to_pylist()) == sorted(found.outcomes["outcome_id"].to_pylist())
+    other_day = joined(tmp_path, head + "a,2026-11-02,60,3,1,0.5,meta\n").outcomes
+    assert not outcomes.merged(total, other_day, "r4").replaced
+    assert not outcomes.merged(parts, parts.slice(0, 1), "r5").replaced
+
+
+def test_replaced_totals_are_gone_from_the_table(root, tmp_path):
+    total = joined(tmp_path, HEAD + GOOD).outcomes
+    first = outcomes.merged(schema.OUTCOMES.empty_table(), total, "r1")
+    outcomes.store(root, first, None, "r1")
+    parts = joined(tmp_path, HEAD.strip() + ",channel\na,2026-11-01,60,3,1,0.5,meta\n").outcomes
+    outcomes.store(root, outcomes.merged(first.outcomes, parts, "r2"), 0, "r2")
+    stored = tables.read(root, "outcomes", ["creative_id", "channel"]).to_pylist()
+    assert sorted((r["creative_id"], r["channel"]) for r in stored) == [("a", "meta"), ("b", "")]
+
+
+def test_originals_are_no_creatives():
+    """Neither those of held-out pairs nor those that are shown where there is no creative."""
+    names = {"original": digest("original", "P", "c")[:16], "control": "x", "painted": "y", "unranked": "z"}
+    rows = [
+        row(schema.OUTCOMES, creative_id=names[n], product_id="P", cohort_id="c", control=n == "control", margin=m)
+        for n, m in (("original", None), ("control", None), ("painted", 0.1), ("unranked", None))
+    ]
+    found = outcomes.of_creatives(pa.Table.from_pylist(rows, schema.OUTCOMES))
+    assert found["creative_id"].to_pylist() == ["y", "z"]
 
 
 def test_a_file_without_propensities_is_refused(tmp_path):
@@ -171,7 +218,7 @@ def test_the_same_file_changes_nothing_and_a_corrected_count_replaces(tmp_path):
     assert (first.new, first.changes.num_rows) == (2, 2)
     assert outcomes.merged(first.outcomes, given, "r2").changes.num_rows == 0
     facts = known("a", "b").set_column(7, "arm", pa.array(["e=late", "e=late"]))
-    again = outcomes.join(read(tmp_path, HEAD + GOOD.replace("100,5", "100,6")), facts, "o.csv", 0)
+    again = outcomes.join(read(tmp_path, HEAD + GOOD.replace("100,5", "100,6")), facts, "o.csv", 0, TODAY)
     third = outcomes.merged(first.outcomes, again.outcomes, "r3")
     assert (third.new, third.changes["creative_id"].to_pylist(), third.outcomes.num_rows) == (0, ["a"], 2)
     corrected = third.changes.to_pylist()[0]
@@ -195,7 +242,7 @@ def test_many_rows_are_joined_in_columns():
     facts = known("x").take(pa.array(np.zeros(creatives, int)))
     facts = facts.set_column(0, "creative_id", pa.array(names)).combine_chunks()
     started = time.process_time()
-    found = outcomes.join(table, facts, "o.csv", 0.01)
+    found = outcomes.join(table, facts, "o.csv", 0.01, TODAY)
     merged = outcomes.merged(found.outcomes, found.outcomes, "r")
     assert time.process_time() - started < 10
     assert (found.outcomes.num_rows, merged.changes.num_rows) == (n, 0)

@@ -351,6 +351,11 @@ def test_surely_higher_click_rates_over_lower(shop):
     assert preference.clicked_over_ignored(outcomes.slice(0, 0), *shop, sure=0.95).num_rows == 0
 
 
+def test_clicks_of_robots_make_no_pairs(shop):
+    outcomes = outcomes_of({"a": (10_000, 6000), "b": (10_000, 100), "e": (10_000, 102)})
+    assert preference.clicked_over_ignored(outcomes, *shop, sure=0.95).num_rows == 0
+
+
 def test_best_candidates_over_worst(shop):
     scores = {"r1": [0.2, 0.5, 0.1, 0.4, 0.3], "r2": [0.30, 0.31], "r3": [0.9]}
     rows = [

@@ -7,7 +7,9 @@ import pytest
 from adbooster.cli.load import load
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
+from adbooster.contracts.naming import digest
 from adbooster.experiments.holdout import control_id
+from adbooster.learn import training
 from adbooster.learn.checks import check
 from adbooster.learn.config import LearnConfig, Learning
 from adbooster.learn.job import learn
@@ -59,7 +61,7 @@ def people(tmp_path, day="2026-11-01", clicks=(20, 60, 25)):
 
 
 def config(root, run_id="l1", **changes):
-    return LearnConfig(root_uri=root.uri, run_id=run_id, **changes)
+    return LearnConfig(**{"root_uri": root.uri, "run_id": run_id, "day": date(2026, 11, 30)} | changes)
 
 
 def state(root):
@@ -152,10 +154,66 @@ def test_held_out_pairs_have_no_shares(shop, tmp_path):
     assert 0 < len(allocated) < PLACES
 
 
+def test_a_day_that_cannot_be_decides_nothing(shop, tmp_path):
+    """One of the file is left out, one that an earlier version has stored is not the day that outcomes fade from."""
+    uri = people(tmp_path)
+    with open(uri, "a") as file:
+        file.write(f"{creative(0, 0)['creative_id']},2062-11-01,10,1,0,1\n")
+    report = learn(config(shop, outcomes_uri=uri, max_broken_share=0.5))
+    assert (report.broken, written(shop).day) == (1, date(2026, 11, 1))
+    shares = tables.read(shop, "allocations")["ctr"].to_pylist()
+    wrong = tables.read(shop, "outcomes").slice(0, 1).to_pylist()[0] | {"day": date(2062, 11, 1), "outcome_id": "x"}
+    wrong = pa.Table.from_pylist([wrong | {"impressions": 1, "clicks": 0}], schema.OUTCOMES)
+    tables.merge(shop, "outcomes", wrong, "outcome_id", tables.version(shop, "outcomes"), {})
+    learn(config(shop, "l2"))
+    assert written(shop, "l2").day == date(2026, 11, 1)
+    assert tables.read(shop, "allocations")["ctr"].to_pylist() == pytest.approx(shares, rel=0.01)
+
+
+@pytest.mark.parametrize("at", ["adbooster.learn.training.train", "adbooster.learn.decisions.publish_shares"])
+def test_a_killed_run_keeps_its_list_and_retires_no_more_when_it_goes_on(shop, tmp_path, monkeypatch, at):
+    """Killed after its marks: they are there before the shares, so nothing retired has a share."""
+    wanted = config(shop, outcomes_uri=people(tmp_path), retirement={"most": 3, "probability": 0.95})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(at, killed)
+        with pytest.raises(KeyboardInterrupt):
+            learn(wanted)
+    marked = set(tables.read(shop, "marks")["creative_id"].to_pylist())
+    assert len(marked) == 3
+    assert {r["creative_id"] for r in json.loads(shop.read("runs/l1/retired.json"))} == marked
+    assert shop.exists("runs/l1/learning.json") == at.endswith("train")
+    report = learn(wanted)
+    assert set(tables.read(shop, "marks")["creative_id"].to_pylist()) == marked
+    assert (report.retired, {r.creative_id for r in written(shop).retired}) == (3, marked)
+    assert not marked & set(tables.read(shop, "allocations")["creative_id"].to_pylist())
+    assert learn(wanted.model_copy(update={"run_id": "l2"})).retired == 3, "another night retires again"
+
+
+def test_what_is_withdrawn_has_no_share_and_is_not_retired(shop, tmp_path):
+    gone = {"product": "P0", "creative": creative(1, 0)["creative_id"]}
+    rows = [row(schema.WITHDRAWALS, withdrawal_id=k, kind=k, value=v) for k, v in gone.items()]
+    tables.merge(shop, "withdrawals", pa.Table.from_pylist(rows, schema.WITHDRAWALS), "withdrawal_id", None, {})
+    report = learn(config(shop, outcomes_uri=people(tmp_path), retirement={"most": 99, "probability": 0.95}))
+    shares = tables.read(shop, "allocations").to_pylist()
+    assert not {"P0", "P1"} & {r["product_id"] for r in shares}
+    assert report.retired == PLACES - 2
+
+
 def test_an_empty_root_is_a_report_that_says_so(root):
     report = learn(config(root))
     assert report.notes == ["There are no outcomes: nothing is decided by them."]
     assert written(root).lift.together.note
+
+
+def test_a_file_that_the_job_would_refuse_is_refused_before_the_night(shop, tmp_path):
+    check(config(shop, outcomes_uri=people(tmp_path)))
+    with pytest.raises(ConfigError, match="12 of 36 rows that cannot be"):
+        check(config(shop, outcomes_uri=people(tmp_path, clicks=(5000, 1, 1))))
+    assert not shop.exists("tables/outcomes")
 
 
 def test_what_cannot_work_is_refused_before_anything_starts(root, tmp_path):
@@ -175,3 +233,17 @@ def test_a_file_of_a_night_says_once_what_is_held_out_and_tried(tmp_path):
     assert (found.holdout.share, found.experiments[0].name, found.retirement.most) == (0.1, "style", 5)
     assert found.outcomes_uri == str(tmp_path / "o.csv")
     assert SECTIONS.index("cohorts") < SECTIONS.index("learn") < SECTIONS.index("generate")
+
+
+def test_heads_learn_nothing_of_robots_and_originals(shop, tmp_path):
+    uri = people(tmp_path)
+    learn(config(shop, outcomes_uri=uri))
+    robot, original = creative(0, 0)["creative_id"], digest("original", "P0", "c")[:16]
+    rows = tables.read(shop, "outcomes").to_pylist()
+    at = next(i for i, r in enumerate(rows) if r["creative_id"] == robot)
+    shown = rows[at] | {"creative_id": original, "outcome_id": "o", "margin": None}
+    table = pa.Table.from_pylist([rows[at] | {"clicks": 1900}, shown], schema.OUTCOMES)
+    tables.merge(shop, "outcomes", table, "outcome_id", tables.version(shop, "outcomes"), {})
+    found = training._shown(shop, 5.0)
+    assert found[robot].clicks < 100
+    assert found.keys() == {creative(p, v)["creative_id"] for p in range(PLACES) for v in range(2)}

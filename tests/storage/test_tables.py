@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import threading
+from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -179,3 +180,15 @@ def test_replace_puts_all_rows_in_place_of_all_in_one_commit(root):
     assert tables.read(root, "members")["user_hash"].to_pylist() == ["b"]
     with pytest.raises(PublishConflict):
         tables.replace(root, "members", rows("c"), first, {})
+
+
+def test_rows_that_are_live_no_more_are_found_where_a_table_last_had_them(root):
+    wanted, columns = pa.array(["a", "b", "never"]), ["cohort_id", "query"]
+    assert tables.ever(root, "cohorts", wanted, columns).num_rows == 0
+    merge(root, ["a", "b", "c"], "old", None)
+    merge(root, ["a"], "new", 0, delete=["b"])
+    found = tables.ever(root, "cohorts", wanted, columns).to_pylist()
+    assert {r["cohort_id"]: r["query"] for r in found} == {"a": "new", "b": "old"}
+    assert tables.ever(root, "cohorts", wanted, columns, versions=1)["query"].to_pylist() == ["new"]
+    root.remove(tables.expired(root, "cohorts", timedelta(0)))
+    assert tables.ever(root, "cohorts", wanted, columns)["query"].to_pylist() == ["new"]
