@@ -1,9 +1,7 @@
 """Checks of the settings that run before a cluster is used."""
 
-from collections import Counter
-
-from adbooster.contracts.errors import ConfigError
 from adbooster.experiments import outcomes
+from adbooster.experiments.config import check_names
 from adbooster.learn.config import LearnConfig
 from adbooster.reward.checks import check as check_heads
 from adbooster.storage.objects import Root
@@ -11,9 +9,7 @@ from adbooster.storage.objects import Root
 
 def check(config: LearnConfig) -> None:
     """raises ConfigError if the outcomes file, the experiments, the CLIP of heads or the root cannot be used"""
-    names = Counter(e.name for e in config.experiments)
-    if twice := [name for name, n in names.items() if n > 1]:
-        raise ConfigError(f"two experiments are called {twice[0]!r}; give each its own name")
+    check_names(config.experiments)
     if config.outcomes_uri:
         outcomes.read(config.outcomes_uri, config.signing_key_env)
     check_heads(config.heads)
