@@ -158,7 +158,7 @@ def test_an_arm_that_says_the_same_repaints_nothing_and_its_creatives_are_counte
 @pytest.mark.parametrize(
     ("experiments", "said"),
     [
-        ([experiment(), experiment()], "two of generate.experiments are named 'prompts'"),
+        ([experiment(), experiment()], "two experiments are called 'prompts'"),
         (
             [experiment(families=("events", "sport"))],
             "names the family 'sport', of which tables/cohorts has no cohort; there are",
