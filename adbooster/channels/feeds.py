@@ -86,8 +86,8 @@ class Feed:
 def build(settings: FeedSettings, rows: Iterable[dict], products: Mapping[str, dict[str, str]]) -> Feed:
     """The feed of a channel.
 
-    rows      of schema.DELIVERIES, filled or held out, of this channel, the best creatives of a product first; of held-out
-              pairs only the manifest speaks
+    rows      of schema.DELIVERIES, filled or a pair's original, of this channel, the best creatives of a product first; of
+              originals only the manifest speaks
     products  title, brand and, where the shop's feed is given, its columns, by product_id
     """
     make = {
@@ -242,18 +242,20 @@ def _asset(settings: FeedSettings, row: dict) -> dict[str, Any]:
 
 def _manifest(settings: FeedSettings, usable: dict[str, list[dict]], products: Mapping[str, Any]) -> Feed:
     """A product's pictures by cohort and slot, and what outcomes of each are counted to: creative_id and, where it is not shown
-    for certain, its propensity. A slot of a held-out pair has no picture: the shop shows its own and counts it as the control."""
+    for certain, its propensity. A slot of a held-out pair has no picture: the shop shows its own and counts it as the control; where a
+    pair has no creative it shows its own too, as the pair's original."""
     entries, left_out, most = {}, Counter(), settings.channel.limits.images
     for product_id, rows in usable.items():
         cohorts: dict[str, dict[str, Any]] = defaultdict(dict)
-        pictures, held_out = ([row for row in rows if bool(row["uri"]) == filled] for filled in (True, False))
+        pictures, originals = ([row for row in rows if bool(row["uri"]) == filled] for filled in (True, False))
         left_out["too_many_images"] += max(0, len(pictures) - most)
         for row in pictures[:most]:
             facts = {name: row[name] for name in ("width_px", "height_px", "creative_id")}
             chance = 1.0 if row["propensity"] is None else max(round(row["propensity"], 6), 1e-6)  # never 0
             facts |= {"propensity": chance} if chance < 1 else {}
             cohorts[row["cohort_id"]][row["slot"]] = {"url": url(settings, row["uri"])} | facts
-        for row in held_out:
-            cohorts[row["cohort_id"]][row["slot"]] = {"creative_id": row["creative_id"], "control": True}
+        for row in originals:
+            what = "control" if row["reason"] == "holdout" else "original"
+            cohorts[row["cohort_id"]][row["slot"]] = {"creative_id": row["creative_id"], what: True}
         entries[product_id] = {"id": product_id, "cohorts": dict(cohorts)}
     return Feed(settings, "id", (), entries, left_out)

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 CATALOGS = "catalogs"  # the folder of a root that holds its catalogs
 BUCKETS = 1 << 16
+_POSITIONS = float(1 << 32)
 _BETWEEN = "\x1f"
 
 
@@ -21,6 +22,11 @@ def digests(*parts: pa.Array | pa.ChunkedArray | str) -> pa.Array:
     """`digest` of many rows: columns of texts without nulls, and texts that all rows share."""
     joined = pc.binary_join_element_wise(*parts, _BETWEEN)
     return pa.array([hashlib.sha256(text.encode()).hexdigest() for text in joined.to_pylist()], pa.string())
+
+
+def position(name: str) -> float:
+    """Where a digest lies, 0 <= position < 1: evenly, by its first 32 bits."""
+    return int(name[:8], 16) / _POSITIONS
 
 
 def row_keys(rows: pa.Table, columns: Iterable[str]) -> pa.Array:

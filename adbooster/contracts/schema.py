@@ -637,6 +637,7 @@ DELIVERIES = _schema(
     digital_source_type=pa.string(),  # code of the IPTC vocabulary that the file carries
     propensity=pa.float32(),  # probability with which this was chosen among the pair's variants, 0-1; null: before there was it
     arm=pa.string(),  # of the creative
+    drawn_for=pa.date32(),  # first day of the period of several days that it was drawn for among variants; null: no such period
     **{f.name: f.type for f in RENDITIONS if f.name not in ("rendition_id", "reject")},
     run_id=pa.string(),
 )

@@ -131,7 +131,7 @@ class Variants(Config):
     """Which of several live variants of a product, cohort and placement is shown; a single one always is."""
 
     redraw_days: int = Field(default=1, ge=1, le=366)
-    """Days that a draw holds while its probabilities are the same."""
+    """Days that a draw holds, with the probability that it had on the first of them."""
     seed: int = 0
     """Another seed, other draws."""
     day: date | None = None
@@ -222,15 +222,16 @@ class DeliverReport(BaseModel):
     dry_run: bool = False
     creatives_version: int | None
     creatives: int
-    """Live creatives of rank 0, and all variants of places that have an allocation."""
+    """Live creatives: the best of each place, and all variants of places that have an allocation."""
     delivered: int = 0
     """Of them in at least one slot."""
     left_out: dict[str, int] = {}
-    """Of them not delivered at all, by reason: original, holdout, rejected, not_approved, withdrawn, retired, not_drawn."""
+    """Of them not delivered at all, by reason: original, holdout, rejected, not_approved, withdrawn, retired (its product left the feed), replaced
+    (outcomes retired it), not_drawn."""
     held_out: int = 0
     """Pairs of product and cohort that keep the original picture."""
     first_shown: int = 0
-    """Creatives and originals of held-out pairs that are delivered for the first time; tables/shown has them now."""
+    """Creatives and originals of pairs that are delivered for the first time; tables/shown has them now."""
     channels: dict[str, ChannelReport] = {}
     made_by: dict[str, int] = {}
     """Filled slots by how: crop, extension, or placement (a crop of a creative that was painted for another placement)."""

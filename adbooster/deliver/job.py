@@ -198,6 +198,7 @@ def _facts(rows: pa.Table) -> pa.ChunkedArray:
     names = ("rendition_id", "creative_id", "reason", "uri", "made_by", "extension_id", "arm")
     lists = [pc.binary_join(rows[name], " ") for name in ("refused_extensions", "refused_why")]
     lists.append(pc.cast(pc.fill_null(rows["propensity"], 1.0), pa.string()))
+    lists.append(pc.cast(rows["drawn_for"], pa.string()))
     parts = [pc.fill_null(part, "") for part in (*(rows[name] for name in names), *lists)]
     return pc.binary_join_element_wise(*parts, " ")
 

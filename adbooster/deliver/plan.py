@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,8 +20,8 @@ from adbooster.contracts.recipe import placements
 from adbooster.deliver.config import DeliverConfig
 from adbooster.deliver.extending import Extensions, Models, known_files
 from adbooster.deliver.sources import Withdrawn, read_withdrawn
-from adbooster.experiments.holdout import control_id, held_out
-from adbooster.experiments.variants import Draws, period
+from adbooster.experiments.holdout import control_id, held_out, original_id
+from adbooster.experiments.variants import PLACE, Draws, period
 from adbooster.painting.brand_rules import read_brand_rules
 from adbooster.painting.requests import Pairs
 from adbooster.pictures.layout import Box
@@ -34,7 +35,26 @@ PART_ROWS = 250_000  # pairs that are looked through at one time for those that 
 _CODE = "1"  # raise it to make every rendition again
 # Reasons that hold as long as creative, slot and settings do; what ended in another one is tried again.
 LASTING = ("needs_extension", "too_small", "product_outside", "over_budget", "product_altered", "missing_mask")
+_OF_CREATIVES = [
+    "creative_id",
+    *PLACE,
+    "rank",
+    "prompt",
+    "negative_prompt",
+    "text",
+    "photo_sha256",
+    "layout",
+    "recipe_id",
+]
+_OF_CREATIVES += ["arm", "weights_revision", "uri", "sha256", "width", "height"]
 _FILE = [name for name in schema.RENDITIONS.names if name not in ("rendition_id", "reject", "width_px", "height_px")]
+
+
+class Sides(NamedTuple):
+    """Pairs that are wanted (product_id, cohort_id, available): those that have creatives, and those that are held out."""
+
+    painted: pa.Table
+    held_out: pa.Table
 
 
 @dataclass(frozen=True)
@@ -50,7 +70,8 @@ class Plan:
                `to_extend`. `extensions_wanted` counts those that are there as well
     known      files that are delivered or staged already (schema.RENDITIONS)
     creatives  how many are live and may be shown; `left_out` of them by reason
-    held_out   pairs of which `wanted` says that they keep the original picture
+    sides      the pairs that are compared; none where none is held out
+    held_out   how many pairs of which `wanted` says that they keep the original picture
     day        that variants are drawn for
     withdrawn  what was withdrawn when it was planned; `withdrawn_from` are products and cohorts of which nothing else is live
     """
@@ -67,6 +88,7 @@ class Plan:
     creatives_version: int | None
     creatives: int
     left_out: dict[str, int]
+    sides: Sides
     held_out: int
     day: date
     withdrawn: Withdrawn
@@ -87,15 +109,17 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], before:
     live = tables.read(root, "deliveries", version=base)
     day = before.day if before else config.variants.day or datetime.now().astimezone().date()
     allocations = tables.read(root, "allocations", ["level", "creative_id", "weight"])
-    draws = Draws(allocations, config.variants.seed, period(day, config.variants.redraw_days))
-    candidates = draws.candidates(tables.read(root, "creatives", version=version))
-    withdrawn = read_withdrawn(root)
-    groups, left_out, withdrawn_from = _deliverable(config, root, candidates, draws, withdrawn)
+    number, drawn_for = period(day, config.variants.redraw_days), _drawn_for(day, config.variants.redraw_days)
+    draws = Draws(allocations, config.variants.seed, number, _drawn(live, drawn_for))
+    creatives, withdrawn = tables.read(root, "creatives", version=version), read_withdrawn(root)
+    words = _left_out(config, root, creatives, withdrawn)
+    groups, left_out = _deliverable(root, creatives, words, draws)
+    withdrawn_from = _withdrawn_from(creatives, words)
     maskless, signer = _maskless(live, groups), _signed_as(config.signing) if config.signing else None
     extensions = None
     if config.extend:
         models = (before and before.models) or Models(
-            config, config.extend, root, candidates.select(["weights_revision"])
+            config, config.extend, root, creatives.select(["weights_revision"])
         )
         models.tried |= set(before.extensions["extension_id"].to_pylist()) if before else set()
         extensions = Extensions(models, live, config.run_id if before else "")
@@ -106,10 +130,11 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], before:
     for rows in groups:  # so that the files of one creative follow each other
         for channel, name, slot in slots:
             row, request, asked = _slot(config, rows, channel, name, slot, extensions, signer)
+            row["drawn_for"] = drawn_for if row["propensity"] < 1 else None
             extensions_wanted |= {row["extension_id"]} if row["extension_id"] else set()
             stays = maskless.get(row["delivery_id"])
             if stays and row["reason"] == "missing_mask" and _still_right(row, stays, slot):
-                kept.add(stays | {name: row[name] for name in ("propensity", "arm")})
+                kept.add(stays | {name: row[name] for name in ("propensity", "arm", "drawn_for")})
                 continue
             wanted.add(row)
             if request and request["rendition_id"] not in named:
@@ -118,11 +143,13 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], before:
             if asked and asked["extension_id"] not in named:
                 named.add(asked["extension_id"])
                 to_extend.add(asked)
-    originals = 0
-    for product_id, cohort_id in _held_out(config, root, withdrawn, day):
-        originals += 1
-        for channel, name, _ in slots:
-            wanted.add(_control(product_id, cohort_id, channel, name, config.run_id))
+    sides = before.sides if before else _sides(config, root, day)
+    shown = {(rows[0]["product_id"], rows[0]["cohort_id"]) for rows in groups}
+    originals = _originals(sides, shown, withdrawn)
+    for word, pairs in originals.items():
+        for pair in pairs:
+            for channel, name, _ in slots:
+                wanted.add(_original(word, *pair, channel, name, config.run_id))
     files = requests.table()
     return Plan(
         base=base,
@@ -135,9 +162,10 @@ def plan(config: DeliverConfig, root: Root, channels: Iterable[Channel], before:
         extensions_wanted=len(extensions_wanted),
         known=known_renditions(root, live, files["rendition_id"]),
         creatives_version=version,
-        creatives=candidates.num_rows,
+        creatives=sum(map(len, groups)) + sum(left_out.values()),
         left_out=left_out,
-        held_out=originals,
+        sides=sides,
+        held_out=len(originals["holdout"]),
         day=day,
         withdrawn=withdrawn,
         withdrawn_from=withdrawn_from,
@@ -176,84 +204,134 @@ class _Rows:
         return pa.concat_tables(self.tables)
 
 
-def _held_out(config: DeliverConfig, root: Root, withdrawn: Withdrawn, day: date) -> Iterator[tuple[str, str]]:
-    """Product and cohort of the pairs that are wanted and keep the original picture, without what was withdrawn."""
-    if not config.holdout.share:
-        return
-    uri, key = config.brand_rules_uri, config.signing_key_env
-    brand = (read_brand_rules(uri, key), config.brand_rules_day or day) if uri else None
-    pairs = Pairs(root, config.targeting, config.rank_model, key, brand, config.holdout)
-    for part in buckets.parts(pairs.most, PART_ROWS):
-        found = pairs.of(part).held_out
-        for product_id, cohort_id in zip(found["product_id"].to_pylist(), found["cohort_id"].to_pylist(), strict=True):
-            if product_id not in withdrawn.product and cohort_id not in withdrawn.cohort:
-                yield product_id, cohort_id
+def _drawn_for(day: date, redraw_days: int) -> date | None:
+    """The first day of the period that draws of a day hold for; None where they hold for the day alone."""
+    return date.fromordinal(max(1, period(day, redraw_days) * redraw_days)) if redraw_days > 1 else None
 
 
-def _control(product_id: str, cohort_id: str, channel: Channel, slot: str, run_id: str) -> dict[str, Any]:
-    """The row of a slot that shows the original picture of a held-out pair, which the channel has from the shop."""
+def _drawn(live: pa.Table, drawn_for: date | None) -> dict[tuple, tuple[str, float]]:
+    """By PLACE the creative that live rows show since it was drawn for a period, and its probability then."""
+    if drawn_for is None:
+        return {}
+    rows = live.filter(pc.equal(live["drawn_for"], pa.scalar(drawn_for)))
+    rows = rows.select([*PLACE, "creative_id", "propensity"]).to_pylist()
+    return {tuple(r[name] for name in PLACE): (r["creative_id"], r["propensity"]) for r in rows}
+
+
+def _sides(config: DeliverConfig, root: Root, day: date) -> Sides:
+    """The pairs that are wanted, where some of them are held out."""
+    none = pa.schema([("product_id", pa.string()), ("available", pa.bool_()), ("cohort_id", pa.string())]).empty_table()
+    sides = [none], [none]
+    if config.holdout.share:
+        uri, key = config.brand_rules_uri, config.signing_key_env
+        brand = (read_brand_rules(uri, key), config.brand_rules_day or day) if uri else None
+        pairs = Pairs(root, config.targeting, config.rank_model, key, brand, config.holdout)
+        for part in buckets.parts(pairs.most, PART_ROWS):
+            found = pairs.of(part)
+            for side, rows in zip(sides, (found.painted, found.held_out), strict=True):
+                side.append(rows)
+    return Sides(*map(pa.concat_tables, sides))
+
+
+def _originals(sides: Sides, shown: set[tuple[str, str]], withdrawn: Withdrawn) -> dict[str, list[tuple[str, str]]]:
+    """By reason the pairs that show the shop's own picture: held-out ones, and others that have no creative to show.
+
+    A product that cannot be bought and of which no creative is shown is on neither side, nor is what was withdrawn.
+    shown  pairs that have creatives
+    """
+    alive = {product_id for product_id, _ in shown}
+    found = {}
+    for word, rows in (("original", sides.painted), ("holdout", sides.held_out)):
+        columns = (rows[name].to_pylist() for name in ("product_id", "cohort_id", "available"))
+        found[word] = [
+            (product_id, cohort_id)
+            for product_id, cohort_id, available in zip(*columns, strict=True)
+            if (product_id in alive or available is not False)
+            and product_id not in withdrawn.product
+            and cohort_id not in withdrawn.cohort
+            and (word == "holdout" or (product_id, cohort_id) not in shown)
+        ]
+    return found
+
+
+def _original(word: str, product_id: str, cohort_id: str, channel: Channel, slot: str, run_id: str) -> dict[str, Any]:
+    """The row of a slot that shows a pair's original picture, which the channel has from the shop."""
+    named = control_id if word == "holdout" else original_id
     return {
         "delivery_id": digest(product_id, cohort_id, channel.name, slot),
-        "creative_id": control_id(product_id, cohort_id),
+        "creative_id": named(product_id, cohort_id),
         "product_id": product_id,
         "cohort_id": cohort_id,
         "channel": channel.name,
         "slot": slot,
-        "reason": "holdout",
+        "reason": word,
         "propensity": 1.0,
         "run_id": run_id,
     }
 
 
+def _left_out(config: DeliverConfig, root: Root, creatives: pa.Table, withdrawn: Withdrawn) -> pa.ChunkedArray:
+    """Of each live creative why it is not delivered; null: it may be."""
+    samples = tables.read(root, "samples", ["product_id", "role", "photo_sha256", "retired_at"])
+    mains = pc.and_(pc.is_valid(samples["photo_sha256"]), pc.equal(samples["role"], "main"))
+    gone = samples["product_id"].filter(pc.and_(mains, pc.is_valid(samples["retired_at"])))
+    marks = tables.read(root, "marks", ["creative_id", "mark"])
+
+    def said(word: str) -> pa.ChunkedArray:
+        return pc.is_in(creatives["creative_id"], marks["creative_id"].filter(pc.equal(marks["mark"], word)))
+
+    nothing = pa.chunked_array([pa.array(np.zeros(creatives.num_rows, bool))])
+    reasons = {
+        "original": pc.or_(pc.fill_null(creatives["fallback"], False), pc.is_null(creatives["layout"])),
+        "holdout": held_out(creatives["product_id"], creatives["cohort_id"], config.holdout),
+        "retired": pc.is_in(creatives["product_id"], gone),
+        "withdrawn": withdrawn.among(creatives),
+        "replaced": said("retired"),
+        "rejected": nothing if config.require == "any" else said("rejected"),
+        "not_approved": pc.invert(said("approved")) if config.require == "approved" else nothing,
+    }
+    words = pa.chunked_array([pa.nulls(creatives.num_rows, pa.string())])
+    for word, covers in reversed(reasons.items()):  # the first that holds
+        words = pc.if_else(covers, word, words)
+    return words
+
+
+def _withdrawn_from(creatives: pa.Table, words: pa.ChunkedArray) -> frozenset[str]:
+    """Products and cohorts of which all that would be delivered was withdrawn."""
+    of = pc.fill_null(words, "")
+    out = pc.equal(of, "withdrawn")
+    others = pc.invert(pc.is_in(of, pa.array(["withdrawn", "original", "holdout"])))
+    ids = [{v for n in ("product_id", "cohort_id") for v in creatives[n].filter(m).to_pylist()} for m in (out, others)]
+    return frozenset(ids[0] - ids[1])
+
+
 def _deliverable(
-    config: DeliverConfig, root: Root, candidates: pa.Table, draws: Draws, withdrawn: Withdrawn
-) -> tuple[list[list[dict]], dict[str, int], frozenset[str]]:
-    """Creatives that are delivered by product and cohort, one a placement, each with mask, photo and the probability with
-    which it was drawn; why others are not; `withdrawn_from`."""
-    samples = tables.read(
-        root, "samples", ["product_id", "role", "photo_sha256", "photo_uri", "mask_uri", "retired_at"]
-    )
-    samples = samples.filter(pc.is_valid(samples["photo_sha256"]))
-    photos = {(r["product_id"], r["photo_sha256"]): r for r in samples.to_pylist() if r["role"] == "main"}
-    retired = {r["product_id"] for r in samples.to_pylist() if r["role"] == "main" and r["retired_at"] is not None}
-    marks = tables.read(root, "marks", ["creative_id", "mark"]).to_pylist()
-    said = {word: {m["creative_id"] for m in marks if m["mark"] == word} for word in ("approved", "rejected")}
-    held = held_out(candidates["product_id"], candidates["cohort_id"], config.holdout).to_pylist()
-    variants: dict[tuple[str, str, str], list[dict]] = defaultdict(list)
-    left_out: Counter[str] = Counter()
-    withdrawn_from, others = set(), set()
-    columns = ("creative_id", "product_id", "cohort_id", "placement", "prompt", "photo_sha256", "layout")
-    columns += ("negative_prompt", "text", "recipe_id", "arm")
-    columns += ("weights_revision", "fallback", "uri", "sha256", "width", "height")
-    for row, keeps_original in zip(candidates.select(columns).to_pylist(), held, strict=True):
-        word = None
-        if row["fallback"] or row["layout"] is None:
-            word = "original"  # the product's own picture: the channel has it already
-        elif keeps_original:
-            word = "holdout"
-        elif row["product_id"] in retired:
-            word = "retired"
-        elif withdrawn.covers(row):
-            word = "withdrawn"
-        elif config.require != "any" and row["creative_id"] in said["rejected"]:
-            word = "rejected"
-        elif config.require == "approved" and row["creative_id"] not in said["approved"]:
-            word = "not_approved"
-        if word not in ("original", "holdout"):
-            (withdrawn_from if word == "withdrawn" else others).update((row["product_id"], row["cohort_id"]))
-        if word:
-            left_out[word] += 1
-        else:
-            variants[row["product_id"], row["cohort_id"], row["placement"]].append(row)
+    root: Root, creatives: pa.Table, words: pa.ChunkedArray, draws: Draws
+) -> tuple[list[list[dict]], dict[str, int]]:
+    """Creatives that are delivered by product and cohort, one a placement, each with mask, photo, the probability with which it
+    was drawn and `leader`, the best of its place's variants; why others are not.
+
+    words  of each creative why it is left out, as `_left_out` gives them
+    """
+    allowed = pc.is_null(words)
+    may = creatives.filter(allowed)
+    candidates = may.filter(pa.array(draws.candidates(may)))
+    left_out = Counter(words.filter(pa.array(draws.candidates(creatives))).drop_null().to_pylist())
+    columns = ["product_id", "role", "photo_sha256", "photo_uri", "mask_uri"]
+    samples = tables.read(root, "samples", columns).to_pylist()
+    photos = {(r["product_id"], r["photo_sha256"]): r for r in samples if r["role"] == "main" and r["photo_sha256"]}
+    variants: dict[tuple[str, ...], list[dict]] = defaultdict(list)
+    for row in candidates.select(_OF_CREATIVES).to_pylist():
+        variants[tuple(row[name] for name in PLACE)].append(row)
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for (product_id, cohort_id, _), rows in variants.items():
         row, propensity = draws.of(rows)
         photo = photos.get((product_id, row["photo_sha256"]), {})
-        row |= {"propensity": propensity} | {name: photo.get(name) for name in ("mask_uri", "photo_uri")}
-        groups[product_id, cohort_id].append(row)
+        leader = min(rows, key=lambda r: (r["rank"] or 0, r["creative_id"]))
+        more = {name: photo.get(name) for name in ("mask_uri", "photo_uri")}
+        groups[product_id, cohort_id].append(row | more | {"propensity": propensity, "leader": leader})
         left_out["not_drawn"] += len(rows) - 1
-    left_out = Counter({word: n for word, n in left_out.items() if n})
-    return [groups[key] for key in sorted(groups)], dict(left_out), frozenset(withdrawn_from - others)
+    return [groups[key] for key in sorted(groups)], {word: n for word, n in left_out.items() if n}
 
 
 class _Choice(NamedTuple):
@@ -311,12 +389,14 @@ def _choice(creatives: list[dict], slot: Slot, extensions: Extensions | None) ->
     """Of the creatives of a product and cohort, one a placement, the one that a slot shows, and how.
 
     Without extensions that of which the slot shows the largest part. With them a crop of the main one, that of the first
-    placement; else its extension, so that all slots show one scene; else the same of the others.
+    placement; else its extension, so that all slots show one scene; else the same of the others. Which placement comes first
+    follows from the best variant of each and not from what was drawn, so that the probability of the draw is that of the slot.
     """
     order = {name: i for i, name in enumerate(placements())}
-    main = min(creatives, key=lambda c: (order.get(c["placement"], len(order)), c["creative_id"]))
-    framed = [(frames.frame((c["width"], c["height"]), Box(**c["layout"]), slot), c) for c in creatives]
-    framed.sort(key=lambda f: _preference(*f, main if extensions else None), reverse=True)
+    main = min(creatives, key=lambda c: (order.get(c["placement"], len(order)), c["leader"]["creative_id"]))
+    first = main["leader"] if extensions else None
+    ordered = sorted(creatives, key=lambda c: _preference(_framed(c["leader"], slot), c["leader"], first), reverse=True)
+    framed = [(_framed(creative, slot), creative) for creative in ordered]
     refused: list[dict[str, Any]] = []
     for shown, creative in framed:
         if shown.reason is None or (shown.reason == "needs_extension" and extensions and not creative["mask_uri"]):
@@ -333,6 +413,10 @@ def _choice(creatives: list[dict], slot: Slot, extensions: Extensions | None) ->
             refused.append(extension)
     shown, creative = framed[0]
     return _Choice(shown, creative, None, refused[0]["reject"] if refused else shown.reason, refused=tuple(refused))
+
+
+def _framed(creative: dict, slot: Slot) -> Framed:
+    return frames.frame((creative["width"], creative["height"]), Box(**creative["layout"]), slot)
 
 
 def _preference(shown: Framed, creative: dict, main: dict | None) -> tuple:

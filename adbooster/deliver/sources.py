@@ -39,10 +39,10 @@ class State(NamedTuple):
 
 
 class Sources:
-    """The rows (schema.DELIVERIES) that feeds are made from, filled or held out, and what the other tables say of their products."""
+    """The rows (schema.DELIVERIES) that feeds are made from, filled or a pair's original, and what the other tables say of their products."""
 
     def __init__(self, root: Root, rows: pa.Table):
-        kept = pc.equal(pc.fill_null(rows["reason"], "holdout"), "holdout")
+        kept = pc.is_in(pc.fill_null(rows["reason"], "holdout"), pa.array(["holdout", "original"]))
         self.root, self.rows = root, rows.filter(kept)
         creatives = tables.read(root, "creatives", ["creative_id", "margin", "clip_score"]).to_pylist()
         self.scores = {c["creative_id"]: _score(c) for c in creatives}

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from adbooster.experiments.config import Arm, Experiment
 from adbooster.experiments.holdout import positions
-from adbooster.experiments.variants import bounds, shares
+from adbooster.experiments.variants import bounds, probabilities
 from adbooster.prompts.config import Prompting
 
 Texts: TypeAlias = pa.Array | pa.ChunkedArray
@@ -23,7 +23,7 @@ def arms_of(
     A pair has one position between 0 and 1 in each experiment, by its names alone, and the arms divide that range in their
     order: with other weights those pairs alone change whose position lies between an old bound and the new one.
     families  of the pairs' cohorts
-    weights   schema.ALLOCATIONS; of a family in which an arm has none see variants.shares
+    weights   schema.ALLOCATIONS; of a family in which an arm has none see variants.probabilities
     """
     if not experiments:
         return pa.nulls(len(product_ids), pa.string())
@@ -57,7 +57,7 @@ def _arms(
         if at is None:
             number[mine] = names.index(experiment.ended)
         else:
-            ends = bounds(shares([learned.get((experiment.name, family, name)) for name in names]))
+            ends = bounds(probabilities([learned.get((experiment.name, family, name)) for name in names]))
             number[mine] = np.searchsorted(ends, at[mine], side="right")
     texts = pa.array([f"{experiment.name}={name}" for name in names])
     return texts.take(pa.array(number, mask=number < 0))

@@ -1,9 +1,12 @@
 """Settings of what is tried out on people: held-out pairs, arms, and the allocation among variants."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.settings import Config
 
 
@@ -47,6 +50,13 @@ class Experiment(Config):
         if self.ended and self.ended not in names:
             raise ValueError(f"the experiment {self.name!r} ended on {self.ended!r}, which is none of its arms {names}")
         return self
+
+
+def check_names(experiments: Iterable[Experiment]) -> None:
+    """raises ConfigError for two experiments of one name"""
+    names = Counter(experiment.name for experiment in experiments)
+    if twice := [name for name, n in names.items() if n > 1]:
+        raise ConfigError(f"two experiments are called {twice[0]!r}; give each its own name")
 
 
 class Allocation(Config):

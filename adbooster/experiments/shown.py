@@ -38,17 +38,21 @@ def remember(root: Root, rows: pa.Table, run_id: str) -> int:
 
 
 def of_deliveries(deliveries: pa.Table, creatives: pa.Table, cohorts: pa.Table) -> pa.Table:
-    """What deliveries show (schema.SHOWN, without a run): each creative of a filled slot, and the original of held-out pairs.
+    """What deliveries show (schema.SHOWN, without a run): each creative of a filled slot, and the originals of pairs.
 
+    The original of a held-out pair is a control; that of another pair, which has no creative to show, is not, and has no margin.
     deliveries  schema.DELIVERIES; creatives  what is live; cohorts  cohort_id, family
     """
     ids = deliveries["creative_id"].filter(pc.is_null(deliveries["reason"]))
     own = creatives.filter(pc.is_in(creatives["creative_id"], pc.unique(ids)))
-    kept = deliveries.filter(pc.equal(deliveries["reason"], "holdout"))
-    kept = kept.group_by(["creative_id", "product_id", "cohort_id"]).aggregate([])
-    parts = [schema.fill(rows, schema.SHOWN) for rows in (own, kept)]
-    rows = pa.concat_tables(parts)
-    control = pa.array(np.repeat([False, True], [own.num_rows, kept.num_rows]))
+    kept = [
+        deliveries.filter(pc.equal(deliveries["reason"], word))
+        .group_by(["creative_id", "product_id", "cohort_id"])
+        .aggregate([])
+        for word in ("original", "holdout")
+    ]
+    rows = pa.concat_tables([schema.fill(part, schema.SHOWN) for part in (own, *kept)])
+    control = pa.array(np.arange(rows.num_rows) >= own.num_rows + kept[0].num_rows)
     at = pc.index_in(rows["cohort_id"], value_set=cohorts["cohort_id"].combine_chunks())
     for name, values in (("control", control), ("family", cohorts["family"].take(at)), ("run_id", None)):
         values = pa.nulls(rows.num_rows, pa.string()) if values is None else values

@@ -1,7 +1,6 @@
 """Checks of the settings that run before a cluster is used."""
 
 import math
-from collections import Counter
 from datetime import datetime
 
 from pydantic import ValidationError
@@ -10,6 +9,7 @@ from adbooster.contracts import deadline
 from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.text import first_error
 from adbooster.experiments.arms import prompting_of
+from adbooster.experiments.config import check_names
 from adbooster.generate import marks
 from adbooster.generate.config import GenerateConfig
 from adbooster.painting.brand_rules import read_brand_rules
@@ -53,10 +53,10 @@ def check(config: GenerateConfig) -> None:
 
 def _check_experiments(config: GenerateConfig) -> None:
     """raises ConfigError for experiments of one name, a family that no cohort is of, and an arm whose prompts cannot be written"""
-    names = Counter(experiment.name for experiment in config.experiments)
-    if twice := [name for name, n in names.items() if n > 1]:
-        raise ConfigError(f"two of generate.experiments are named {twice[0]!r}; each needs a name of its own")
-    known = set(tables.read(Root(config.root_uri), "cohorts", ["family"])["family"].to_pylist()) if names else set()
+    check_names(config.experiments)
+    if not config.experiments:
+        return
+    known = set(tables.read(Root(config.root_uri), "cohorts", ["family"])["family"].to_pylist())
     for experiment in config.experiments:
         # A root without cohorts gets them in the same night.
         if known and (unknown := [family for family in experiment.families if family not in known]):

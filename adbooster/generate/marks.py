@@ -117,6 +117,10 @@ _MADE_OF = (*_SAME, "prompt", "negative_prompt")  # of a champion and of the req
 CHAMPIONS = ("creative_id", *_MADE_OF, "recipe_id", "fallback")  # what `champions` compares
 
 
+def _place(row: dict) -> tuple:
+    return tuple(row[name] for name in _PLACE)
+
+
 class Marks:
     """All marks that hold, and what follows for requests and creatives."""
 
@@ -124,11 +128,16 @@ class Marks:
         self.rows = rows
         by_mark: dict[str, set[str]] = defaultdict(set)
         self.named: dict[str, list[str]] = defaultdict(list)  # request -> its creatives that were rejected or retired
-        for row in rows.select(["mark", "request_id", "creative_id"]).to_pylist():
+        self.retired_of: dict[tuple, list[tuple[str, str]]] = defaultdict(list)  # place -> (creative, its request)
+        for row in rows.select(["mark", "request_id", "creative_id", *_PLACE]).to_pylist():
             by_mark[row["mark"]].add(row["request_id"] if row["mark"] in ("empty", "kept") else row["creative_id"])
             if row["mark"] in ("rejected", "retired"):
                 self.named[row["request_id"]].append(row["creative_id"])
+            if row["mark"] == "retired":
+                self.retired_of[_place(row)].append((row["creative_id"], row["request_id"]))
         left = rows.filter(pc.is_in(rows["mark"], pa.array(["rejected", "retired"])))
+        retired = rows.filter(pc.equal(rows["mark"], "retired"))
+        self.places = row_keys(retired, _PLACE).drop_null()  # of which something was retired
         self.pictures = row_keys(left, _PICTURE).drop_null()  # pictures that were rejected or retired for a place
         self.approved, self.rejected, self.retired = by_mark["approved"], by_mark["rejected"], by_mark["retired"]
         self.empty, self.kept = by_mark["empty"], by_mark["kept"]
@@ -137,18 +146,17 @@ class Marks:
     def apply(self, requests: pa.Table, live: pa.Table) -> tuple[pa.Table, Effects]:
         """The night's requests (schema.REQUESTS), or some of them, changed by the marks, and how many are changed.
 
-        A request with rejected or retired creatives gets a name of its own, which follows from its name and theirs: other
-        seeds, and resumed like any other. One whose live creative is approved keeps the name that one was painted under, so
+        A request with rejected or retired creatives, its own or of its place, gets a name of its own, which follows from its name
+        and theirs: other seeds, and resumed like any other. One whose live creative is approved keeps the name that one was painted under, so
         that it is not painted again, while the product's photo and the cohort's text are the same.
         live  what is live of the products of these requests, at least what is approved of it
         """
         if not self.rows.num_rows:
             return requests, Effects()
         own = requests["request_id"].combine_chunks()
-        bad = pc.is_in(own, pa.array([name for name in self.named if name], pa.string()))
-        names = pc.replace_with_mask(
-            own, bad, pa.array([self._names(name)[-1] for name in own.filter(bad).to_pylist()], pa.string())
-        )
+        bad = self._left(requests)
+        left = requests.filter(bad).select(["request_id", *_PLACE]).to_pylist()
+        names = pc.replace_with_mask(own, bad, pa.array([self._names(row)[-1] for row in left], pa.string()))
         renamed, kept_names = len(own.filter(bad)), 0
         approved = live.filter(pc.is_in(live["creative_id"], pa.array(sorted(self.approved), pa.string())))
         if approved.num_rows:
@@ -160,15 +168,26 @@ class Marks:
         stays = pc.invert(pc.is_in(names, pa.array(sorted(self.empty), pa.string())))
         return requests.filter(stays), Effects(renamed, kept_names, len(stays) - (pc.sum(stays).as_py() or 0))
 
-    def _names(self, request_id: str) -> list[str]:
-        """The names that a request has had, by what was rejected or retired of it; the last one is that which it has."""
-        names = [request_id]
+    def _left(self, requests: pa.Table) -> pa.Array:
+        """Whether something was rejected or retired of each request, or retired of its place (bool [n])."""
+        named = pc.is_in(requests["request_id"].combine_chunks(), pa.array([n for n in self.named if n], pa.string()))
+        return pc.or_(named, pc.is_in(row_keys(requests, _PLACE), self.places))
+
+    def _names(self, request: dict) -> list[str]:
+        """The names that a request has had, by what was rejected or retired of it; the last one is that which it has.
+
+        What was painted under a name that is none of these since more was retired of it counts as well once it is retired itself.
+        request  request_id and PLACE
+        """
+        names = self._followed(request["request_id"])
+        orphans = sorted(name for name, of in self.retired_of.get(_place(request), ()) if of not in names)
+        return names + self._followed(digest(names[-1], "retired", *orphans)) if orphans else names
+
+    def _followed(self, name: str) -> list[str]:
+        names = [name]
         while left := self.named.get(names[-1]):
             names.append(digest(names[-1], "rejected", *sorted(left)))
         return names
-
-    def _replaces_retired(self, request_id: str) -> bool:
-        return any(self.retired.intersection(self.named[name]) for name in self._names(request_id)[:-1])
 
     def champions(self, requests: pa.Table, live: pa.Table, recipe_id: str) -> pa.Table:
         """Live creatives that stay beside what is painted in place of retired ones: creative_id and PLACE.
@@ -178,10 +197,7 @@ class Marks:
         requests  as they are named without marks
         live      what is live of their products (CHAMPIONS)
         """
-        own = requests["request_id"].combine_chunks()
-        some = requests.filter(pc.is_in(own, pa.array([name for name in self.named if name], pa.string())))
-        retired = [self._replaces_retired(name) for name in some["request_id"].to_pylist()]
-        some = some.filter(pa.array(retired, pa.bool_()))
+        some = requests.filter(pc.is_in(row_keys(requests, _PLACE), self.places))
         stays = pc.is_in(row_keys(live, _MADE_OF), row_keys(some, _MADE_OF).drop_null())
         stays = pc.and_(stays, pc.and_(pc.equal(live["recipe_id"], recipe_id), pc.invert(live["fallback"])))
         stays = pc.and_(pc.fill_null(stays, False), pc.invert(pc.is_in(live["creative_id"], self.leaving)))

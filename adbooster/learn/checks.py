@@ -1,9 +1,7 @@
 """Checks of the settings that run before a cluster is used."""
 
-from collections import Counter
-
-from adbooster.contracts.errors import ConfigError
 from adbooster.experiments import outcomes
+from adbooster.experiments.config import check_names
 from adbooster.learn.config import LearnConfig
 from adbooster.reward.checks import check as check_heads
 from adbooster.storage.objects import Root
@@ -14,9 +12,7 @@ def check(config: LearnConfig) -> None:
 
     A file that the job would refuse is refused here, before anything else of a night has begun.
     """
-    names = Counter(e.name for e in config.experiments)
-    if twice := [name for name, n in names.items() if n > 1]:
-        raise ConfigError(f"two experiments are called {twice[0]!r}; give each its own name")
+    check_names(config.experiments)
     if config.outcomes_uri:
         table = outcomes.read(config.outcomes_uri, config.signing_key_env)
         known = outcomes.known_creatives(Root(config.root_uri))

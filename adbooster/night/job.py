@@ -78,7 +78,7 @@ def _steps(config: NightlyConfig, root: Root, night: Night) -> NightlyReport:
     if tuned and tuned.weights_revision:
         remember(root, config.run_id, tuned.weights_revision)
     if config.deliver:
-        delivered = steps(deliver, _delivering(config.deliver, generating))
+        delivered = steps(deliver, _delivering(config.deliver, generating, night))
     if config.evaluate:
         measured = steps(evaluate, config.evaluate)
     else:
@@ -143,11 +143,16 @@ def _generating(
     return config.generate.model_copy(update=changes)
 
 
-def _delivering(config: DeliverConfig, generating: GenerateConfig) -> DeliverConfig:
-    """The settings of deliver: creatives are extended with the weights that tonight's were painted with."""
-    if config.extend is None:
-        return config
-    return config.model_copy(update={"extend": config.extend.model_copy(update={"weights": generating.weights})})
+def _delivering(config: DeliverConfig, generating: GenerateConfig, night: Night) -> DeliverConfig:
+    """The settings of deliver: creatives are extended with the weights that tonight's were painted with, and its days are those
+    of the night, also when that is resumed on another day."""
+    changes: dict[str, Any] = {
+        "brand_rules_day": generating.brand_rules_day or config.brand_rules_day,
+        "variants": config.variants.model_copy(update={"day": config.variants.day or night.day}),
+    }
+    if config.extend:
+        changes["extend"] = config.extend.model_copy(update={"weights": generating.weights})
+    return config.model_copy(update=changes)
 
 
 def _night(root: Root, config: NightlyConfig) -> Night:
@@ -190,7 +195,7 @@ def _planned(config: NightlyConfig, started: float) -> NightlyReport:
             tested = canary(config.canary.model_copy(update={"weights": generating.weights}))
         learned = config.learn and learn(config.learn)
         generated = generate(generating)
-        delivered = config.deliver and deliver(_delivering(config.deliver, generating))
+        delivered = config.deliver and deliver(_delivering(config.deliver, generating, night))
         measured = config.evaluate and evaluate(config.evaluate)
     return NightlyReport(
         run_id=config.run_id,

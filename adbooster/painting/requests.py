@@ -56,7 +56,7 @@ class Planned(NamedTuple):
 
     requests   schema.REQUESTS
     forbidden  pairs (product_id, cohort_id) that the targeting wants and brand rules forbid
-    held_out   pairs that both want, and that keep the original picture
+    held_out   pairs that both want, and that keep the original picture; with `available` as of the product
     sold_out   ids of products that cannot be bought
     """
 
@@ -71,12 +71,14 @@ class Wanted(NamedTuple):
 
     products              that can be painted (PRODUCTS)
     of_product, of_cohort  index of the product and of the cohort of every pair that is painted, products in order
+    painted               these pairs (product_id, cohort_id, and whether the product can be bought: available)
     forbidden, held_out   as in Planned
     """
 
     products: pa.Table
     of_product: pa.Array
     of_cohort: pa.Array
+    painted: pa.Table
     forbidden: pa.Table
     held_out: pa.Table
 
@@ -187,11 +189,12 @@ class Pairs:
         names = self._named(products, allowed)
         kept = held_out(names["product_id"], names["cohort_id"], self.holdout)
         painted, original = _divided(allowed, kept)
-        return Wanted(products, *painted, self._named(products, not_allowed), self._named(products, original))
+        return Wanted(products, *painted, *(self._named(products, at) for at in (painted, not_allowed, original)))
 
     def _named(self, products: pa.Table, at: tuple[pa.Array, pa.Array]) -> pa.Table:
-        """product_id and cohort_id of pairs."""
-        return pa.table(_columns(products, at[0], ("product_id",)) | _columns(self.cohorts, at[1], ("cohort_id",)))
+        """product_id, cohort_id and available of pairs."""
+        of_products = _columns(products, at[0], ("product_id", "available"))
+        return pa.table(of_products | _columns(self.cohorts, at[1], ("cohort_id",)))
 
 
 def _divided(at: tuple[pa.Array, pa.Array], mask: pa.Array) -> list[tuple[pa.Array, pa.Array]]:
@@ -233,7 +236,7 @@ class Planner:
 
     def plan(self, part: Part) -> Planned:
         """The requests of the products in a part, in an order that follows from their names alone, product by product."""
-        products, of_product, of_cohort, forbidden, kept = self.pairs.of(part, bool(self.recipe.stands))
+        products, of_product, of_cohort, _, forbidden, kept = self.pairs.of(part, bool(self.recipe.stands))
         cohorts = self.cohorts
         pairs = _columns(products, of_product, ("product_id", "words", "title", "category", "brand"))
         pairs |= _columns(cohorts, of_cohort, [n for n in cohorts.column_names if n in schema.PAIRS.names])

@@ -69,7 +69,8 @@ def collect(root: Root, most: int = MOST) -> dict:
     """The document without the job's numbers: what the rows are for page/delivery.js, which reads it."""
     version = tables.version(root, "deliveries")
     all_rows = tables.read(root, "deliveries", ["creative_id", "channel", "reason", "made_by"], version)
-    painted = all_rows.filter(pc.not_equal(pc.fill_null(all_rows["reason"], ""), "holdout"))["creative_id"]
+    originals = pc.is_in(all_rows["reason"], pa.array(["holdout", "original"]))
+    painted = all_rows.filter(pc.invert(originals))["creative_id"]
     ids = _chosen(root, painted, most)
     columns = ["creative_id", "product_id", "cohort_id", "placement", *SHOWN]
     shown = tables.read(root, "deliveries", columns, version, pc.field("creative_id").isin(ids))

@@ -35,6 +35,7 @@ class Review:
         self.root, self.seeing, self.run_id = root, seeing, run_id
         self.client = Client(seeing, stop_at)
         self.left = max(0, seeing.max_calls - sightings.spent(root, run_id))
+        self.kept = sightings.known(root, seeing.model)
         self.answers: dict[str, Answer] = {}
         self.failed: dict[str, str] = {}
         self.known = self.calls = 0
@@ -109,7 +110,7 @@ class Review:
             return some
 
     def _look_at(self, pictures: dict[str, Picture]) -> None:
-        found = sightings.known(self.root, pictures)
+        found = {key: self.kept[key] for key in pictures if key in self.kept}
         self.known += len(found)
         self.answers |= found
         new = {key: picture for key, picture in pictures.items() if key not in found}

@@ -1,7 +1,7 @@
 """tables/sightings keeps what was seen by picture and question; what it holds is not asked again."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,10 +16,10 @@ from adbooster.storage.objects import Root
 log = logging.getLogger(__name__)
 
 
-def known(root: Root, names: Collection[str]) -> dict[str, Answer]:
-    """By name, the answers that are kept."""
-    wanted = pc.field("sighting_id").isin(pa.array(list(names), pa.string()))
-    rows = tables.read(root, "sightings", ["sighting_id", *map(reject_word, WORDS), "why"], where=wanted).to_pylist()
+def known(root: Root, model: str) -> dict[str, Answer]:
+    """By name, the answers of a model that are kept."""
+    mine = pc.equal(pc.field("model"), model)
+    rows = tables.read(root, "sightings", ["sighting_id", *map(reject_word, WORDS), "why"], where=mine).to_pylist()
     return {row["sighting_id"]: _answer(row) for row in rows}
 
 

@@ -20,7 +20,7 @@ from adbooster.deliver.job import deliver
 from adbooster.deliver.withdraw import withdraw
 from adbooster.experiments import shown
 from adbooster.experiments.config import Holdout
-from adbooster.experiments.holdout import control_id, held_out
+from adbooster.experiments.holdout import control_id, held_out, original_id
 from adbooster.pictures import images
 from adbooster.storage import tables
 from tests.conftest import row
@@ -111,14 +111,55 @@ def test_an_unchanged_allocation_and_period_draw_the_same_and_make_nothing(root,
     assert (seen(root), root.stats("delivery"), len(rendered)) == (before, feeds, 1)
     deliver(of_day(root, channels, week + timedelta(days=7), "d7", redraw_days=7))
     assert seen(root) != before
-    # Another allocation of which the same is drawn: the rows say so, and no file is made.
-    drawn = {creative for creative, _ in seen(root).values()}
-    allocate(root, {name: 0.9 if name in drawn else 0.05 for name in every(names)})
-    made = len(rendered)
+    # Other weights within the period change nothing: what is shown was drawn with those of the period's first day.
+    before = seen(root)
+    drawn = {creative for creative, _ in before.values()}
+    allocate(root, {name: 0.02 if name in drawn else 0.49 for name in every(names)})
     report = deliver(of_day(root, channels, week + timedelta(days=8), "d8", redraw_days=7))
-    assert {p for c, p in seen(root).values() if c in drawn} <= {0.9}
-    assert {c for c, _ in seen(root).values()} == drawn, "with nearly all of the weight it would take a rare seed"
-    assert (report.changed > 0, report.to_render, len(rendered)) == (True, 0, made)
+    assert (report.changed, report.to_render, seen(root)) == (0, 0, before)
+    # What may no longer be shown is drawn anew, alone.
+    gone = before["P2"][0]
+    mark(root, gone, "rejected")
+    deliver(of_day(root, channels, week + timedelta(days=9), "d9", redraw_days=7))
+    now = seen(root)
+    assert now["P2"][0] != gone
+    assert {p: c for p, c in now.items() if p != "P2"} == {p: c for p, c in before.items() if p != "P2"}
+    deliver(of_day(root, channels, week + timedelta(days=14), "d14", redraw_days=7))
+    assert {p for _, p in seen(root).values()} <= {0.02, 0.49, round(0.02 / 0.51, 5), round(0.49 / 0.51, 5), 0.5}
+
+
+def test_what_outcomes_retired_is_replaced_and_the_next_best_shown(root, small, rendered):
+    """Also where another night retired it after its share had been allocated."""
+    names = variants(root, ("P1", "P2"))
+    allocate(root, dict(zip(names["P1"], (0.1, 0.45, 0.45), strict=True)))
+    for creative in (names["P1"][0], names["P2"][0]):
+        mark(root, creative, "retired")
+    report = deliver(of_day(root, small("tiktok")))
+    found = seen(root)
+    assert found["P1"][0] in names["P1"][1:]
+    assert found["P1"][1] == pytest.approx(0.5)
+    assert found["P2"] == (names["P2"][1], 1.0), "nothing was allocated in its place: the best of what is left"
+    assert report.left_out == {"replaced": 2, "not_drawn": 1}
+
+
+def test_which_placement_a_slot_shows_does_not_depend_on_what_was_drawn(root, small, rendered):
+    """One of the square's variants has another size, of which the slot shows a larger part than of the landscape."""
+    first = publish(root, placement="square", size=(240, 240))[0]
+    wide = publish(root, placement="landscape", size=(400, 240))[0]
+    content = images.encode_lossless(master(BOX, 300, 240, seed=9)[0])
+    other = first | {"creative_id": "f" * 16, "rank": 1, "uri": root.put(content, "webp"), "width": 300}
+    other |= {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    added = pa.Table.from_pylist([other], schema.CREATIVES)
+    tables.merge(root, "creatives", added, "creative_id", tables.version(root, "creatives"), {})
+    channels, placed = small("meta", "web"), []
+    for weight in (1.0, 0.0):
+        allocate(root, {first["creative_id"]: weight, other["creative_id"]: 1 - weight})
+        deliver(of_day(root, channels, run_id=f"d{weight}"))
+        placed.append({(r["channel"], r["slot"]): r["placement"] for r in delivered(root)})
+        shown_of = {r["creative_id"] for r in delivered(root)}
+        assert shown_of <= {wide["creative_id"], first["creative_id"] if weight else other["creative_id"]}
+    assert placed[0] == placed[1]
+    assert set(placed[0].values()) == {"square", "landscape"}
 
 
 def test_what_may_not_be_shown_is_not_among_the_drawn(root, small, rendered):
@@ -232,6 +273,53 @@ def test_held_out_pairs_have_rows_of_their_own_and_no_picture_of_ours(root, smal
     assert "None" not in catalog
     again = deliver(config(root, channels, run_id="d2", holdout=HOLDOUT))
     assert (again.changed, again.removed, again.first_shown) == (0, 0, 0)
+
+
+def test_a_pair_without_a_creative_is_shown_as_an_original_on_the_side_of_creatives(root, small, rendered, shop):
+    held, others = shop
+    live = tables.read(root, "creatives").to_pylist()
+    plain = {others[0]: "fallback", others[1]: "rejected", others[2]: "gone"}
+    ids = {(r["product_id"], r["cohort_id"]): r["creative_id"] for r in live}
+    changed = [r | {"fallback": True} for r in live if (r["product_id"], r["cohort_id"]) == others[0]]
+    base = tables.version(root, "creatives")
+    rows = pa.Table.from_pylist(changed, schema.CREATIVES)
+    tables.merge(root, "creatives", rows, "creative_id", base, {}, delete=[ids[others[2]]])
+    mark(root, ids[others[1]], "rejected")
+    channels = small("web", "meta")
+    report = deliver(config(root, channels, holdout=HOLDOUT))
+    rows = delivered(root, reason="original")
+    assert pairs_of(rows) == sorted(plain)
+    assert {r["creative_id"] for r in rows} == {original_id(*pair) for pair in plain}
+    assert {r["propensity"] for r in rows} == {1.0}
+    assert (pairs_of(delivered(root, reason="holdout")), report.held_out) == (held, len(held))
+    said = manifest(root)
+    for product, cohort in plain:
+        assert next(iter(said[product][cohort].values())) == {
+            "creative_id": original_id(product, cohort),
+            "original": True,
+        }
+    seen_of = {(r["product_id"], r["cohort_id"]): r for r in tables.read(root, "shown").to_pylist()}
+    assert all((r["control"], r["margin"], r["request_id"]) == (False, None, None) for r in map(seen_of.get, plain))
+    assert set(seen_of) == {*held, *others}
+    again = deliver(config(root, channels, run_id="d2", holdout=HOLDOUT))
+    assert (again.changed, again.removed, again.first_shown) == (0, 0, 0)
+    # Without a control group there is nothing to compare with, and the rows leave.
+    deliver(config(root, channels, run_id="d3", max_removed_share=1))
+    assert not delivered(root, reason="original")
+
+
+def test_a_product_that_is_sold_out_is_on_a_side_only_while_it_is_shown(root, small, rendered, shop):
+    held, others = shop
+    out = {held[0][0], next(p for p, _ in others if p != held[0][0])}
+    samples = [r | {"available": r["product_id"] not in out} for r in tables.read(root, "samples").to_pylist()]
+    base = tables.version(root, "samples")
+    tables.merge(root, "samples", pa.Table.from_pylist(samples, schema.SAMPLES), "sample_id", base, {})
+    gone = [r["creative_id"] for r in tables.read(root, "creatives").to_pylist() if r["product_id"] == held[0][0]]
+    base = tables.version(root, "creatives")
+    tables.merge(root, "creatives", schema.CREATIVES.empty_table(), "creative_id", base, {}, delete=gone)
+    deliver(config(root, small("web"), holdout=HOLDOUT))
+    assert pairs_of(delivered(root, reason="holdout")) == [pair for pair in held if pair[0] != held[0][0]]
+    assert not delivered(root, product_id=held[0][0])
 
 
 def test_what_was_shown_is_remembered_once(root, small, rendered, shop, monkeypatch):

@@ -8,7 +8,7 @@ from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.experiments.config import Arm, Experiment
 from adbooster.experiments.prompter import ArmPrompter, arms_of, prompting_of
-from adbooster.experiments.variants import draw, period, shares
+from adbooster.experiments.variants import draw, period, probabilities
 from adbooster.generate.checks import check as check_generate
 from adbooster.prompts.config import Prompting
 from adbooster.storage import tables
@@ -90,7 +90,7 @@ def test_several_experiments_are_independent():
     ],
 )
 def test_what_has_no_weight_gets_an_even_share_and_the_rest_is_divided(allocated, expected):
-    assert shares(allocated) == pytest.approx(expected)
+    assert probabilities(allocated) == pytest.approx(expected)
 
 
 def test_a_draw_has_its_probability_and_is_the_same_for_the_same_names():
@@ -158,7 +158,7 @@ def test_an_arm_that_says_the_same_repaints_nothing_and_its_creatives_are_counte
 @pytest.mark.parametrize(
     ("experiments", "said"),
     [
-        ([experiment(), experiment()], "two of generate.experiments are named 'prompts'"),
+        ([experiment(), experiment()], "two experiments are called 'prompts'"),
         (
             [experiment(families=("events", "sport"))],
             "names the family 'sport', of which tables/cohorts has no cohort; there are",

@@ -126,6 +126,25 @@ def test_new_ones_join_the_champions_of_a_place_whose_creative_was_retired(stock
     assert nights("n5")[1] == 0
 
 
+def test_a_place_is_filled_again_whatever_its_retired_creatives_were_painted_under(stocked, nights):
+    """One that was painted under a name that is no longer its place's, since more was retired of the place."""
+    nights("n1")
+    first = on(stocked)
+    said(stocked, "retired", first[1])
+    nights("n2")
+    second = on(stocked)[-1]
+    said(stocked, "retired", first[2])
+    nights("n3")
+    assert len(on(stocked)) == KEEP
+    for run, gone in (("n4", second), ("n5", None), ("n6", None)):
+        said(stocked, "retired", gone or on(stocked)[-1])
+        assert nights(run)[1] == 1
+        found = on(stocked)
+        assert (len(found), found[0]["creative_id"]) == (KEEP, first[0]["creative_id"])
+        assert found[-1]["run_id"] == run
+        assert nights(f"{run}-again")[1] == 0
+
+
 def test_a_single_creative_that_is_retired_is_replaced_as_a_rejected_one_is(stocked, nights):
     nights("n1", keep=1, ends=lambda _: 1)
     first = on(stocked)

@@ -5,10 +5,11 @@ from datetime import UTC, date, datetime
 import pytest
 
 from adbooster.contracts.errors import CanaryRefused, ConfigError, CoverageTooLow, LockHeld
+from adbooster.deliver.config import DeliverConfig
 from adbooster.night import state
 from adbooster.night.checks import check as check_night
 from adbooster.night.config import Due, NightlyConfig
-from adbooster.night.job import _generating, _night, _why_not, nightly
+from adbooster.night.job import _delivering, _generating, _night, _why_not, nightly
 from adbooster.night.schedule import remember, trained
 from adbooster.storage import tables
 from adbooster.storage.lock import NightLock
@@ -196,6 +197,20 @@ def test_a_night_refuses_weights_that_fail_the_canary_and_is_evaluated(local_ray
     with pytest.raises(CanaryRefused, match="rank_score .*, margin 0.03; .*exposure"):
         nightly(second)
     assert live(root_uri) == before
+
+
+def test_deliver_decides_on_the_day_of_its_night(root, tmp_path):
+    whole = config(root.uri, tmp_path / "feed.csv", tmp_path)
+    delivering = DeliverConfig(
+        root_uri=root.uri, run_id="n", channels=("web",), public_base_url="https://cdn.shop.example"
+    )
+    day, own = date(2026, 12, 26), date(2026, 12, 1)
+    night = state.Night(run_id="n", started_at=datetime.now(UTC), day=day)
+    ruled = whole.generate.model_copy(update={"brand_rules_uri": "rules.yaml"})
+    found = _delivering(delivering, _generating(whole.model_copy(update={"generate": ruled}), night, None, None), night)
+    assert (found.brand_rules_day, found.variants.day) == (day, day)
+    told = delivering.model_copy(update={"variants": delivering.variants.model_copy(update={"day": own})})
+    assert _delivering(told, whole.generate, night).variants.day == own
 
 
 def test_a_resumed_night_keeps_the_day_of_its_brand_rules(root, tmp_path):
