@@ -31,6 +31,7 @@ from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
 FOLDER = "rewards"
+_METHOD = "2"  # raise it to train every head anew
 MAX_SHEET_BYTES = 16 << 20
 
 
@@ -68,20 +69,21 @@ def train(
     shown = _shown(root, max_ctr_factor) if config.reward.on else {}
     marks = _marks(root)
     judged = _judged(config.usability, marks, signing_key_env) if config.usability.on else {}
-    wanted = {*shown, *marks, *judged}
-    most = max(part.most for part in (config.reward, config.usability) if part.on)
-    some = sorted(wanted, key=lambda name: digest("head", name))[:most]
+    liked = _chosen({*shown, *marks}, config.reward.most) if config.reward.on else set()
+    usable = _chosen(set(judged), config.usability.most) if config.usability.on else set()
+    some = sorted(liked | usable)
     known = _embedded(config, root, run_id, model, some)
     rows = known.filter(pc.is_valid(known["creative_id"])).sort_by("creative_id").to_pylist()
     texts = {row["text"]: row["vector"] for row in known.filter(pc.is_null(known["creative_id"])).to_pylist()}
     report = HeadsReport(creatives=len(rows), unknown=len(some) - len(rows))
     if config.reward.on:
-        examples, facts = _reward_examples(rows, texts, shown, marks, _families(root))
-        name = digest("reward", config.reward.model_dump_json(), model, *facts)
+        mine = [row for row in rows if row["creative_id"] in liked]
+        examples, facts = _reward_examples(mine, texts, shown, marks, _families(root))
+        name = digest("reward", _METHOD, config.reward.model_dump_json(), model, *facts)
         report = _with(report, "reward", root, name, lambda: train_reward(examples, config.reward, model, name))
     if config.usability.on:
-        verdicts, facts = _verdicts(rows, judged)
-        name = digest("usability", config.usability.model_dump_json(), model, *facts)
+        verdicts, facts = _verdicts([row for row in rows if row["creative_id"] in usable], judged)
+        name = digest("usability", _METHOD, config.usability.model_dump_json(), model, *facts)
         report = _with(
             report, "usability", root, name, lambda: train_usability(verdicts, config.usability, model, name)
         )
@@ -127,6 +129,11 @@ def _trained(root: Root, revision: str, card: Card, new: bool) -> Trained:
     return Trained(uri=root.address(f"{FOLDER}/{revision}"), revision=revision, new=new, figures=figures)
 
 
+def _chosen(names: set[str], most: int) -> set[str]:
+    """`most` of them, the same ones while they are there."""
+    return set(sorted(names, key=lambda name: digest("head", name))[:most])
+
+
 def _shown(root: Root, max_ctr_factor: float) -> dict[str, Shown]:
     """By creative what it brought, without the clicks of robots; original pictures are left out."""
     names = [
@@ -148,14 +155,16 @@ def _shown(root: Root, max_ctr_factor: float) -> dict[str, Shown]:
     seen = pc.if_else(pc.fill_null(known, False), rows["impressions"], 0)
     weighed = pc.fill_null(pc.divide(pc.cast(seen, pa.float64()), pc.if_else(known, rows["propensity"], None)), 0.0)
     rows = rows.append_column("seen", seen).append_column("weighed", weighed)
-    sums = rows.group_by("creative_id").aggregate(
+    # In one order and one thread, so that the same outcomes give the same sums to the last digit.
+    rows = rows.sort_by([("creative_id", "ascending"), ("impressions", "ascending"), ("propensity", "ascending")])
+    sums = rows.group_by("creative_id", use_threads=False).aggregate(
         [(name, "sum") for name in ("impressions", "clicks", "seen", "weighed")] + [("family", "max")]
     )
     return {
         r["creative_id"]: Shown(
             float(r["impressions_sum"]),
             float(r["clicks_sum"]),
-            r["seen_sum"] / r["weighed_sum"] if r["weighed_sum"] else float("nan"),
+            round(r["seen_sum"] / r["weighed_sum"], 6) if r["weighed_sum"] else float("nan"),
             r["family_max"] or "",
         )
         for r in sums.to_pylist()
@@ -210,7 +219,8 @@ def _facts(root: Root, wanted: pa.Array) -> pa.Table:
     """Painted creatives (columns of schema.CREATIVES) of these ids: live ones, and others from earlier versions of the table."""
     names = [*vectors.FACTS, "photo_sha256", "sha256", "fallback"]
     rows = tables.ever(root, "creatives", wanted, sorted(names, key=lambda name: name != "creative_id"))
-    return rows.filter(pc.invert(pc.fill_null(rows["fallback"], True)))
+    whole = pc.and_(pc.and_(pc.is_valid(rows["layout"]), pc.is_valid(rows["clip_score"])), pc.is_valid(rows["text"]))
+    return rows.filter(pc.and_(whole, pc.invert(pc.fill_null(rows["fallback"], True))))
 
 
 def _photos(root: Root) -> dict[tuple[str, str], dict[str, str]]:
