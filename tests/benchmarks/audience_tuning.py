@@ -20,7 +20,7 @@ from tests.benchmarks.audience_shop import Month, Policy, month
 from tests.benchmarks.audience_world import Audience, Pool, stocked
 
 SURE, DRAWS = 0.9, 2000
-STEPS, BETA, RATE, BATCH = 40, 2000, 5e-5, 8
+STEPS, BETA, RATE, BATCH = 60, 150, 2e-5, 8
 
 
 def month_before(pool: Pool, seed: int, policy: Policy) -> Month:

@@ -144,7 +144,7 @@ def preferences(recipe: Recipe, products: int, cohorts: int) -> dict:
     panel = {"products": products, "cohorts": cohorts}
     cold = {"by": "rank", "rank_model": str(TINY / "models" / "rank"), "panel": panel, **painting}
     off = {"keep_base": 0.0, "prior": 0.0, "latents": {}, "border_weight": 1.0}
-    return off | {"batch": 8, "learning_rate": 5e-5, "preference": {"beta": 2000.0, "cold_start": cold}}
+    return off | {"batch": 8, "learning_rate": 2e-5, "preference": {"beta": 150.0, "cold_start": cold}}
 
 
 def _preference_tuned(root: Path, weights: str, quick: bool) -> str:
