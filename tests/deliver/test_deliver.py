@@ -209,15 +209,18 @@ def test_originals_lower_ranks_and_retired_products_are_not_delivered(root, smal
 
     publish(root, products=("P1",))
     publish(root, products=("P2",), fallback=True, layout=None)
-    publish(root, products=("P3",), rank=1)
+    publish(root, products=("P3",))
+    publish(root, products=("P3",), rank=1, creative_id="e" * 16)
     publish(root, products=("P4",))
     samples = [r for r in tables.read(root, "samples").to_pylist() if r["product_id"] == "P4"]
     samples[0]["retired_at"] = datetime.now(UTC)
     rows = pa.Table.from_pylist(samples, schema.SAMPLES)
     tables.merge(root, "samples", rows, "sample_id", tables.version(root, "samples"), {})
     report = deliver(config(root, small("tiktok")))
-    assert (report.creatives, report.left_out) == (3, {"original": 1, "retired": 1})
-    assert {r["product_id"] for r in delivered(root)} == {"P1"}
+    assert (report.creatives, report.left_out) == (4, {"original": 1, "retired": 1})
+    assert {r["product_id"] for r in delivered(root)} == {"P1", "P3"}
+    best = {r["creative_id"] for r in tables.read(root, "creatives").to_pylist() if r["rank"] == 0}
+    assert {r["creative_id"] for r in delivered(root)} <= best
 
 
 def test_a_slot_takes_the_placement_that_it_shows_most_of(root, small, rendered):

@@ -11,8 +11,8 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.text import cell, text_of_cell
 from adbooster.evaluate import blind_sheet
 from adbooster.evaluate.config import Sheet
-from adbooster.measure import sheets
 from adbooster.pictures import images
+from adbooster.reward import sheets
 from tests.pages import chromium
 
 __all__ = ["chromium"]

@@ -91,7 +91,7 @@ def test_neither_order_nor_company_changes_a_place():
 
 
 def test_a_share_moves_no_faster_than_it_may():
-    variants, rows = place([10, 90])
+    variants, rows = place([30, 90])
     settings = Allocation(max_shift=0.2)
     first = allocate(rows, variants, NONE, settings, FIRST)
     assert weights(first)["v1"] == pytest.approx(0.7)

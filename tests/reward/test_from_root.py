@@ -11,10 +11,11 @@ import pytest
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
 from adbooster.learn.training import train
-from adbooster.measure import sheets, vectors
+from adbooster.measure import vectors
 from adbooster.measure.vectors import Embedder
 from adbooster.models.clip import Clip
 from adbooster.pictures import images
+from adbooster.reward import sheets
 from adbooster.reward.checks import check
 from adbooster.reward.config import Heads, RewardTraining, UsabilityTraining
 from adbooster.reward.heads import Head
