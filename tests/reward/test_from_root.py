@@ -172,7 +172,7 @@ def test_sheets_say_which_creatives_lost_to_the_products_own_pictures():
     more = "pair,rater,choice\n1,b,left\n2,b,left\n3,b,right\n"
     found = sheets.preferred({"a.csv": answers, "b.csv": more}, json.dumps(key))
     assert found == {"c1": (2, 0), "c2": (1, 1), "c3": (0, 1)}
-    with pytest.raises(ConfigError, match="a.csv answers pair 9"):
+    with pytest.raises(ConfigError, match="answers pair 9"):
         sheets.preferred({"a.csv": "pair,rater,choice\n9,a,left\n"}, json.dumps(key))
 
 
