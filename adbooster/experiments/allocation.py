@@ -119,14 +119,16 @@ def posterior(outcomes: pa.Table, variants: pa.Table, settings: Allocation, day:
 
 
 def _counted(outcomes: pa.Table, settings: Allocation, day: date) -> tuple[pa.Table, np.ndarray, np.ndarray]:
-    """Outcomes of creatives that were shown, their clicks without those of robots, and what each row counts (0-1)."""
+    """Outcomes of creatives that were shown to people, their clicks, and what each row counts (0-1).
+
+    A row that robots clicked is left out: what is known of it says nothing of the variant.
+    """
     outcomes = of_creatives(outcomes.filter(pc.greater(outcomes["impressions"], 0)))
+    clicks = human_clicks(outcomes, settings.max_ctr_factor)
+    people = clicks == outcomes["clicks"].to_numpy()
+    outcomes, clicks = outcomes.filter(pa.array(people)), clicks[people]
     age = (np.datetime64(day) - outcomes["day"].to_numpy().astype("datetime64[D]")).astype(np.float64)
-    return (
-        outcomes,
-        human_clicks(outcomes, settings.max_ctr_factor),
-        0.5 ** (np.maximum(age, 0) / settings.half_life_days),
-    )
+    return outcomes, clicks, 0.5 ** (np.maximum(age, 0) / settings.half_life_days)
 
 
 def _level(

@@ -73,7 +73,8 @@ class Allocation(Config):
     prior_impressions: float = Field(default=200.0, gt=0)
     """Impressions as which the family's rate counts in a variant's, while its own spread cannot be told."""
     max_ctr_factor: float = Field(default=5.0, gt=1)
-    """A creative's day with more than so many times its family's rate counts as an average one: robots click too."""
+    """A creative's day with more than so many times its family's rate is no people's: robots click too. It counts for nothing
+    where shares are found, and as an average day in the lift and in what is learned of pictures."""
     max_shift: float = Field(default=0.3, gt=0, le=1)
     """By how much a share may grow or fall from one night to the next."""
 

@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 def known(root: Root, model: str) -> dict[str, Answer]:
     """By name, the answers of a model that are kept."""
     mine = pc.equal(pc.field("model"), model)
-    rows = tables.read(root, "sightings", ["sighting_id", "model", *map(reject_word, WORDS), "why"], where=mine).to_pylist()
+    rows = tables.read(
+        root, "sightings", ["sighting_id", "model", *map(reject_word, WORDS), "why"], where=mine
+    ).to_pylist()
     return {row["sighting_id"]: _answer(row) for row in rows}
 
 
