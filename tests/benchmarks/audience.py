@@ -57,7 +57,7 @@ def main() -> None:
     started, work = time.monotonic(), given.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     seeds = range(given.seeds or (4 if given.quick else 10))
-    pools = [composed(work, 24, 12, 8) if given.quick else painted(work, str(BASE), "base", PRODUCTS, 12, 8)]
+    pools = [composed(work, 12, 12, 8) if given.quick else painted(work, str(BASE), "base", PRODUCTS, 12, 8)]
     before, everything = audience_tuning.month_before(pools[0], TUNED_ON, BANDIT), ALL
     if not (given.quick or given.no_tuning):
         weights = audience_tuning.tuned(work, pools[0], before)
