@@ -33,7 +33,7 @@ FAMILY_OF = {key: scene.family for key, scene in world.SCENES.items()}
 BASE_CTR, TASTE_SD, CHANCE_SD, PAIR_SD = 0.02, 0.4, 0.1, 0.3
 DAILY = 1000  # impressions of a pair, mean
 ORIGINAL = -0.1  # log of the original picture's rate against the mean creative's
-VIEWS = 3  # directions of the judge's space that tastes are over, besides brightness and size
+VIEWS = 6  # directions of the judge's space that tastes are over, besides brightness and size
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Pool:
 
     products, cohorts, families  [P] names; texts [P,D] and vectors [P,K,D] of the rank model, unit length
     clip     [P,K] cosine with the cohort's text; own [P] that of the product's picture on white
-    figures  what gates know of each candidate, [P,K] each; views [P,K,V] what tastes are over
+    figures  what gates know of each candidate, [P,K] each; views [P,K,V] what tastes are over, of which
+             `directions` [W,J] are those of the judge's space
     """
 
     products: np.ndarray
@@ -54,6 +55,7 @@ class Pool:
     own: np.ndarray
     figures: dict[str, np.ndarray]
     views: np.ndarray
+    directions: np.ndarray
 
     def save(self, path: Path) -> None:
         plain: dict[str, Any] = {k: v for k, v in vars(self).items() if k != "figures"}
@@ -89,7 +91,9 @@ def composed(work: Path, products: int, scenes: int, candidates: int, side_px: i
     return pool
 
 
-def painted(work: Path, weights: str, name: str, products: int, cohorts: int, candidates: int) -> Pool:
+def painted(
+    work: Path, weights: str, name: str, products: int, cohorts: int, candidates: int, like: Pool | None = None
+) -> Pool:
     """Candidates that the painter paints, as a night does; painted once for each of the weights, and found again."""
     at = work / f"{name}-{products}-{cohorts}-{candidates}.npz"
     if at.exists():
@@ -128,7 +132,7 @@ def painted(work: Path, weights: str, name: str, products: int, cohorts: int, ca
         print(f"{name}: {start + rows.num_rows} of {requests.num_rows} requests", flush=True)
     own = {r["product_id"]: _photo(root, r["photo_uri"]) for r in requests.to_pylist()}
     known = columns(figures, [n for n in LIGHT if any(n in f for f in figures)])
-    pool = _pool(pairs, pictures, alphas, own, candidates, known)
+    pool = _pool(pairs, pictures, alphas, own, candidates, known, like)
     pool.save(at)
     return pool
 
@@ -156,7 +160,9 @@ def _pool(
     own: dict[str, np.ndarray],
     candidates: int,
     figures: dict[str, np.ndarray],
+    like: Pool | None = None,
 ) -> Pool:
+    """like  a pool whose directions tastes are over; None: those of this one"""
     torch.set_num_threads(2)
     products, cohorts, families, texts = (np.array(column) for column in zip(*pairs, strict=True))
     rank, judge = (Clip(MODELS / name, "cpu", 2) for name in ("rank", "judge"))
@@ -167,12 +173,10 @@ def _pool(
     # What tastes are over: the judge's view, by the directions in which candidates of one pair differ most.
     seen = judge.embed_images(pictures).reshape(shape)
     apart = (seen - seen.mean(1, keepdims=True)).reshape(-1, seen.shape[-1])
-    _, _, directions = np.linalg.svd(apart, full_matrices=False)
+    directions = like.directions if like else np.linalg.svd(apart, full_matrices=False)[2][:VIEWS]
     light = np.array([_brightness(p, a) for p, a in zip(pictures, alphas, strict=True)])
     size = np.array([float((a > 127).mean()) for a in alphas])
-    views = np.concatenate(
-        [seen @ directions[:VIEWS].T, np.stack([light, size], -1).reshape(len(pairs), candidates, 2)], -1
-    )
+    views = np.concatenate([seen @ directions.T, np.stack([light, size], -1).reshape(len(pairs), candidates, 2)], -1)
     return Pool(
         products,
         cohorts,
@@ -183,6 +187,7 @@ def _pool(
         own=np.array([of[p] @ w for p, w in zip(products, words, strict=True)]),
         figures={name: values.reshape(len(pairs), candidates) for name, values in (_boxes(alphas) | figures).items()},
         views=views,
+        directions=directions,
     )
 
 
