@@ -6,9 +6,12 @@ counts on the side of the creatives, as the pair was meant to have one (intentio
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from adbooster.contracts.naming import digest, digests, position
 from adbooster.experiments.config import Holdout
+
+_ORIGINAL = "original"
 
 
 def held_out(product_ids: pa.Array, cohort_ids: pa.Array, holdout: Holdout) -> pa.Array:
@@ -31,4 +34,9 @@ def control_id(product_id: str, cohort_id: str) -> str:
 
 def original_id(product_id: str, cohort_id: str) -> str:
     """What the original picture is called of a pair that is not held out and has no creative to show: 16 hex digits."""
-    return digest("original", product_id, cohort_id)[:16]
+    return digest(_ORIGINAL, product_id, cohort_id)[:16]
+
+
+def original_ids(product_ids: pa.Array | pa.ChunkedArray, cohort_ids: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """`original_id` of many pairs."""
+    return pc.utf8_slice_codeunits(digests(_ORIGINAL, product_ids, cohort_ids), 0, 16)

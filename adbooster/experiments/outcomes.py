@@ -15,6 +15,7 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.contracts.naming import digests
 from adbooster.contracts.text import clean, shown
 from adbooster.experiments.groups import codes
+from adbooster.experiments.holdout import original_ids
 from adbooster.storage import tables
 from adbooster.storage.inputs import read_input
 from adbooster.storage.objects import Root
@@ -280,7 +281,7 @@ def of_creatives(outcomes: pa.Table) -> pa.Table:
     outcomes = outcomes.filter(pc.invert(pc.fill_null(outcomes["control"], False)))
     bare = np.flatnonzero(outcomes["margin"].is_null().to_numpy())  # originals have none; the others need no name
     pairs = (pc.fill_null(outcomes[name].take(pa.array(bare)), "") for name in ("product_id", "cohort_id"))
-    names = pc.utf8_slice_codeunits(digests("original", *pairs), 0, 16)
+    names = original_ids(*pairs)
     kept = np.ones(outcomes.num_rows, bool)
     kept[bare] = pc.not_equal(outcomes["creative_id"].take(pa.array(bare)), names).fill_null(True).to_numpy()
     return outcomes.filter(pa.array(kept))

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adbooster.contracts import schema
-from adbooster.contracts.naming import digest
+from adbooster.contracts.naming import digest, position
 from adbooster.contracts.settings import Pool
 from adbooster.engine.isolation import Failures
 from adbooster.engine.pools import dataset, through
@@ -41,7 +41,7 @@ def scenic_samples(root: Root, version: int | None = None) -> pa.Table:
 
 def split(rows: pa.Table, held_out_share: float) -> tuple[pa.Table, pa.Table]:
     """Rows to train on and rows of held-out products: those whose hash is low, and at least the lowest."""
-    shares = {p: int(digest("held out", p)[:8], 16) / 16**8 for p in rows["product_id"].to_pylist()}
+    shares = {p: position(digest("held out", p)) for p in rows["product_id"].to_pylist()}
     bound = max(held_out_share, min(shares.values(), default=0))
     held = pa.array([shares[p] <= bound for p in rows["product_id"].to_pylist()], pa.bool_())
     return rows.filter(pc.invert(held)), rows.filter(held)

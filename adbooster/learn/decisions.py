@@ -12,6 +12,7 @@ from adbooster.experiments import outcomes
 from adbooster.experiments.allocation import RETIREMENTS, VARIANTS, Posterior
 from adbooster.experiments.groups import codes
 from adbooster.experiments.holdout import held_out
+from adbooster.experiments.variants import PLACE
 from adbooster.experiments.withdrawn import read_withdrawn
 from adbooster.learn.config import AllocationSummary, ArmShare, ExperimentShares, LearnConfig
 from adbooster.storage import tables
@@ -19,8 +20,7 @@ from adbooster.storage.objects import Root
 
 _RETIRED = "runs/{}/retired.json"
 DECIDED = 0.8  # share above which a place has decided
-_PLACE = ("product_id", "cohort_id", "placement")
-_MARKED = (*_PLACE, "request_id", "sha256")
+_MARKED = (*PLACE, "request_id", "sha256")
 
 
 def live_variants(root: Root, config: LearnConfig, marks: pa.Table) -> pa.Table:
@@ -33,7 +33,7 @@ def live_variants(root: Root, config: LearnConfig, marks: pa.Table) -> pa.Table:
     gone = pc.or_(pc.is_in(live["creative_id"], leaving), read_withdrawn(root).among(live))
     stays = pc.invert(gone)
     live = live.filter(pc.and_(stays, pc.invert(held_out(live["product_id"], live["cohort_id"], config.holdout))))
-    keys = row_keys(live, _PLACE)
+    keys = row_keys(live, PLACE)
     counts = pc.value_counts(keys)
     several = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     live = live.filter(pc.is_in(keys, several))
@@ -90,7 +90,7 @@ def summary(rows: pa.Table, rates: Posterior) -> AllocationSummary:
     some = rows.filter(pc.equal(rows["level"], "variant"))
     if not some.num_rows:
         return AllocationSummary()
-    place, weight = codes(*(some[n] for n in _PLACE)), some["weight"].to_numpy().astype(np.float64)
+    place, weight = codes(*(some[n] for n in PLACE)), some["weight"].to_numpy().astype(np.float64)
     members, largest = np.bincount(place), np.zeros(int(place.max()) + 1)
     np.maximum.at(largest, place, weight)
     several = members > 1
