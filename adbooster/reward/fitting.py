@@ -55,7 +55,7 @@ def fit(features: np.ndarray, counts: Counts, vectors: int, kinds: int, componen
 
     Where rows are compared within units, the regression has no base rate of its own (an intercept of 0).
     """
-    shape = _shape(features, vectors, kinds, components)
+    shape = _shape(features, counts, vectors, kinds, components)
     inputs = np.concatenate([counts.within(shape.inputs(features)), counts.apart[:, None]], axis=1)
     losses = np.zeros(len(PENALTIES))
     for train, test in folds(counts.groups, _INNER_FOLDS):
@@ -70,14 +70,22 @@ def fit(features: np.ndarray, counts: Counts, vectors: int, kinds: int, componen
     return Regression(shape.mean, shape.scale, shape.projection, shape.spread, weights[:-1], base)
 
 
-def _shape(features: np.ndarray, vectors: int, kinds: int, components: int) -> Regression:
-    """Without weights: means, scales and projections of these rows."""
+def _shape(features: np.ndarray, counts: Counts, vectors: int, kinds: int, components: int) -> Regression:
+    """Without weights: means of these rows, and scales and projections of how rows of one unit differ.
+
+    By how all rows differ, the first dimensions would tell cohorts and products apart, and say little of the pictures of one place.
+    """
     known = np.isfinite(features)
-    n = np.maximum(known.sum(axis=0), 1)
-    mean = np.where(known, features, 0).sum(axis=0) / n
-    scale = np.sqrt((np.where(known, features - mean, 0) ** 2).sum(axis=0) / n)
+    mean = np.where(known, features, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    apart = np.where(known, features - mean, 0.0)
+    overall = np.sqrt((apart**2).mean(axis=0))
+    apart = counts.within(apart)
+    scale = np.sqrt((apart**2).mean(axis=0))
+    scale = np.where(
+        scale > 1e-3 * overall, scale, overall
+    )  # what is the same in a unit by rounding alone tells nothing
     scale = np.where(scale > 1e-9, scale, 1.0)
-    x = (features[:, :vectors] - mean[:vectors]) / scale[:vectors]
+    x = apart[:, :vectors] / scale[:vectors]
     side = vectors // kinds if kinds else 0
     rows, spread = [], []
     for first in range(0, vectors, max(side, 1)):

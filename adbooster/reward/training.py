@@ -72,13 +72,15 @@ def train_reward(
 ) -> tuple[Head, RewardFigures]:
     """A head whose score is the probability of a click, and how it does on products that it has not seen.
 
-    Impressions count 1 / propensity (at most `max_weight`); a verdict counts as `mark_weight` impressions with a base rate
+    Impressions count 1 / propensity (at most `max_weight`), and the less the more there are of one creative; a verdict counts as `mark_weight` impressions with a base rate
     of its own, and is no part of the calibration where there are clicks.
     raises  ConfigError for counts that cannot be, and too few products or clicks
     """
     settings = settings or RewardTraining()
     _check(examples)
     shown, positive, negative = _weighed(examples, settings)
+    known = _information(examples, shown)
+    positive, negative = positive * known, negative * known
     used = positive + negative > 0
     if (n := len(np.unique(examples.groups[used]))) < settings.least_products:
         raise ConfigError(
@@ -151,6 +153,26 @@ def _weighed(examples: Examples, settings: RewardTraining) -> tuple[np.ndarray, 
             f"{settings.least_clicks} clicks at least"
         )
     return shown, positive, negative
+
+
+def _information(examples: Examples, shown: np.ndarray) -> np.ndarray:
+    """What each impression of a row counts [n], 0-1: how well a row's rate is known grows with its clicks only until what is
+    left is how its picture differs from others, which no further click tells more of (overdispersion: Williams, 1982).
+
+    Without it the few rows that were shown most decide what is learned. Rows that were not shown count 1.
+    """
+    expected = _expected(examples, shown)
+    spare = (examples.clicks - expected) ** 2 - expected
+    # By moments: a row's clicks vary by what is expected and by its square times how much rates differ.
+    differ = max(0.0, float(spare[shown].sum() / np.maximum((expected[shown] ** 2).sum(), LEAST_SHARE)))
+    return np.where(shown, 1 / (1 + differ * expected), 1.0)
+
+
+def _expected(examples: Examples, shown: np.ndarray) -> np.ndarray:
+    """Clicks [n] of rows at the rate of their unit."""
+    at = np.unique(examples.units.astype(str), return_inverse=True)[1]
+    clicks, impressions = (np.bincount(at, np.where(shown, v, 0.0)) for v in (examples.clicks, examples.impressions))
+    return (clicks / np.maximum(impressions, 1e-9))[at] * examples.impressions
 
 
 class _HeldOut:

@@ -31,6 +31,7 @@ from tests.benchmarks import paper
 MODELS = Path(world.__file__).parent / "models"
 FAMILY_OF = {key: scene.family for key, scene in world.SCENES.items()}
 BASE_CTR, TASTE_SD, CHANCE_SD, PAIR_SD = 0.02, 0.4, 0.1, 0.3
+MOST_LIKED = 2.0  # what goes further than any picture before is liked no more for it; in sd of candidates
 DAILY = 1000  # impressions of a pair, mean
 ORIGINAL = -0.1  # log of the original picture's rate against the mean creative's
 VIEWS = 6  # directions of the judge's space that tastes are over, besides brightness and size
@@ -250,6 +251,7 @@ class Audience:
             for i, pool in enumerate(pools):
                 chance = np.random.default_rng([seed, 3, i]).normal(size=pool.clip.shape)
                 liked = np.einsum("pkv,pv->pk", (pool.views - mean) / spread, w)
+                liked = MOST_LIKED * np.tanh(liked / MOST_LIKED)
                 of_pools.append(
                     BASE_CTR * np.exp(pair[:, None] + taste * liked + (CHANCE_SD * chance if taste else 0.0))
                 )

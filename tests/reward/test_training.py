@@ -8,7 +8,7 @@ from adbooster.reward.config import RewardTraining
 from adbooster.reward.features import features
 from adbooster.reward.resampling import Clusters, Order, wilson
 from adbooster.reward.training import train_reward
-from tests.reward.made import audience
+from tests.reward.made import audience, unit
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +56,39 @@ def test_base_rates_of_cohorts_are_no_gain():
     assert not figures.surely_better
 
 
-def test_what_a_variant_is_shown_does_not_decide_what_is_learned():
-    """One variant of each place has most impressions; weighed by propensity it counts as the others."""
-    examples, _ = audience(products=20)
+def test_how_often_a_creative_was_shown_does_not_decide_what_is_learned():
+    """Ten times the clicks say a little more; one row in twenty that was shown ten thousand times as often does not decide."""
+    examples, rates = audience(products=20)
     often = replace(examples, impressions=examples.impressions * 10, clicks=examples.clicks * 10)
     a, b = (train_reward(e)[0].logits(seen(e)) for e in (examples, often))
-    assert np.corrcoef(a, b)[0, 1] > 0.999
+    assert np.corrcoef(a, b)[0, 1] > 0.99
+    rng = np.random.default_rng(0)
+    shown = np.where(rng.random(len(rates)) < 0.05, 10_000_000, 1_000)
+    # Rates differ by more than a head sees, as people's do.
+    clicks = rng.binomial(shown, np.minimum(rates * np.exp(0.5 * rng.normal(size=len(rates))), 1))
+    uneven = replace(examples, impressions=shown.astype(float), clicks=clicks.astype(float))
+    assert np.corrcoef(train_reward(uneven)[0].logits(seen(examples)), rates)[0, 1] > 0.75
+
+
+def test_pictures_of_one_place_are_told_apart_where_cohorts_differ_far_more():
+    """Vectors of many products and cohorts differ by these first; a head has to see what tells the pictures of a place apart."""
+    examples, _ = audience(products=24)
+    n, side, rng = len(examples.clicks), 64, np.random.default_rng(1)
+    places = np.unique(examples.places, return_inverse=True)[1]
+    own = rng.normal(size=(n, 32))  # ways in which pictures of a place differ, of which people see the first
+    own[:, 0] *= 3
+    directions = unit(rng.normal(size=(32, side)))
+    images = unit(unit(rng.normal(size=(places.max() + 1, side)))[places] + 0.015 * own @ directions)
+    rates = 0.02 * np.exp(0.15 * own[:, 0])
+    clicks = rng.binomial(examples.impressions.astype(int) * 10, rates).astype(float)
+    texts = unit(rng.normal(size=(6, side)))[examples.cohorts.astype(int)]
+    made = {"image_vectors": images, "text_vectors": texts, "clip_scores": (images * texts).sum(axis=1)}
+    some = replace(examples, **made, impressions=examples.impressions * 10, clicks=clicks)
+    head, figures = train_reward(some, RewardTraining(components=4))
+    assert figures.surely_better
+    logits = head.logits(seen(some))
+    apart = [v - (np.bincount(places, v) / np.bincount(places))[places] for v in (logits, own[:, 0])]
+    assert np.corrcoef(*apart)[0, 1] > 0.9
 
 
 def test_marks_alone_are_enough_and_clicks_keep_their_base_rate_beside_them():
