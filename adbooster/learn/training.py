@@ -31,7 +31,7 @@ from adbooster.storage.objects import Root
 
 log = logging.getLogger(__name__)
 FOLDER = "rewards"
-_METHOD = "2"  # raise it to train every head anew
+_METHOD = "3"  # raise it to train every head anew
 MAX_SHEET_BYTES = 16 << 20
 
 
@@ -269,6 +269,7 @@ def _verdicts(rows: list[dict], judged: dict[str, Judged]) -> tuple[Verdicts, li
         unusable=np.array([j.unusable for j in said]),
         weights=np.array([j.weight for j in said]),
         groups=np.array([row["product_id"] for row in rows], str),
+        cohorts=np.array([row["cohort_id"] for row in rows], str),
         creative_ids=np.array([row["creative_id"] for row in rows], str),
     )
     return verdicts, [f"{row['vector_id']} {tuple(verdict)}" for row, verdict in zip(rows, said, strict=True)]

@@ -18,7 +18,7 @@ class HeadTraining(Config):
     folds: int = Field(default=5, ge=2, le=20)
     """Parts by product: what is said of a creative comes from a head that has not seen its product."""
     components: int = Field(default=32, ge=1, le=256)
-    """Dimensions that vectors are projected onto (PCA), of each kind of vector."""
+    """Dimensions that vectors are projected onto (PCA; for a reward of how pictures of one place differ), of each kind."""
     calibration: Literal["platt", "isotonic"] = "platt"
     """Scores to probabilities: a logistic curve, or steps that only rise, which take some thousand examples."""
 
@@ -40,7 +40,7 @@ class UsabilityTraining(HeadTraining):
     """How the usability gate is trained."""
 
     precision: float = Field(default=0.9, gt=0.5, le=1)
-    """Share of the pictures it rejects that people would have rejected, on products held out, from which it may be used."""
+    """Share of the pictures it rejects that people would have rejected, on products and cohorts held out, from which it may be used."""
     least_rejected: int = Field(default=30, ge=5)
     """With fewer rejected or fewer other creatives nothing is trained."""
     examples: int = Field(default=500, ge=1, le=5000)
@@ -125,11 +125,11 @@ class RewardFigures(BaseModel):
     values: list[Value] = []
     """off-policy; empty where places or propensities are not known"""
     surely_better: bool
-    """whether the 95 % intervals of both gains over CLIP, in order and in log-loss, are above 0"""
+    """whether the 95 % interval of its gain over CLIP in order is above 0, and its log-loss is not above CLIP's"""
 
 
 class UsabilityFigures(BaseModel):
-    """What a usability head was trained on and how it does on products held out."""
+    """What a usability head was trained on and how it does on products and cohorts held out."""
 
     creatives: int
     products: int
@@ -139,7 +139,7 @@ class UsabilityFigures(BaseModel):
     why: str
     """why there is no threshold; empty where there is one"""
     precision: Interval | None
-    """of what is rejected by thresholds found on other products, Wilson; null where none was rejected"""
+    """of what is rejected by thresholds found on other products and cohorts, Wilson; null where none was rejected"""
     recall: Interval | None
     auc: float
     calibration: list[Bin]

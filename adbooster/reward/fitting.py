@@ -1,4 +1,4 @@
-"""The regression below both heads: standardised, projected, its penalty found on groups held out; and its calibration."""
+"""The regression below both heads: standardised, projected, its penalty (ridge) found on groups held out; and its calibration."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from adbooster.reward.regression import LEAST, Calibration, Regression
 
 PENALTIES = (0.003, 0.03, 0.3, 3.0)  # inverse strengths (C) among which groups held out decide
 _INNER_FOLDS = 3
+OTHER_FOLDS = 3  # parts of a second kind of groups
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def _shape(features: np.ndarray, counts: Counts, vectors: int, kinds: int, compo
         some = np.zeros((len(keep), vectors))
         some[:, first : first + side] = axes[keep]
         rows.append(some)
-        spread.append(strength[keep])
+        # One for all of a kind: the ways in which pictures differ little must not count as those in which they differ most.
+        spread.append(np.full(len(keep), max(strength[keep], default=1.0)))
     projection = np.concatenate(rows) if rows else np.zeros((0, vectors))
     empty = np.zeros(0)
     return Regression(mean, scale, projection, np.concatenate(spread) if spread else empty, empty, 0.0)
@@ -122,15 +124,35 @@ def folds(groups: np.ndarray, n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]
         yield from GroupKFold(parts).split(np.zeros(len(groups)), groups=groups)
 
 
+def _blocks(counts: Counts, other: np.ndarray, n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `folds`, with whole groups of `other` [n] held out too: no row to train on is of a group of either kind held out."""
+    parts = [test for _, test in folds(other, OTHER_FOLDS)]
+    if not parts:
+        yield from folds(counts.groups, n)
+        return
+    for train, test in folds(counts.groups, n):
+        for part in parts:
+            if len(some := np.intersect1d(test, part)):
+                yield np.setdiff1d(train, part), some
+
+
 def held_out(
-    features: np.ndarray, counts: Counts, vectors: int, kinds: int, components: int, n_folds: int
+    features: np.ndarray,
+    counts: Counts,
+    vectors: int,
+    kinds: int,
+    components: int,
+    n_folds: int,
+    other: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of every row its log odds by a regression that has not seen its group, and the number of its part.
 
+    other   names [n] of a second kind of groups, which are held out at the same time
     raises  ConfigError where no part can be held out: one group alone, or positives in one part only
     """
     logits, part = np.full(len(features), np.nan), np.zeros(len(features), int)
-    for number, (train, test) in enumerate(folds(counts.groups, n_folds)):
+    parts = folds(counts.groups, n_folds) if other is None else _blocks(counts, other, n_folds)
+    for number, (train, test) in enumerate(parts):
         if not _both(counts.at(train)):
             raise ConfigError("what people liked, or did not, is of too few products to hold any of them out")
         model = fit(features[train], counts.at(train), vectors, kinds, components)

@@ -15,7 +15,7 @@ class Regression:
 
     mean, scale         [d]; a missing figure counts as its mean
     projection          [k,v] of the first v features, the vectors; the others pass as they are
-    spread              [k], standard deviations of the projected vectors
+    spread              [k], what the projected vectors are divided by
     weights, intercept  [k + d - v] and a number
     """
 

@@ -196,7 +196,7 @@ class _HeldOut:
         everything = np.ones(len(self.at), bool)
         families = self.examples.families[self.at].astype(str)
         total = self._compared(everything)
-        gains = total.auc_gain, total.log_loss_gain
+        order, losses = total.auc_gain, total.log_loss_gain
         return RewardFigures(
             creatives=self._creatives(everything),
             products=len(np.unique(self.counts.groups)),
@@ -208,7 +208,8 @@ class _HeldOut:
             calibration=bins(self.learned, self.counts.positive, self.counts.negative),
             weights=weights,
             values=self._values(),
-            surely_better=all(g is not None and g.low is not None and g.low > 0 for g in gains),
+            # Its order decides what is shown, so that has to be surely better; its probabilities may not be worse.
+            surely_better=bool(order and order.low and order.low > 0 and losses and losses.mean > 0),
         )
 
     def _compared(self, rows: np.ndarray) -> Comparison:

@@ -13,6 +13,7 @@ from adbooster.reward.fitting import Counts, calibrate, calibrated, fit, held_ou
 from adbooster.reward.heads import Card, Head
 from adbooster.reward.resampling import Order, bins, wilson
 
+STRICTER = (0.0, 0.25, 0.5, 0.75)  # parts of what is missing to a precision of 1, by which more is sought than is asked
 LEAST_FLAGGED = 10  # pictures above a threshold, from which its precision says anything
 
 
@@ -24,7 +25,8 @@ class Verdicts:
     figures                       what `features.USABILITY_FIGURES` names, [n] each, NaN where it is not known
     unusable                      share of verdicts that rejected it, 0-1
     weights                       verdicts as which it counts
-    groups                        product ids, which are held out as a whole
+    groups, cohorts               ids of products and of cohorts, which are held out as a whole, both at the same time: a gate
+                                  that has learned which scenes people rejected would be less sure in a scene it has not seen
     creative_ids                  names
     """
 
@@ -34,6 +36,7 @@ class Verdicts:
     unusable: np.ndarray
     weights: np.ndarray
     groups: np.ndarray
+    cohorts: np.ndarray
     creative_ids: np.ndarray
 
 
@@ -43,8 +46,8 @@ def train_usability(
     """A head whose score is the probability that a picture is unusable, and the threshold from which it may reject one.
 
     The threshold is the lowest from which `precision` of what it rejects is rejected by people too, on held-out
-    predictions; the precision that is said is of thresholds found on other parts than those they are applied to. Where
-    it is below `precision` there is no threshold.
+    predictions; the precision that is said is of thresholds found on other parts than those they are applied to, which
+    is a little less. Where it is below `precision`, thresholds for a higher one are tried; where none does, there is none.
     raises  ConfigError for too few rejected or other creatives
     """
     settings = settings or UsabilityTraining()
@@ -60,16 +63,11 @@ def train_usability(
     shape = (VECTORS * dimensions, VECTORS, settings.components)
     positive, negative = (verdicts.weights * share for share in (verdicts.unusable, 1 - verdicts.unusable))
     counts = Counts(positive, negative, verdicts.groups, np.zeros(len(bad), bool))
-    logits, part = held_out(x, counts, *shape, settings.folds)
+    logits, part = held_out(x, counts, *shape, settings.folds, verdicts.cohorts)
     probabilities = calibrated(settings.calibration, logits, counts, part)
     regression = fit(x, counts, *shape)
     named = [COSINE, *verdicts.figures]
-    flagged = np.zeros(len(bad), bool)
-    for number in np.unique(part):
-        found = threshold(probabilities[part != number], bad[part != number], settings.precision)
-        flagged[part == number] = found is not None and probabilities[part == number] >= found
-    found = threshold(probabilities, bad, settings.precision)
-    precision = wilson(float((flagged & bad).sum()), float(flagged.sum())) if flagged.any() else None
+    found, flagged, precision = _right_enough(probabilities, bad, part, settings.precision)
     why = _why_not(found, precision, settings)
     figures = UsabilityFigures(
         creatives=len(bad),
@@ -99,6 +97,24 @@ def train_usability(
     return Head(card, regression, calibration, np.asarray(verdicts.image_vectors[kept], np.float64)), figures
 
 
+def _right_enough(
+    probabilities: np.ndarray, bad: np.ndarray, part: np.ndarray, asked: float
+) -> tuple[float | None, np.ndarray, Interval | None]:
+    """(threshold, rows [n] that thresholds found on other parts reject, their precision) of the first sought precision that
+    brings what is asked on parts held out; where none does, of what is asked."""
+    tried = []
+    for more in STRICTER:
+        sought, flagged = asked + more * (1 - asked), np.zeros(len(bad), bool)
+        for number in np.unique(part):
+            found = threshold(probabilities[part != number], bad[part != number], sought)
+            flagged[part == number] = found is not None and probabilities[part == number] >= found
+        precision = wilson(float((flagged & bad).sum()), float(flagged.sum())) if flagged.any() else None
+        tried.append((threshold(probabilities, bad, sought), flagged, precision))
+        if precision and precision.mean >= asked and flagged.sum() >= LEAST_FLAGGED:
+            return tried[-1]
+    return tried[0]
+
+
 def threshold(probabilities: np.ndarray, bad: np.ndarray, precision: float) -> float | None:
     """The lowest probability from which at least `precision` of the rows [n] are bad; null: there is none."""
     order = np.argsort(-probabilities, kind="stable")
@@ -114,7 +130,7 @@ def _why_not(found: float | None, precision: Interval | None, settings: Usabilit
         return f"at no threshold are {settings.precision:.0%} of the rejected pictures ones that people rejected"
     if precision.mean < settings.precision:
         return (
-            f"on products held out {precision.mean:.0%} of what it rejects was rejected by people; "
+            f"on products and cohorts held out {precision.mean:.0%} of what it rejects was rejected by people; "
             f"{settings.precision:.0%} is asked"
         )
     return ""

@@ -101,14 +101,14 @@ def written(canvas: Image.Image, rng: np.random.Generator) -> None:
 
 def pictures(
     products: list[str], some_scenes: list[str], n: int, seed: int
-) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
-    """(kind, product, picture, alpha) of n pictures, half of them good, the kinds in turn."""
-    order = [kind for failure in FAILURES for kind in (failure, "good")]
+) -> list[tuple[str, str, str, np.ndarray, np.ndarray]]:
+    """(kind, product, scene, picture, alpha) of n pictures, half of them good, the kinds in turn; products and scenes by chance."""
+    order, rng = [kind for failure in FAILURES for kind in (failure, "good")], np.random.default_rng(seed)
     out = []
     for i in range(n):
-        kind, product = order[i % len(order)], products[(i // len(order)) % len(products)]
-        scene = some_scenes[(i * 7 + i // len(order)) % len(some_scenes)]
-        out.append((kind, product, *made(kind, product, scene, seed + i)))
+        kind = order[i % len(order)]
+        product, scene = (some[int(rng.integers(len(some)))] for some in (products, some_scenes))
+        out.append((kind, product, scene, *made(kind, product, scene, seed + i)))
     return out
 
 
@@ -122,7 +122,7 @@ class Measurer:
 
     def verdicts(self, some: list) -> tuple[Verdicts, np.ndarray, np.ndarray]:
         """(verdicts, which pictures the usual gates turn down [n], CLIP's zero-shot probability of a failure [n])"""
-        known = [p for _, _, p, _ in some]
+        known = [p for *_, p, _ in some]
         alphas = [a for *_, a in some]
         bare = [scenes.scene_only(p, a) for p, a in zip(known, alphas, strict=True)]
         images, of_scenes = self.ranker.embed_images(known), self.ranker.embed_images(bare)
@@ -133,10 +133,10 @@ class Measurer:
             down.append(found[1])
         zero_shot = [self.ranker.probability(v, BAD_TEXTS, GOOD_TEXTS) for v in images]
         bad = np.array([kind != "good" for kind, *_ in some], float)
-        groups = np.array([product for _, product, *_ in some])
+        groups, shown_in = (np.array([row[i] for row in some]) for i in (1, 2))
         ids = np.array([f"{i:016x}" for i in range(len(some))])
         seen = columns(rows, USABILITY_FIGURES)
-        given = Verdicts(images, of_scenes, seen, bad, np.ones(len(some)), groups, ids)
+        given = Verdicts(images, of_scenes, seen, bad, np.ones(len(some)), groups, shown_in, ids)
         return given, np.array(down), np.array(zero_shot)
 
     def _figures(self, picture: np.ndarray, alpha: np.ndarray, scene_vector: np.ndarray) -> tuple[dict, bool]:
@@ -174,10 +174,10 @@ def rated(flagged: np.ndarray, kinds: np.ndarray) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="480 + 160 pictures in place of 640 + 400, without the mask network"
+        "--quick", action="store_true", help="480 + 160 pictures in place of 1,000 + 400, without the mask network"
     )
     quick = parser.parse_args().quick
-    n_train, n_test = (480, 160) if quick else (640, 400)
+    n_train, n_test = (480, 160) if quick else (1000, 400)
     started = time.monotonic()
     names = sorted(world.SCENES)
     held = names[::3]

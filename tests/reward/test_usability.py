@@ -22,7 +22,8 @@ def verdicts(clear: float = 6.0, products: int = 25, seed: int = 0) -> Verdicts:
     groups = np.repeat(np.arange(products), 8).astype(str)
     ids = np.array([f"{i:016x}" for i in range(n)])
     scenes = unit(rng.normal(size=(n, side)))
-    return Verdicts(images, scenes, figures, bad.astype(float), np.ones(n), groups, ids)
+    cohorts = np.tile(np.arange(8), products).astype(str)
+    return Verdicts(images, scenes, figures, bad.astype(float), np.ones(n), groups, cohorts, ids)
 
 
 def test_what_people_reject_is_found_on_products_that_were_held_out():
@@ -43,6 +44,22 @@ def test_a_gate_that_is_not_right_often_enough_is_not_switched_on_and_says_why()
         _, figures = train_usability(verdicts(clear=0.0, seed=seed))
         assert figures.threshold is None
         assert "90%" in figures.why
+
+
+def test_scenes_that_people_rejected_tell_nothing_of_new_ones():
+    """Every second cohort's pictures are all rejected, and recognised; of a cohort that it has not seen the gate knows nothing."""
+    given = verdicts(clear=0.0)
+    cohort = given.cohorts.astype(int)
+    rng = np.random.default_rng(0)
+    scenes = unit(rng.normal(size=(8, 12)))[cohort]
+    images = unit(scenes + 0.2 * rng.normal(size=scenes.shape))
+    bad = (cohort % 2).astype(float)
+    figures = {name: rng.random(len(bad)) for name in given.figures}
+    _, found = train_usability(
+        replace(given, image_vectors=images, scene_vectors=scenes, figures=figures, unusable=bad)
+    )
+    assert found.threshold is None
+    assert found.auc < 0.75
 
 
 def test_the_precision_that_is_said_is_not_that_of_the_pictures_it_was_tuned_on():
