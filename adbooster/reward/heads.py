@@ -66,7 +66,7 @@ class Card(BaseModel):
 
     @property
     def surely_better(self) -> bool:
-        """Whether a reward surely orders and predicts better than CLIP on products held out."""
+        """Whether a reward surely orders better than CLIP on products held out."""
         return bool(self.reward and self.reward.surely_better)
 
     def gains(self) -> str:

@@ -65,7 +65,7 @@ function learned(r) {
   const f = r.figures;
   const groups = [...Object.entries(f.families || {}), ['all', f.total]], weights = Object.entries(f.weights || {}).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, 12);
   return el('div', { id: 'learned' }, el('h3', {}, 'Learned score'),
-    el('p', {}, f.surely_better ? 'It orders and predicts surely better than CLIP on products it has not seen.' : 'It is not surely better than CLIP on products it has not seen, so generate refuses it.', r.revision ? [' Revision ', foreign(r.revision), '.'] : null),
+    el('p', {}, f.surely_better ? 'It orders surely better than CLIP on products it has not seen.' : 'It is not surely better than CLIP on products it has not seen, so generate refuses it.', r.revision ? [' Revision ', foreign(r.revision), '.'] : null),
     table(['Family', 'Creatives', 'Clicks', 'AUC', 'CLIP', 'Gain', 'Log-loss', 'CLIP', 'Gain'], groups.map(([name, c]) => [foreign(name || '(none)'), count(c.creatives), count(c.clicks), score(c.auc), score(c.clip_auc), difference(c.auc_gain, 3), precise(c.log_loss), precise(c.clip_log_loss), difference(c.log_loss_gain, 5)]), 'Learned score against CLIP'),
     el('div', { class: 'plots two' }, [
       (f.calibration || []).length ? plot('Calibration', f.clicks ? 'predicted and observed click-through rate of products held out' : 'predicted and observed share of approvals, products held out', (width) => calibration(f.calibration, width)) : null,
