@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 CATALOGS = "catalogs"  # the folder of a root that holds its catalogs
+PLACE = ("product_id", "cohort_id", "placement")  # what a creative is live for
 BUCKETS = 1 << 16
 _POSITIONS = float(1 << 32)
 _BETWEEN = "\x1f"

@@ -15,13 +15,13 @@ from adbooster.channels import frames
 from adbooster.channels.frames import Framed
 from adbooster.channels.presets import Channel, Slot
 from adbooster.contracts import schema
-from adbooster.contracts.naming import digest
+from adbooster.contracts.naming import PLACE, digest
 from adbooster.contracts.recipe import placements
 from adbooster.deliver.config import DeliverConfig
 from adbooster.deliver.extending import Extensions, Models, known_files
 from adbooster.deliver.sources import Withdrawn, read_withdrawn
 from adbooster.experiments.holdout import control_id, held_out, original_id
-from adbooster.experiments.variants import PLACE, Draws, period
+from adbooster.experiments.variants import Draws, period
 from adbooster.painting.brand_rules import read_brand_rules
 from adbooster.painting.requests import Pairs
 from adbooster.pictures.layout import Box

@@ -9,10 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adbooster.contracts.naming import digest, position
+from adbooster.contracts.naming import PLACE, digest, position
 from adbooster.experiments.groups import codes
-
-PLACE = ("product_id", "cohort_id", "placement")
 
 
 def probabilities(weights: Sequence[float | None]) -> list[float]:

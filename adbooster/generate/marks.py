@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from adbooster.contracts import schema
 from adbooster.contracts.errors import ConfigError
-from adbooster.contracts.naming import digest, row_keys
+from adbooster.contracts.naming import PLACE, digest, row_keys
 from adbooster.contracts.redaction import redact
 from adbooster.contracts.text import clean, first_error
 from adbooster.storage import tables
@@ -110,15 +110,14 @@ class Effects(NamedTuple):
         return Effects(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-_PLACE = ("product_id", "cohort_id", "placement")
-_PICTURE = (*_PLACE, "sha256")
-_SAME = (*_PLACE, "photo_sha256", "text")  # an approved creative holds while these do
+_PICTURE = (*PLACE, "sha256")
+_SAME = (*PLACE, "photo_sha256", "text")  # an approved creative holds while these do
 _MADE_OF = (*_SAME, "prompt", "negative_prompt")  # of a champion and of the request beside whose creatives it stays
 CHAMPIONS = ("creative_id", *_MADE_OF, "recipe_id", "fallback")  # what `champions` compares
 
 
 def _place(row: dict) -> tuple:
-    return tuple(row[name] for name in _PLACE)
+    return tuple(row[name] for name in PLACE)
 
 
 class Marks:
@@ -129,7 +128,7 @@ class Marks:
         by_mark: dict[str, set[str]] = defaultdict(set)
         self.named: dict[str, list[str]] = defaultdict(list)  # request -> its creatives that were rejected or retired
         self.retired_of: dict[tuple, list[tuple[str, str]]] = defaultdict(list)  # place -> (creative, its request)
-        for row in rows.select(["mark", "request_id", "creative_id", *_PLACE]).to_pylist():
+        for row in rows.select(["mark", "request_id", "creative_id", *PLACE]).to_pylist():
             by_mark[row["mark"]].add(row["request_id"] if row["mark"] in ("empty", "kept") else row["creative_id"])
             if row["mark"] in ("rejected", "retired"):
                 self.named[row["request_id"]].append(row["creative_id"])
@@ -137,7 +136,7 @@ class Marks:
                 self.retired_of[_place(row)].append((row["creative_id"], row["request_id"]))
         left = rows.filter(pc.is_in(rows["mark"], pa.array(["rejected", "retired"])))
         retired = rows.filter(pc.equal(rows["mark"], "retired"))
-        self.places = row_keys(retired, _PLACE).drop_null()  # of which something was retired
+        self.places = row_keys(retired, PLACE).drop_null()  # of which something was retired
         self.pictures = row_keys(left, _PICTURE).drop_null()  # pictures that were rejected or retired for a place
         self.approved, self.rejected, self.retired = by_mark["approved"], by_mark["rejected"], by_mark["retired"]
         self.empty, self.kept = by_mark["empty"], by_mark["kept"]
@@ -155,7 +154,7 @@ class Marks:
             return requests, Effects()
         own = requests["request_id"].combine_chunks()
         bad = self._left(requests)
-        left = requests.filter(bad).select(["request_id", *_PLACE]).to_pylist()
+        left = requests.filter(bad).select(["request_id", *PLACE]).to_pylist()
         names = pc.replace_with_mask(own, bad, pa.array([self._names(row)[-1] for row in left], pa.string()))
         renamed, kept_names = len(own.filter(bad)), 0
         approved = live.filter(pc.is_in(live["creative_id"], pa.array(sorted(self.approved), pa.string())))
@@ -171,7 +170,7 @@ class Marks:
     def _left(self, requests: pa.Table) -> pa.Array:
         """Whether something was rejected or retired of each request, or retired of its place (bool [n])."""
         named = pc.is_in(requests["request_id"].combine_chunks(), pa.array([n for n in self.named if n], pa.string()))
-        return pc.or_(named, pc.is_in(row_keys(requests, _PLACE), self.places))
+        return pc.or_(named, pc.is_in(row_keys(requests, PLACE), self.places))
 
     def _names(self, request: dict) -> list[str]:
         """The names that a request has had, by what was rejected or retired of it; the last one is that which it has.
@@ -197,19 +196,19 @@ class Marks:
         requests  as they are named without marks
         live      what is live of their products (CHAMPIONS)
         """
-        some = requests.filter(pc.is_in(row_keys(requests, _PLACE), self.places))
+        some = requests.filter(pc.is_in(row_keys(requests, PLACE), self.places))
         stays = pc.is_in(row_keys(live, _MADE_OF), row_keys(some, _MADE_OF).drop_null())
         stays = pc.and_(stays, pc.and_(pc.equal(live["recipe_id"], recipe_id), pc.invert(live["fallback"])))
         stays = pc.and_(pc.fill_null(stays, False), pc.invert(pc.is_in(live["creative_id"], self.leaving)))
-        return live.select(["creative_id", *_PLACE]).filter(stays)
+        return live.select(["creative_id", *PLACE]).filter(stays)
 
     def settled(self, requests: pa.Table, champions: pa.Table, most: int) -> pa.Array:
         """Of each request, as it is named now, whether its place has champions and nothing is to be painted beside them.
 
         That is where they are `most`, or painting it gave nothing to show beside them (`keep_champions`).
         """
-        counts = pc.value_counts(row_keys(champions, _PLACE))
-        there = counts.field("counts").take(pc.index_in(row_keys(requests, _PLACE), counts.field("values")))
+        counts = pc.value_counts(row_keys(champions, PLACE))
+        there = counts.field("counts").take(pc.index_in(row_keys(requests, PLACE), counts.field("values")))
         tried = pc.is_in(requests["request_id"].combine_chunks(), pa.array(sorted(self.kept), pa.string()))
         return pc.or_(pc.greater_equal(pc.fill_null(there, 0), most), pc.and_(pc.is_valid(there), tried))
 
@@ -326,7 +325,7 @@ def _remember_ends(root: Root, ends: pa.Table, word: str, marks: Marks, run_id: 
 
 def close_ranks(kept: pa.Table) -> pa.Table:
     """Creatives that stay in places that lost one, ranked from 0 again."""
-    at, ranks, counts = row_keys(kept, _PLACE).to_pylist(), kept["rank"].to_pylist(), Counter[str]()
+    at, ranks, counts = row_keys(kept, PLACE).to_pylist(), kept["rank"].to_pylist(), Counter[str]()
     for place, _, i in sorted(zip(at, ranks, range(kept.num_rows), strict=True)):
         ranks[i] = counts[place]
         counts[place] += 1

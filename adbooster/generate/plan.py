@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 from adbooster.contracts import schema
 from adbooster.contracts.deadline import day_of
 from adbooster.contracts.errors import ConfigError
-from adbooster.contracts.naming import row_keys
+from adbooster.contracts.naming import PLACE, row_keys
 from adbooster.generate import marks
 from adbooster.generate.config import GenerateConfig
 from adbooster.generate.marks import Effects
-from adbooster.generate.value import LIVE, PLACE, read_facts
+from adbooster.generate.value import LIVE, read_facts
 from adbooster.painting import candidates
 from adbooster.painting.brand_rules import BrandRules, read_brand_rules
 from adbooster.painting.config import BrandFigures

@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 
 from adbooster.contracts import schema
 from adbooster.contracts.errors import PublishConflict
+from adbooster.contracts.naming import PLACE
 from adbooster.contracts.settings import code_commit
 from adbooster.generate import marks
 from adbooster.generate.config import GenerateConfig
 from adbooster.generate.plan import NightPlan, PartFigures, places
-from adbooster.generate.value import PLACE
 from adbooster.painting.requests import painted_once, staged_folders
 from adbooster.storage import buckets, tables
 from adbooster.storage.buckets import ROW_GROUP, Change, Part, Spill

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adbooster.contracts.naming import row_keys
+from adbooster.contracts.naming import PLACE, row_keys
 from adbooster.generate.config import Value
 from adbooster.storage import tables
 from adbooster.storage.objects import Root
@@ -28,7 +28,6 @@ low_margin   the live creative that it would replace has at most the margin that
 new_place    the product is live, but nothing of it for this cohort and placement
 high_margin  the others
 """
-PLACE = ("product_id", "cohort_id", "placement")  # what a creative is live for
 NAMES = ("request_id", *PLACE)
 FIGURES = ("margin", "expected_margin", "product_weight", "cohort_users", "live_days")
 FACTORS = ("weight_factor", "size_factor", "age_factor", "gain_factor")

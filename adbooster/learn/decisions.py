@@ -7,12 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adbooster.contracts import schema
-from adbooster.contracts.naming import digest, row_keys
+from adbooster.contracts.naming import PLACE, digest, row_keys
 from adbooster.experiments import outcomes
 from adbooster.experiments.allocation import RETIREMENTS, VARIANTS, Posterior
 from adbooster.experiments.groups import codes
 from adbooster.experiments.holdout import held_out
-from adbooster.experiments.variants import PLACE
 from adbooster.experiments.withdrawn import read_withdrawn
 from adbooster.learn.config import AllocationSummary, ArmShare, ExperimentShares, LearnConfig
 from adbooster.storage import tables

@@ -7,14 +7,13 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from adbooster.contracts import schema
-from adbooster.contracts.naming import row_keys
+from adbooster.contracts.naming import PLACE, row_keys
 from adbooster.storage import tables
 from adbooster.storage.buckets import Change, Snapshot
 from adbooster.storage.objects import Root
 
 LISTED = 100  # findings in the report; all are counted
 LISTS = "fsck"  # requests that a repair leaves to be painted again
-_PLACE = ("product_id", "cohort_id", "placement")
 PROBLEMS = {
     "table_unreadable": "the table's log cannot be read, or is gone",
     "data_file": "a data file of the live version is gone, cut or cannot be read",
@@ -129,8 +128,8 @@ def _drop_requests(root: Root, base: int | None, found: Found, metadata: dict[st
     snapshot = Snapshot(root, "creatives", base)
     with Change(root, "creatives", base, "creative_id", snapshot.parts) as change:
         for part in snapshot.parts:
-            rows = snapshot.read(part, ["creative_id", "request_id", *_PLACE])
-            there, asked = row_keys(rows, _PLACE), pc.is_in(rows["request_id"].combine_chunks(), wanted)
+            rows = snapshot.read(part, ["creative_id", "request_id", *PLACE])
+            there, asked = row_keys(rows, PLACE), pc.is_in(rows["request_id"].combine_chunks(), wanted)
             gone = pc.or_(asked, pc.is_in(there, there.filter(asked).drop_null()))
             gone = rows["creative_id"].combine_chunks().filter(gone)
             change.replace(part, schema.CREATIVES.empty_table(), gone)
