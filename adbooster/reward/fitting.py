@@ -82,9 +82,8 @@ def _shape(features: np.ndarray, counts: Counts, vectors: int, kinds: int, compo
     overall = np.sqrt((apart**2).mean(axis=0))
     apart = counts.within(apart)
     scale = np.sqrt((apart**2).mean(axis=0))
-    scale = np.where(
-        scale > 1e-3 * overall, scale, overall
-    )  # what is the same in a unit by rounding alone tells nothing
+    # What differs in a unit by rounding alone tells nothing.
+    scale = np.where(scale > 1e-3 * overall, scale, overall)
     scale = np.where(scale > 1e-9, scale, 1.0)
     x = apart[:, :vectors] / scale[:vectors]
     side = vectors // kinds if kinds else 0
@@ -154,7 +153,9 @@ def held_out(
     parts = folds(counts.groups, n_folds) if other is None else _blocks(counts, other, n_folds)
     for number, (train, test) in enumerate(parts):
         if not _both(counts.at(train)):
-            raise ConfigError("what people liked, or did not, is of too few products to hold any of them out")
+            raise ConfigError(
+                "what people liked, or did not, is of too few products or cohorts to hold any of them out"
+            )
         model = fit(features[train], counts.at(train), vectors, kinds, components)
         logits[test], part[test] = model.logits(features[test]), number
     if not np.isfinite(logits).all():

@@ -72,8 +72,8 @@ def train_reward(
 ) -> tuple[Head, RewardFigures]:
     """A head whose score is the probability of a click, and how it does on products that it has not seen.
 
-    Impressions count 1 / propensity (at most `max_weight`), and the less the more there are of one creative; a verdict counts as `mark_weight` impressions with a base rate
-    of its own, and is no part of the calibration where there are clicks.
+    Impressions count 1 / propensity (at most `max_weight`), and the less the more there are of one creative; a verdict
+    counts as `mark_weight` impressions with a base rate of its own, and is no part of the calibration where there are clicks.
     raises  ConfigError for counts that cannot be, and too few products or clicks
     """
     settings = settings or RewardTraining()
