@@ -28,8 +28,8 @@ class RewardTraining(HeadTraining):
 
     max_weight: float = Field(default=10.0, ge=1)
     """Impressions count 1 / propensity, so that a variant shown seldom counts as one shown often; at most so much."""
-    mark_weight: float = Field(default=30.0, ge=0)
-    """Impressions as which an approval or rejection counts; 0: marks are left out."""
+    mark_weight: float = Field(default=10.0, ge=0)
+    """As how many verdicts an approval or rejection counts; of one that was shown often some ten clicks count; 0: marks are left out."""
     least_products: int = Field(default=10, ge=2)
     """With outcomes or marks of fewer products nothing is trained."""
     least_clicks: int = Field(default=100, ge=1)
@@ -82,7 +82,9 @@ class Bin(BaseModel):
 
 
 class Comparison(BaseModel):
-    """The learned score against CLIP alone, on products held out, within places (cohorts, where most places have one variant)."""
+    """The learned score against CLIP alone, on products held out, within places (cohorts, where most places have one variant).
+
+    Creatives count by what is known of them: the more clicks, the less each tells."""
 
     creatives: int
     impressions: int
@@ -92,7 +94,7 @@ class Comparison(BaseModel):
     clip_auc: float | None
     auc_gain: Interval | None
     log_loss: float
-    """an impression, in nats, where its place's rate is known and the score tells its variants apart"""
+    """an impression so counted, in nats, where its place's rate is known and the score tells its variants apart"""
     clip_log_loss: float
     log_loss_gain: Interval
     """by how much the learned score's is lower"""
@@ -125,7 +127,7 @@ class RewardFigures(BaseModel):
     values: list[Value] = []
     """off-policy; empty where places or propensities are not known"""
     surely_better: bool
-    """whether the 95 % interval of its gain over CLIP in order is above 0, and its log-loss is not above CLIP's"""
+    """whether the 95 % interval of its gain over CLIP in order is above 0, and its log-loss below CLIP's"""
 
 
 class UsabilityFigures(BaseModel):

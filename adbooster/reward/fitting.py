@@ -16,7 +16,7 @@ from adbooster.reward.regression import LEAST, Calibration, Regression
 
 PENALTIES = (0.003, 0.03, 0.3, 3.0)  # inverse strengths (C) among which groups held out decide
 _INNER_FOLDS = 3
-OTHER_FOLDS = 3  # parts of a second kind of groups
+OTHER_FOLDS = 3  # parts of a second kind of groups, at most
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Counts:
 
     `apart` marks rows whose positives are of another kind than the others', and so have a base rate of their own.
     `units` are what rows are compared within, by number: their base rates are left out of account. None: all with all.
+    `other` is a second kind of groups, which are held out at the same time; None: there is none.
     """
 
     positive: np.ndarray
@@ -32,10 +33,11 @@ class Counts:
     groups: np.ndarray
     apart: np.ndarray
     units: np.ndarray | None = None
+    other: np.ndarray | None = None
 
     def at(self, rows: np.ndarray) -> "Counts":
         some = self.positive[rows], self.negative[rows], self.groups[rows], self.apart[rows]
-        return Counts(*some, None if self.units is None else self.units[rows])
+        return Counts(*some, *(None if v is None else v[rows] for v in (self.units, self.other)))
 
     def within(self, values: np.ndarray) -> np.ndarray:
         """Values [n] or [n,d] less the mean of their unit, by weight."""
@@ -46,6 +48,24 @@ class Counts:
         flat = values.reshape(len(values), -1)
         means = np.stack([np.bincount(self.units, weight * column, n) / total for column in flat.T], axis=1)
         return (flat - means[self.units]).reshape(values.shape)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which rows were held out together: by groups, and by the second kind of groups, [n] numbers each."""
+
+    first: np.ndarray
+    second: np.ndarray
+
+    def at(self, rows: np.ndarray) -> "Parts":
+        return Parts(self.first[rows], self.second[rows])
+
+    def each(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(rows of a part, rows that share no group of either kind with any of it), as masks [n]."""
+        several = bool(np.ptp(self.second)) if len(self.second) else False
+        for a, b in sorted(set(zip(self.first.tolist(), self.second.tolist(), strict=True))):
+            apart = (self.first != a) & ((self.second != b) | (not several))
+            yield (self.first == a) & (self.second == b), apart
 
 
 def fit(features: np.ndarray, counts: Counts, vectors: int, kinds: int, components: int) -> Regression:
@@ -77,11 +97,12 @@ def _shape(features: np.ndarray, counts: Counts, vectors: int, kinds: int, compo
     By how all rows differ, the first dimensions would tell cohorts and products apart, and say little of the pictures of one place.
     """
     known = np.isfinite(features)
-    mean = np.where(known, features, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    n = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, features, 0).sum(axis=0) / n
     apart = np.where(known, features - mean, 0.0)
-    overall = np.sqrt((apart**2).mean(axis=0))
-    apart = counts.within(apart)
-    scale = np.sqrt((apart**2).mean(axis=0))
+    overall = np.sqrt((apart**2).sum(axis=0) / n)
+    apart = np.where(known, counts.within(apart), 0.0)
+    scale = np.sqrt((apart**2).sum(axis=0) / n)
     # What differs in a unit by rounding alone tells nothing.
     scale = np.where(scale > 1e-3 * overall, scale, overall)
     scale = np.where(scale > 1e-9, scale, 1.0)
@@ -123,44 +144,26 @@ def folds(groups: np.ndarray, n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]
         yield from GroupKFold(parts).split(np.zeros(len(groups)), groups=groups)
 
 
-def _blocks(counts: Counts, other: np.ndarray, n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """As `folds`, with whole groups of `other` [n] held out too: no row to train on is of a group of either kind held out."""
-    parts = [test for _, test in folds(other, OTHER_FOLDS)]
-    if not parts:
-        yield from folds(counts.groups, n)
-        return
-    for train, test in folds(counts.groups, n):
-        for part in parts:
-            if len(some := np.intersect1d(test, part)):
-                yield np.setdiff1d(train, part), some
-
-
 def held_out(
-    features: np.ndarray,
-    counts: Counts,
-    vectors: int,
-    kinds: int,
-    components: int,
-    n_folds: int,
-    other: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of every row its log odds by a regression that has not seen its group, and the number of its part.
+    features: np.ndarray, counts: Counts, vectors: int, kinds: int, components: int, n_folds: int
+) -> tuple[np.ndarray, Parts]:
+    """Of every row its log odds by a regression that has seen none of its groups, and its part.
 
-    other   names [n] of a second kind of groups, which are held out at the same time
     raises  ConfigError where no part can be held out: one group alone, or positives in one part only
     """
-    logits, part = np.full(len(features), np.nan), np.zeros(len(features), int)
-    parts = folds(counts.groups, n_folds) if other is None else _blocks(counts, other, n_folds)
-    for number, (train, test) in enumerate(parts):
-        if not _both(counts.at(train)):
-            raise ConfigError(
-                "what people liked, or did not, is of too few products or cohorts to hold any of them out"
-            )
-        model = fit(features[train], counts.at(train), vectors, kinds, components)
-        logits[test], part[test] = model.logits(features[test]), number
+    n = len(features)
+    logits, parts = np.full(n, np.nan), Parts(np.zeros(n, int), np.zeros(n, int))
+    for kind, names, most in ((parts.first, counts.groups, n_folds), (parts.second, counts.other, OTHER_FOLDS)):
+        for number, (_, test) in enumerate(folds(names, most) if names is not None else ()):
+            kind[test] = number
+    named = "products" if counts.other is None else "products or cohorts"
+    for here, apart in parts.each() if np.ptp(parts.first) else ():
+        if not _both(some := counts.at(np.flatnonzero(apart))):
+            raise ConfigError(f"what people liked, or did not, is of too few {named} to hold any of them out")
+        logits[here] = fit(features[apart], some, vectors, kinds, components).logits(features[here])
     if not np.isfinite(logits).all():
         raise ConfigError("the examples are of one product; a head needs several, to be tried on one it has not seen")
-    return logits, part
+    return logits, parts
 
 
 def _both(counts: Counts) -> bool:
@@ -184,20 +187,16 @@ def calibrate(method: Literal["platt", "isotonic"], logits: np.ndarray, counts: 
     return Calibration("platt", np.array([slope, offset - slope * middle]))
 
 
-def calibrated(
-    method: Literal["platt", "isotonic"], logits: np.ndarray, counts: Counts, part: np.ndarray
-) -> np.ndarray:
-    """Probabilities [n] of held-out log odds, each part's by what the other parts say."""
+def calibrated(method: Literal["platt", "isotonic"], logits: np.ndarray, counts: Counts, parts: Parts) -> np.ndarray:
+    """Probabilities [n] of held-out log odds, each part's by what the parts say that share no group with it."""
     out = np.zeros(len(logits))
-    for number in np.unique(part):
-        others = part != number
-        some = counts.at(others)
-        known = calibrate(method, logits[others], some if _both(some) else counts.at(np.ones(len(part), bool)))
-        out[~others] = known.probabilities(logits[~others])
+    for here, others in parts.each():
+        rows = others if _both(counts.at(others)) else np.ones(len(logits), bool)
+        out[here] = calibrate(method, logits[rows], counts.at(rows)).probabilities(logits[here])
     return out
 
 
-def relative_losses(logits: np.ndarray, counts: Counts, part: np.ndarray) -> np.ndarray:
+def relative_losses(logits: np.ndarray, counts: Counts, parts: Parts) -> np.ndarray:
     """Of each row, in nats, where the rate of its unit is known and log odds [n] tell rows of the unit apart.
 
     How much they count is one slope, 0 or more (an order that is wrong elsewhere predicts nothing here), found for each part
@@ -206,8 +205,7 @@ def relative_losses(logits: np.ndarray, counts: Counts, part: np.ndarray) -> np.
     apart, base = counts.within(logits), _base(counts)
     most = 20 / max(float(np.abs(apart).max(initial=0)), LEAST)
     out = np.zeros(len(logits))
-    for number in np.unique(part):
-        here, others = part == number, part != number
+    for here, others in parts.each():
 
         def losses(slope: float, rows: np.ndarray) -> np.ndarray:
             return log_losses(expit(base + slope * apart)[rows], counts.positive[rows], counts.negative[rows])

@@ -1,7 +1,7 @@
 """A reward from what people did: aggregated clicks and impressions, and verdicts, to a head and what is surely better of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -9,12 +9,13 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.reward import off_policy
 from adbooster.reward.config import Comparison, RewardFigures, RewardTraining, Value
 from adbooster.reward.features import COSINE, VECTORS, features
-from adbooster.reward.fitting import Counts, calibrate, calibrated, fit, held_out, relative_losses
+from adbooster.reward.fitting import Counts, Parts, calibrate, calibrated, fit, held_out, relative_losses
 from adbooster.reward.heads import Card, Head, Scale
 from adbooster.reward.regression import Regression
 from adbooster.reward.resampling import Clusters, Order, bins
 
 LEAST_SHARE = 1e-6
+_STEPS = 20  # in which weights and variance settle
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,6 @@ def train_reward(
     settings = settings or RewardTraining()
     _check(examples)
     shown, positive, negative = _weighed(examples, settings)
-    known = _information(examples, shown)
-    positive, negative = positive * known, negative * known
     used = positive + negative > 0
     if (n := len(np.unique(examples.groups[used]))) < settings.least_products:
         raise ConfigError(
@@ -92,11 +91,14 @@ def train_reward(
     # Verdicts are compared within cohorts: most places have one alone.
     units = np.where(shown, _joined("shown", examples.units), _joined("judged", examples.strata))
     counts = Counts(positive, negative, examples.groups, ~shown, np.unique(units, return_inverse=True)[1]).at(used)
-    logits, part = held_out(x[used], counts, *shape, settings.folds)
-    regression = fit(x[used], counts, *shape)
+    # Learned and compared with CLIP by what is known of each creative; probabilities are those of every impression.
+    known = _information(examples, shown)[used]
+    weighed = replace(counts, positive=counts.positive * known, negative=counts.negative * known)
+    logits, parts = held_out(x[used], weighed, *shape, settings.folds)
+    regression = fit(x[used], weighed, *shape)
     judged = shown[used] if shown[used].any() else np.ones(int(used.sum()), bool)
     at = np.flatnonzero(used)[judged]
-    seen = _HeldOut(examples, at, counts.at(judged), logits[judged], part[judged], settings)
+    seen = _HeldOut(examples, at, counts.at(judged), weighed.at(judged), logits[judged], parts.at(judged), settings)
     figures = seen.figures(_weights(regression, examples, dimensions), int((used & ~shown).sum()))
     card = Card(
         kind="reward",
@@ -156,23 +158,45 @@ def _weighed(examples: Examples, settings: RewardTraining) -> tuple[np.ndarray, 
 
 
 def _information(examples: Examples, shown: np.ndarray) -> np.ndarray:
-    """What each impression of a row counts [n], 0-1: how well a row's rate is known grows with its clicks only until what is
-    left is how its picture differs from others, which no further click tells more of (overdispersion: Williams, 1982).
+    """What each impression of a row counts [n], 0-1: how well a creative's rate is known grows with its clicks only until what
+    is left is how its picture differs from others, which no further click tells more of (overdispersion: Williams, 1982).
 
-    Without it the few rows that were shown most decide what is learned. Rows that were not shown count 1.
+    Without it the few creatives that were shown most decide what is learned. Rows that were not shown count 1.
     """
-    expected = _expected(examples, shown)
-    spare = (examples.clicks - expected) ** 2 - expected
-    # By moments: a row's clicks vary by what is expected and by its square times how much rates differ.
-    differ = max(0.0, float(spare[shown].sum() / np.maximum((expected[shown] ** 2).sum(), LEAST_SHARE)))
-    return np.where(shown, 1 / (1 + differ * expected), 1.0)
-
-
-def _expected(examples: Examples, shown: np.ndarray) -> np.ndarray:
-    """Clicks [n] of rows at the rate of their unit."""
-    at = np.unique(examples.units.astype(str), return_inverse=True)[1]
+    names = examples.variants if len(examples.variants) else np.arange(len(shown)).astype(str)
+    _, first, at = np.unique(names.astype(str), return_index=True, return_inverse=True)
     clicks, impressions = (np.bincount(at, np.where(shown, v, 0.0)) for v in (examples.clicks, examples.impressions))
-    return (clicks / np.maximum(impressions, 1e-9))[at] * examples.impressions
+    unit = np.unique(examples.units[first].astype(str), return_inverse=True)[1]
+    there = impressions > 0
+    n = int(unit.max(initial=-1)) + 1
+    of_unit, all_shown, variants = (np.bincount(unit, v, n) for v in (clicks, impressions, there))
+    share = impressions / np.maximum(all_shown, 1.0)[unit]
+    expected = of_unit[unit] * share
+    differ = _differ(clicks, expected, share, unit, variants)
+    return np.where(shown, (1 / (1 + differ * expected))[at], 1.0)
+
+
+def _differ(
+    clicks: np.ndarray, expected: np.ndarray, share: np.ndarray, unit: np.ndarray, variants: np.ndarray
+) -> float:
+    """Variance of the rates of a unit's variants, relative to its rate (squared coefficient of variation).
+
+    By moments over units with two variants or more: Pearson's statistic of a unit is its degrees of freedom and that variance
+    times clicks (1 - sum of squared shares). Units count the less the better they are known, so that none decides alone.
+    """
+    n = len(variants)
+    apart = np.where(expected > 0, (clicks - expected) ** 2 / np.maximum(expected, LEAST_SHARE), 0.0)
+    spare = np.bincount(unit, apart, n) - (variants - 1)
+    tells = np.bincount(unit, expected, n) * (1 - np.bincount(unit, share**2, n))
+    use = (variants > 1) & (tells > 0)
+    if not use.any():
+        return 0.0
+    spare, tells, each = spare[use], tells[use], (tells / np.maximum(variants - 1, 1))[use]
+    differ = 0.0
+    for _ in range(_STEPS):
+        weights = 1 / (1 + differ * each) ** 2
+        differ = max(0.0, float((weights * spare).sum() / (weights * tells).sum()))
+    return differ
 
 
 class _HeldOut:
@@ -183,14 +207,15 @@ class _HeldOut:
         examples: Examples,
         at: np.ndarray,
         counts: Counts,
+        weighed: Counts,
         logits: np.ndarray,
-        part: np.ndarray,
+        parts: Parts,
         settings: RewardTraining,
     ):
-        self.examples, self.at, self.counts, self.logits = examples, at, counts, logits
+        self.examples, self.at, self.counts, self.weighed, self.logits = examples, at, counts, weighed, logits
         self.clip = examples.clip_scores[at]
-        self.learned = calibrated(settings.calibration, logits, counts, part)
-        self.losses = relative_losses(logits, counts, part), relative_losses(self.clip, counts, part)
+        self.learned = calibrated(settings.calibration, logits, counts, parts)
+        self.losses = relative_losses(logits, weighed, parts), relative_losses(self.clip, weighed, parts)
 
     def figures(self, weights: dict[str, float], marks: int) -> RewardFigures:
         everything = np.ones(len(self.at), bool)
@@ -208,12 +233,12 @@ class _HeldOut:
             calibration=bins(self.learned, self.counts.positive, self.counts.negative),
             weights=weights,
             values=self._values(),
-            # Its order decides what is shown, so that has to be surely better; its probabilities may not be worse.
+            # Its order decides what is shown, so that has to be surely better; its probabilities better on average.
             surely_better=bool(order and order.low and order.low > 0 and losses and losses.mean > 0),
         )
 
     def _compared(self, rows: np.ndarray) -> Comparison:
-        positive, negative = self.counts.positive[rows], self.counts.negative[rows]
+        positive, negative = self.weighed.positive[rows], self.weighed.negative[rows]
         clusters = Clusters(self.counts.groups[rows])
         units = np.zeros(int(rows.sum())) if self.counts.units is None else self.counts.units[rows]
         ours, theirs = Order(self.logits[rows], units), Order(self.clip[rows], units)
@@ -252,13 +277,13 @@ class _HeldOut:
 
 
 def _scale(examples: Examples, at: np.ndarray, logits: np.ndarray) -> Scale:
-    strata = examples.strata[at]
+    units = examples.units[at]
     clip = examples.clip_scores[at]
     return Scale(
         clip_mean=float(clip.mean()),
-        clip_sd=_within(clip, strata),
+        clip_sd=_within(clip, units),
         logit_mean=float(logits.mean()),
-        logit_sd=_within(logits, strata),
+        logit_sd=_within(logits, units),
     )
 
 

@@ -13,7 +13,7 @@ from adbooster.reward.fitting import Counts, calibrate, calibrated, fit, held_ou
 from adbooster.reward.heads import Card, Head
 from adbooster.reward.resampling import Order, bins, wilson
 
-STRICTER = (0.0, 0.25, 0.5, 0.75)  # parts of what is missing to a precision of 1, by which more is sought than is asked
+STRICTER = 0.5  # part of what is missing to a precision of 1, by which more is sought than is asked
 LEAST_FLAGGED = 10  # pictures above a threshold, from which its precision says anything
 
 
@@ -45,9 +45,9 @@ def train_usability(
 ) -> tuple[Head, UsabilityFigures]:
     """A head whose score is the probability that a picture is unusable, and the threshold from which it may reject one.
 
-    The threshold is the lowest from which `precision` of what it rejects is rejected by people too, on held-out
-    predictions; the precision that is said is of thresholds found on other parts than those they are applied to, which
-    is a little less. Where it is below `precision`, thresholds for a higher one are tried; where none does, there is none.
+    The threshold is the lowest from which a little more than `precision` of what it rejects (half way to all) is rejected by
+    people too, on held-out predictions; the precision that is said is of thresholds found on other products and cohorts
+    than those they are applied to, which is a little less than is sought. Where it is below `precision` there is no threshold.
     raises  ConfigError for too few rejected or other creatives
     """
     settings = settings or UsabilityTraining()
@@ -62,13 +62,21 @@ def train_usability(
     dimensions = verdicts.image_vectors.shape[1]
     shape = (VECTORS * dimensions, VECTORS, settings.components)
     positive, negative = (verdicts.weights * share for share in (verdicts.unusable, 1 - verdicts.unusable))
-    counts = Counts(positive, negative, verdicts.groups, np.zeros(len(bad), bool))
-    logits, part = held_out(x, counts, *shape, settings.folds, verdicts.cohorts)
-    probabilities = calibrated(settings.calibration, logits, counts, part)
+    counts = Counts(positive, negative, verdicts.groups, np.zeros(len(bad), bool), other=verdicts.cohorts)
+    logits, parts = held_out(x, counts, *shape, settings.folds)
+    probabilities = calibrated(settings.calibration, logits, counts, parts)
     regression = fit(x, counts, *shape)
     named = [COSINE, *verdicts.figures]
-    found, flagged, precision = _right_enough(probabilities, bad, part, settings.precision)
-    why = _why_not(found, precision, settings)
+    calibration = calibrate(settings.calibration, logits, counts)
+    ordered = calibration.probabilities(logits)
+    sought = settings.precision + STRICTER * (1 - settings.precision)
+    flagged = np.zeros(len(bad), bool)
+    for here, others in parts.each():
+        found = threshold(ordered[others], bad[others], sought)
+        flagged[here] = found is not None and ordered[here] >= found
+    found = threshold(ordered, bad, sought)
+    precision = wilson(float((flagged & bad).sum()), float(flagged.sum())) if flagged.any() else None
+    why = _why_not(found, precision, int(flagged.sum()), settings)
     figures = UsabilityFigures(
         creatives=len(bad),
         products=len(np.unique(verdicts.groups)),
@@ -93,26 +101,7 @@ def train_usability(
         usability=figures,
         rejected=tuple(str(name) for name in verdicts.creative_ids[kept]),
     )
-    calibration = calibrate(settings.calibration, logits, counts)
     return Head(card, regression, calibration, np.asarray(verdicts.image_vectors[kept], np.float64)), figures
-
-
-def _right_enough(
-    probabilities: np.ndarray, bad: np.ndarray, part: np.ndarray, asked: float
-) -> tuple[float | None, np.ndarray, Interval | None]:
-    """(threshold, rows [n] that thresholds found on other parts reject, their precision) of the first sought precision that
-    brings what is asked on parts held out; where none does, of what is asked."""
-    tried = []
-    for more in STRICTER:
-        sought, flagged = asked + more * (1 - asked), np.zeros(len(bad), bool)
-        for number in np.unique(part):
-            found = threshold(probabilities[part != number], bad[part != number], sought)
-            flagged[part == number] = found is not None and probabilities[part == number] >= found
-        precision = wilson(float((flagged & bad).sum()), float(flagged.sum())) if flagged.any() else None
-        tried.append((threshold(probabilities, bad, sought), flagged, precision))
-        if precision and precision.mean >= asked and flagged.sum() >= LEAST_FLAGGED:
-            return tried[-1]
-    return tried[0]
 
 
 def threshold(probabilities: np.ndarray, bad: np.ndarray, precision: float) -> float | None:
@@ -125,7 +114,7 @@ def threshold(probabilities: np.ndarray, bad: np.ndarray, precision: float) -> f
     return float(ranked[np.flatnonzero(fits)[-1]]) if fits.any() else None
 
 
-def _why_not(found: float | None, precision: Interval | None, settings: UsabilityTraining) -> str:
+def _why_not(found: float | None, precision: Interval | None, flagged: int, settings: UsabilityTraining) -> str:
     if found is None or precision is None:
         return f"at no threshold are {settings.precision:.0%} of the rejected pictures ones that people rejected"
     if precision.mean < settings.precision:
@@ -133,4 +122,6 @@ def _why_not(found: float | None, precision: Interval | None, settings: Usabilit
             f"on products and cohorts held out {precision.mean:.0%} of what it rejects was rejected by people; "
             f"{settings.precision:.0%} is asked"
         )
+    if flagged < LEAST_FLAGGED:
+        return f"on products and cohorts held out it rejects {flagged} pictures; how right it is takes {LEAST_FLAGGED} to say"
     return ""

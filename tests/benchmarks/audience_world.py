@@ -247,11 +247,13 @@ class Audience:
         for w in (tastes, later):
             w = w - (w @ clip)[:, None] * clip
             w /= np.linalg.norm(w, axis=1, keepdims=True)
-            of_pools = []
+            of_pools, usual = [], 0.0
             for i, pool in enumerate(pools):
                 chance = np.random.default_rng([seed, 3, i]).normal(size=pool.clip.shape)
                 liked = np.einsum("pkv,pv->pk", (pool.views - mean) / spread, w)
-                liked = MOST_LIKED * np.tanh(liked / MOST_LIKED)
+                liked = np.tanh(liked / MOST_LIKED)
+                usual = usual or liked.std()  # of the first pool
+                liked /= usual
                 of_pools.append(
                     BASE_CTR * np.exp(pair[:, None] + taste * liked + (CHANCE_SD * chance if taste else 0.0))
                 )

@@ -40,6 +40,36 @@ def test_scores_are_probabilities_that_come_true(liked):
     assert sum(inside) >= 8
 
 
+def test_scores_are_probabilities_of_all_impressions_where_places_differ():
+    """What is learned counts a creative less the more clicks it has; what its score says must not: half of the places have five
+    times the clicks of the others."""
+    examples, rates = audience(products=40, impressions=20_000)
+    rng = np.random.default_rng(0)
+    rates = rates / rates.mean() * np.where(examples.cohorts.astype(int) % 2, 0.05, 0.01)
+    clicks = rng.binomial(examples.impressions.astype(int), np.minimum(rates, 1)).astype(float)
+    head, figures = train_reward(replace(examples, clicks=clicks, propensity=np.full(len(rates), np.nan)))
+    observed = clicks.sum() / examples.impressions.sum()
+    scores = np.average(head.score(seen(examples)), weights=examples.impressions)
+    assert scores == pytest.approx(observed, rel=0.1)
+    assert sum(b.n for b in figures.calibration) == pytest.approx(examples.impressions.sum())
+
+
+def test_days_of_a_creative_apart_and_together_teach_the_same():
+    """Every third creative has a row for each of twenty days; it counts no more for that."""
+    examples, rates = audience(products=20, impressions=20_000)
+    n = len(rates)
+    days = np.where(np.arange(n) % 3 == 0, 20, 1)
+    at = np.repeat(np.arange(n), days)
+    apart = {
+        k: {name: v[at] for name, v in value.items()} if k == "figures" else value[at]
+        for k, value in vars(examples).items()
+        if len(value)
+    }
+    apart |= {name: apart[name] / days[at] for name in ("impressions", "clicks")}
+    a, b = (train_reward(e)[0].logits(seen(examples)) for e in (examples, replace(examples, **apart)))
+    assert np.corrcoef(a, b)[0, 1] > 0.98
+
+
 def test_an_audience_that_clicks_by_clip_alone_leaves_nothing_to_be_surely_better_in():
     for seed in range(3):
         assert not train_reward(audience(taste=0.0, seed=seed)[0])[1].surely_better
@@ -88,6 +118,7 @@ def test_pictures_of_one_place_are_told_apart_where_cohorts_differ_far_more():
     assert figures.surely_better
     logits = head.logits(seen(some))
     apart = [v - (np.bincount(places, v) / np.bincount(places))[places] for v in (logits, own[:, 0])]
+    assert apart[0].std() == pytest.approx(head.card.scale.logit_sd, rel=0.5), "in a blend they count as CLIP's do"
     assert np.corrcoef(*apart)[0, 1] > 0.9
 
 

@@ -95,7 +95,7 @@ function calibration(bins, width) {
 function usability(r) {
   if (!r) return null;
   const f = r.figures;
-  const told = known(f.threshold) ? `It may reject: of what it rejects on products it has not seen, people would have rejected ${share((f.precision || {}).mean)}; it finds ${share((f.recall || {}).mean)} of what they reject.` : `It must not reject anything: ${f.why}.`;
+  const told = known(f.threshold) ? `It may reject: of what it rejects on products and cohorts it has not seen, people would have rejected ${share((f.precision || {}).mean)}; it finds ${share((f.recall || {}).mean)} of what they reject.` : `It must not reject anything: ${f.why}.`;
   return el('div', { id: 'usability' }, el('h3', {}, 'Usability gate'), el('p', {}, foreign(told), r.revision ? [' Revision ', foreign(r.revision), '.'] : null),
     (f.calibration || []).length ? el('div', { class: 'plots two' }, plot('Calibration', 'predicted and observed share of unusable pictures', (width) => calibration(f.calibration, width))) : null);
 }
