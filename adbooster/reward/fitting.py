@@ -132,7 +132,7 @@ def _logistic(inputs: np.ndarray, counts: Counts, penalty: float) -> tuple[np.nd
     y = np.repeat([1, 0], len(inputs))
     weights = np.concatenate([positive, negative]) * factor
     used = weights > 0
-    model = LogisticRegression(C=penalty, max_iter=2000)
+    model = LogisticRegression(C=penalty, solver="newton-cholesky", max_iter=100)  # many rows, some hundred inputs
     model.fit(np.concatenate([inputs, inputs])[used], y[used], weights[used])
     return np.ravel(model.coef_), float(np.ravel(model.intercept_)[0])
 
