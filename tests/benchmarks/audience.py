@@ -61,7 +61,7 @@ def main() -> None:
     before, everything = audience_tuning.month_before(pools[0], TUNED_ON, BANDIT), ALL
     if not (given.quick or given.no_tuning):
         weights = audience_tuning.tuned(work, pools[0], before)
-        pools.append(painted(work, weights, "tuned", PRODUCTS, 12, 8, pools[0]))
+        pools.append(painted(work, weights, f"tuned-{Path(weights).name}", PRODUCTS, 12, 8, pools[0]))
         everything = replace(ALL, name="bandit, learned score, preference tuning", pool=1)
     policies = (ORIGINALS, CLIP, BANDIT, everything)
     months = {p.name: [_month(pools, seed, p, before=before.log) for seed in seeds] for p in policies}

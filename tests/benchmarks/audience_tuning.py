@@ -31,9 +31,10 @@ def month_before(pool: Pool, seed: int, policy: Policy) -> Month:
 
 
 def tuned(work: Path, pool: Pool, seen: Month) -> str:
-    """Address of weights tuned by preference on what a month has shown; trained once."""
+    """Address of weights tuned by preference on what a month has shown; trained once for the same month."""
     root, config = stocked(work, str(paper.TINY / "models" / "outpaint"), pool.clip.shape[1])
-    file = work / "preferences.parquet"
+    month_id = digest(*(column.tobytes().hex() for column in seen.log.columns()))[:16]
+    file = work / f"preferences-{month_id}.parquet"
     if not file.exists():
         pap.write_table(_pairs(work, root, config, pool, seen), file)
     preference = {"beta": BETA, "pairs_uri": str(file), "min_pairs": 20}
