@@ -7,7 +7,7 @@ from adbooster.contracts.errors import ConfigError
 from adbooster.reward.config import RewardTraining
 from adbooster.reward.features import features
 from adbooster.reward.resampling import Clusters, Order, wilson
-from adbooster.reward.training import train_reward
+from adbooster.reward.training import _differ, train_reward
 from tests.reward.made import audience, unit
 
 
@@ -52,6 +52,19 @@ def test_scores_are_probabilities_of_all_impressions_where_places_differ():
     scores = np.average(head.score(seen(examples)), weights=examples.impressions)
     assert scores == pytest.approx(observed, rel=0.1)
     assert sum(b.n for b in figures.calibration) == pytest.approx(examples.impressions.sum())
+
+
+@pytest.mark.parametrize("broken", [0, 20_000])
+def test_how_much_rates_differ_is_found_and_not_by_one_place_alone(broken):
+    """Two variants in each of 200 places, half of them shown a hundred times as often; one place may have clicks that no people make."""
+    rng, place = np.random.default_rng(0), np.repeat(np.arange(200), 2)
+    shown = np.where(place % 2, 50_000, 500)
+    clicks = rng.poisson(shown * 0.02 * np.exp(0.4 * rng.normal(size=400))).astype(float)
+    clicks[-1] += broken
+    share = shown / np.bincount(place, shown)[place]
+    found = _differ(clicks, np.bincount(place, clicks)[place] * share, share, place, np.bincount(place))
+    true = np.exp(0.4**2) - 1
+    assert true / 2 < found < true * 1.5
 
 
 def test_days_of_a_creative_apart_and_together_teach_the_same():
