@@ -29,7 +29,7 @@ class RewardTraining(HeadTraining):
     max_weight: float = Field(default=10.0, ge=1)
     """Impressions count 1 / propensity, so that a variant shown seldom counts as one shown often; at most so much."""
     mark_weight: float = Field(default=10.0, ge=0)
-    """As how many verdicts an approval or rejection counts; of one that was shown often some ten clicks count; 0: marks are left out."""
+    """As how many impressions an approval or rejection counts, all of them clicked or none; 0: marks are left out."""
     least_products: int = Field(default=10, ge=2)
     """With outcomes or marks of fewer products nothing is trained."""
     least_clicks: int = Field(default=100, ge=1)

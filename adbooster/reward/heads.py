@@ -23,7 +23,7 @@ Kind = Literal["reward", "usability"]
 
 
 class Scale(BaseModel):
-    """What a standard deviation is among candidates for one cohort: of the CLIP score, and of the learned log odds."""
+    """What a standard deviation is among creatives of one place (of one cohort, where most places have one): of the CLIP score, and of the learned log odds."""
 
     model_config = ConfigDict(extra="forbid")
     clip_mean: float = Field(allow_inf_nan=False)

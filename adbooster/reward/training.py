@@ -89,10 +89,11 @@ def train_reward(
     dimensions = examples.image_vectors.shape[1]
     shape = (VECTORS * dimensions, VECTORS, settings.components)
     # Verdicts are compared within cohorts: most places have one alone.
-    units = np.where(shown, _joined("shown", examples.units), _joined("judged", examples.strata))
+    within = examples.units
+    units = np.where(shown, _joined("shown", within), _joined("judged", examples.strata))
     counts = Counts(positive, negative, examples.groups, ~shown, np.unique(units, return_inverse=True)[1]).at(used)
     # Learned and compared with CLIP by what is known of each creative; probabilities are those of every impression.
-    known = _information(examples, shown)[used]
+    known = _information(examples, within, shown)[used]
     weighed = replace(counts, positive=counts.positive * known, negative=counts.negative * known)
     logits, parts = held_out(x[used], weighed, *shape, settings.folds)
     regression = fit(x[used], weighed, *shape)
@@ -107,7 +108,7 @@ def train_reward(
         figures=tuple(examples.figures),
         calibration=settings.calibration,
         made_of=made_of,
-        scale=_scale(examples, at, logits[judged]),
+        scale=_scale(examples.clip_scores[at], logits[judged], within[at]),
         reward=figures,
     )
     calibration = calibrate(settings.calibration, logits[judged], counts.at(judged))
@@ -157,7 +158,7 @@ def _weighed(examples: Examples, settings: RewardTraining) -> tuple[np.ndarray, 
     return shown, positive, negative
 
 
-def _information(examples: Examples, shown: np.ndarray) -> np.ndarray:
+def _information(examples: Examples, within: np.ndarray, shown: np.ndarray) -> np.ndarray:
     """What each impression of a row counts [n], 0-1: how well a creative's rate is known grows with its clicks only until what
     is left is how its picture differs from others, which no further click tells more of (overdispersion: Williams, 1982).
 
@@ -166,7 +167,7 @@ def _information(examples: Examples, shown: np.ndarray) -> np.ndarray:
     names = examples.variants if len(examples.variants) else np.arange(len(shown)).astype(str)
     _, first, at = np.unique(names.astype(str), return_index=True, return_inverse=True)
     clicks, impressions = (np.bincount(at, np.where(shown, v, 0.0)) for v in (examples.clicks, examples.impressions))
-    unit = np.unique(examples.units[first].astype(str), return_inverse=True)[1]
+    unit = np.unique(within[first].astype(str), return_inverse=True)[1]
     there = impressions > 0
     n = int(unit.max(initial=-1)) + 1
     of_unit, all_shown, variants = (np.bincount(unit, v, n) for v in (clicks, impressions, there))
@@ -276,9 +277,7 @@ class _HeldOut:
         return off_policy.values(logged, self.logits, self.clip, self.learned)
 
 
-def _scale(examples: Examples, at: np.ndarray, logits: np.ndarray) -> Scale:
-    units = examples.units[at]
-    clip = examples.clip_scores[at]
+def _scale(clip: np.ndarray, logits: np.ndarray, units: np.ndarray) -> Scale:
     return Scale(
         clip_mean=float(clip.mean()),
         clip_sd=_within(clip, units),
@@ -287,9 +286,9 @@ def _scale(examples: Examples, at: np.ndarray, logits: np.ndarray) -> Scale:
     )
 
 
-def _within(values: np.ndarray, strata: np.ndarray) -> float:
-    """Standard deviation of values [n] about the means of their strata."""
-    _, at = np.unique(strata.astype(str), return_inverse=True)
+def _within(values: np.ndarray, units: np.ndarray) -> float:
+    """Standard deviation of values [n] about the means of their units."""
+    _, at = np.unique(units.astype(str), return_inverse=True)
     means = np.bincount(at, values) / np.bincount(at)
     return max(float(np.sqrt(((values - means[at]) ** 2).mean())), LEAST_SHARE)
 
